@@ -1,0 +1,1 @@
+"""What the pipelines stand on: object storage, experiment tracking, model registry, cluster. Knows no model."""

@@ -1,0 +1,94 @@
+"""A classifier as an exported program (``torch.export``) in an MLflow model folder: it needs no code of ours to run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import nn
+
+_TOLERANCE = 1e-4  # largest difference between a probability before and after export
+_CHECKED_BATCHES = (1, 2, 5)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Program:
+    """What is exported."""
+
+    module: nn.Module  # uint8 NxHxWx3 in, probabilities NxK out: preprocessing and softmax inside
+    example: NDArray[np.uint8]  # NxHxWx3, N >= 2
+    metadata: Mapping[str, Any]  # JSON values
+
+
+def save_program(program: Program, folder: Path, *, run_id: str, model_id: str) -> float:
+    """Write the MLflow model to ``folder``, load it back, and return the largest difference of a probability.
+
+    The module itself is left as it is. The export is for the CPU (an exported program cannot move), for any batch size.
+
+    Raises:
+        ValueError: the example has fewer than two images.
+        RuntimeError: the largest difference is above 1e-4.
+    """
+    import mlflow.pytorch
+    import torch
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    example = np.array(program.example)
+    if len(example) < 2:  # noqa: PLR2004 - torch.export makes a constant of a batch of one
+        raise ValueError("example: at least 2 images, or the batch size would be fixed")
+    module = copy.deepcopy(program.module).cpu().eval()
+    classes = predict(module, example).shape[1]
+    mlflow.pytorch.save_model(
+        module,
+        str(folder),
+        mlflow_model=Model(run_id=run_id, model_id=model_id, metadata=dict(program.metadata)),
+        serialization_format="pt2",
+        input_example=example,
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
+        ),
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+    )
+    exported, _ = open_program(folder)
+    batches = [example[np.arange(size) % len(example)] for size in _CHECKED_BATCHES]
+    difference = max(float(np.abs(predict(exported, batch) - predict(module, batch)).max()) for batch in batches)
+    if not difference <= _TOLERANCE:
+        raise RuntimeError(f"the exported model's probabilities differ by {difference:.3g} from the module's")
+    return difference
+
+
+def open_program(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The program and its metadata. MLflow refuses a pickle in it: ``mlflow_client.connect`` has seen to that."""
+    import mlflow.pytorch
+    from mlflow.models import Model
+
+    return mlflow.pytorch.load_model(str(folder)), dict(Model.load(str(folder)).metadata or {})
+
+
+def predict(module: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Probabilities NxK of images NxHxWx3."""
+    import torch
+
+    with torch.inference_mode():
+        probabilities: NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(images))).float().numpy()
+    return probabilities
+
+
+def file_sha256s(folder: Path) -> dict[str, str]:
+    """Path -> SHA-256 of every file below ``folder``."""
+    return {file.relative_to(folder).as_posix(): _sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

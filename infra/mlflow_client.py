@@ -1,0 +1,130 @@
+"""Where MLflow is, and a client of it that is quiet, refuses pickles, and fails in one line within seconds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_REACH_TIMEOUT_S = 5.0
+_REASON_CHARS = 200
+# Whose exceptions MLflow raises or lets through; they share no base class.
+_BELOW = frozenset({"mlflow", "requests", "urllib3", "sqlalchemy", "alembic", "botocore", "boto3"})
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # What fails is tried again by those who ask, who know whether anybody waits: MLflow itself would for minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tracking:
+    """An MLflow deployment: tracking and model registry at one URI."""
+
+    uri: str  # http(s)://…, or a database such as sqlite:////home/me/resnet-ray/mlflow.db
+    artifact_location: str | None = None  # where new experiments keep artifacts; None leaves it to the server
+
+    @property
+    def is_server(self) -> bool:
+        return urlsplit(self.uri).scheme in ("http", "https")
+
+    @property
+    def description(self) -> str:
+        """The URI as messages name it: no credentials in it."""
+        return redact(self.uri)
+
+
+def resolve_tracking(home: str | Path) -> Tracking:
+    """MLFLOW_TRACKING_URI if it is set, else a SQLite database in the folder ``home``.
+
+    Without a server nobody else decides where artifacts go: MLFLOW_DEFAULT_ARTIFACT_ROOT (an ``s3://`` URI, say) if it
+    is set, else ``home/mlartifacts``.
+    """
+    home = Path(home).absolute()
+    tracking = Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}")
+    if tracking.is_server:
+        return tracking
+    artifacts = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or (home / "mlartifacts").as_uri()
+    return Tracking(uri=tracking.uri, artifact_location=artifacts)
+
+
+def connect(tracking: Tracking) -> MlflowClient:
+    """A client that has been answered once.
+
+    Raises:
+        UserError: no server there, or no database that can be opened.
+    """
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    if tracking.is_server:
+        _reach(tracking)
+    elif tracking.uri.startswith("sqlite:///"):
+        _make_home(Path(tracking.uri.removeprefix("sqlite:///")).parent)
+    from mlflow import MlflowClient
+
+    for name in ("mlflow", "alembic"):  # the first use of a database tells its whole history otherwise
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with told_in_one_line(tracking):
+        client = MlflowClient(tracking_uri=tracking.uri, registry_uri=tracking.uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+@contextmanager
+def told_in_one_line(tracking: Tracking) -> Iterator[None]:
+    """Turn what MLflow and the libraries below it raise into one line that names the deployment."""
+    try:
+        yield
+    except Exception as error:
+        if not (isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _BELOW):
+            raise
+        raise UserError(f"MLflow at {tracking.description} refuses: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an exception, short and without credentials."""
+    lines = str(error).strip().splitlines()
+    return redact(lines[0] if lines else type(error).__name__)[:_REASON_CHARS]
+
+
+def redact(text: str) -> str:
+    """``text`` without the user and password of any URI in it."""
+    return re.sub(r"://[^/\s@]+@", "://", text)
+
+
+def _reach(tracking: Tracking) -> None:
+    """One request with a short limit: MLflow's own client has one limit for this and for large uploads."""
+    try:
+        urllib.request.urlopen(f"{tracking.description.rstrip('/')}/health", timeout=_REACH_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return  # it answers; what it thinks of us, the next request tells
+    except (OSError, ValueError) as error:
+        why = reason(getattr(error, "reason", None) or error)
+        hint = "start it, correct MLFLOW_TRACKING_URI, or unset it to use a local database"
+        raise UserError(f"no MLflow server answers at {tracking.description} ({why}): {hint}") from error
+
+
+def _make_home(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot keep MLflow's database in {folder}: {error.strerror}") from error

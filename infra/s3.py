@@ -1,0 +1,299 @@
+"""S3 and what speaks its protocol, behind the interface of ``infra.storage.Store``; opened by ``open_store``.
+
+Endpoint, region and credentials are what boto3 finds in the environment of the process that asks. botocore repeats
+requests that fail; on top of that, every operation here is repeated over about a minute of outage, and bodies that end
+early are read again.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from infra.errors import UserError
+from infra.storage import inside
+
+if TYPE_CHECKING:
+    import pyarrow.fs
+
+_T = TypeVar("_T")
+_ROUNDS = 7  # with the pauses between them, about a minute; botocore makes three attempts in each
+_LONGEST_PAUSE_S = 20.0
+_PART_BYTES = 16 << 20  # files above this go up in parts of it, four at a time
+_TRANSIENT_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504})  # 409: a conditional write met another in flight
+_REFUSED_STATUS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_REFUSED_CODES = frozenset({"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"})
+
+
+class _ShortReadError(Exception):
+    """The answer ended before the object did."""
+
+
+class _ExistsError(Exception):
+    """A conditional write found an object; ``retries`` is how often botocore had sent the request before."""
+
+    def __init__(self, retries: int) -> None:
+        super().__init__()
+        self.retries = retries
+
+
+class _BeyondEndError(Exception):
+    """The range asked for starts at or after the end of the object."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class S3Store:
+    """Objects under ``s3://bucket/prefix``; the client is made where it is first needed, and shared in the process."""
+
+    uri: str  # s3://bucket/prefix, no trailing slash
+
+    @property
+    def bucket(self) -> str:
+        return urlsplit(self.uri).netloc
+
+    @property
+    def description(self) -> str:
+        return f"{self.uri} at {_endpoint()}"
+
+    def read(self, path: str, *, start: int = 0, length: int | None = None) -> bytes:
+        if length == 0 and self.exists(path):
+            return b""
+        span = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"} if start or length else {}
+
+        def fetch() -> bytes:
+            answer = _client().get_object(**self._object(path), **span)
+            data: bytes = answer["Body"].read()
+            if len(data) != _promised_bytes(answer, start, length):
+                raise _ShortReadError(f"{len(data)} bytes of {self.uri}/{path}")
+            return data
+
+        try:
+            return self._patiently(fetch, path)
+        except _BeyondEndError:
+            return b""
+
+    def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
+        condition = {"IfNoneMatch": "*"} if if_absent else {}
+        attempts = 0
+
+        def put() -> None:
+            nonlocal attempts
+            attempts += 1
+            _client().put_object(**self._object(path), Body=data, **condition)
+
+        try:
+            self._patiently(put, path)
+        except _ExistsError as refusal:
+            # An attempt whose answer was lost may have stored the object: then the retry is refused by our own write.
+            if attempts + refusal.retries > 1 and self.read(path) == data:
+                return
+            raise FileExistsError(f"{self.uri}/{path} exists") from None
+
+    def put_file(self, path: str, local_path: str | Path) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        parts = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, max_concurrency=4)
+        target = self._object(path)
+        self._patiently(
+            lambda: _client().upload_file(str(local_path), target["Bucket"], target["Key"], Config=parts), path
+        )
+
+    def size(self, path: str) -> int | None:
+        try:
+            return int(self._patiently(lambda: _client().head_object(**self._object(path)), path)["ContentLength"])
+        except FileNotFoundError:
+            return None
+
+    def exists(self, path: str) -> bool:
+        return self.size(path) is not None
+
+    def list(self, prefix: str = "") -> list[tuple[str, int]]:
+        root = self._key("")
+        folder = self._key(prefix)
+        if folder and not folder.endswith("/"):
+            folder += "/"
+
+        def pages() -> list[tuple[str, int]]:
+            found = []
+            for page in _client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=folder):
+                found += [(entry["Key"].removeprefix(root), entry["Size"]) for entry in page.get("Contents", ())]
+            return [(path, size) for path, size in found if not path.endswith("/")]
+
+        return sorted(self._patiently(pages, prefix))
+
+    def delete(self, path: str) -> None:
+        self._patiently(lambda: _client().delete_object(**self._object(path)), path)
+
+    def sub(self, prefix: str) -> S3Store:
+        return S3Store(uri=f"s3://{self.bucket}/{self._key(prefix)}".rstrip("/"))
+
+    def check_access(self, *, write: bool) -> None:
+        client = _client(probe=True)
+        probe = self._object(f".access-{random.getrandbits(64):016x}")
+
+        def touch() -> None:
+            client.list_objects_v2(Bucket=self.bucket, Prefix=self._key(""), MaxKeys=1)
+            if write:
+                client.put_object(**probe, Body=b"")
+                client.delete_object(**probe)
+
+        try:
+            self._patiently(touch, "", rounds=1)
+        except FileNotFoundError:
+            raise UserError(f"{_endpoint()} does not answer like an S3 server: check AWS_ENDPOINT_URL") from None
+
+    def _key(self, path: str) -> str:
+        prefix = urlsplit(self.uri).path.strip("/")
+        return f"{prefix}/{inside(path)}" if prefix else inside(path)
+
+    def _object(self, path: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._key(path)}
+
+    def _patiently(self, operation: Callable[[], _T], path: str, *, rounds: int = _ROUNDS) -> _T:
+        """Run ``operation`` again, after growing pauses with jitter, while what stops it can pass by itself."""
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        for round_ in range(1, rounds + 1):
+            try:
+                return operation()
+            except (BotoCoreError, ClientError, Boto3Error, _ShortReadError) as raised:
+                # boto3 wraps what stopped a file's upload.
+                error = raised.__context__ if isinstance(raised, Boto3Error) and raised.__context__ else raised
+                if round_ == rounds or not _transient(error):
+                    raise self._told(error, path) from error
+            time.sleep(random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, 2.0 ** (round_ - 1)))
+        raise AssertionError("the last round returns or raises")
+
+    def _told(self, error: BaseException, path: str) -> BaseException:
+        """What the caller sees: the exceptions of files for an object's state, else one line that holds no secret."""
+        status, code = _answer(error)
+        if status == HTTPStatus.PRECONDITION_FAILED:
+            return _ExistsError(error.response["ResponseMetadata"].get("RetryAttempts", 0))  # type: ignore[attr-defined]
+        if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return _BeyondEndError()
+        if status == HTTPStatus.NOT_FOUND and code != "NoSuchBucket":
+            return FileNotFoundError(f"{self.uri}/{path}")
+        return UserError(self._refusal(status, code) if status else self._silence(error))
+
+    def _refusal(self, status: int, code: str) -> str:
+        """The line for a server that says no."""
+        endpoint, bucket = _endpoint(), self.bucket
+        if code == "NoSuchBucket":
+            create = f"aws s3api create-bucket --bucket {bucket} --endpoint-url {endpoint}"
+            return f"there is no bucket {bucket!r} at {endpoint}: create it with `{create}`, or correct {self.uri}"
+        if status in _REFUSED_STATUS or code in _REFUSED_CODES:
+            hint = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and what they are allowed to do"
+            return f"{endpoint} refuses access to bucket {bucket!r} ({code}): {hint}"
+        return f"{endpoint} answers {status} {code} for {self.uri}"
+
+    def _silence(self, error: BaseException) -> str:
+        """The line where no server was asked, or none answered."""
+        from botocore.exceptions import CredentialRetrievalError, NoCredentialsError, PartialCredentialsError
+
+        if isinstance(error, (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)):
+            hint = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or an AWS profile"
+            return f"no usable S3 credentials for {self.uri}: {hint}"
+        hint = "check AWS_ENDPOINT_URL and that the server runs"
+        return f"no S3 server answers at {_endpoint()} for {self.uri} ({type(error).__name__}): {hint}"
+
+
+def _answer(error: BaseException) -> tuple[int | None, str]:
+    """(HTTP status, S3 error code) of a server's refusal; (None, "") where no server answered."""
+    from botocore.exceptions import ClientError
+
+    if not isinstance(error, ClientError):
+        return None, ""
+    metadata: Mapping[str, Any] = error.response.get("ResponseMetadata", {})
+    return int(metadata.get("HTTPStatusCode", 0)), str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _transient(error: BaseException) -> bool:
+    from botocore.exceptions import (
+        ConnectionError,
+        FlexibleChecksumError,
+        HTTPClientError,
+        IncompleteReadError,
+        ResponseStreamingError,
+        SSLError,
+    )
+
+    passing = (
+        ConnectionError,
+        FlexibleChecksumError,
+        HTTPClientError,
+        IncompleteReadError,
+        ResponseStreamingError,
+        _ShortReadError,
+    )
+    return _answer(error)[0] in _TRANSIENT_STATUS or (isinstance(error, passing) and not isinstance(error, SSLError))
+
+
+def _promised_bytes(answer: Mapping[str, Any], start: int, length: int | None) -> int:
+    """How long the body must be, by the answer's headers and by what was asked."""
+    if not start and length is None:
+        return int(answer["ContentLength"])
+    try:
+        total = int(answer["ContentRange"].rpartition("/")[2])
+    except (KeyError, ValueError):
+        raise _ShortReadError("the server ignored the range") from None
+    return total - start if length is None else min(length, total - start)
+
+
+def _configured_endpoint() -> str:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def _endpoint() -> str:
+    """The endpoint as messages name it: without a user or password."""
+    return re.sub(r"//[^/]*@", "//", _configured_endpoint()) or "https://s3.amazonaws.com"
+
+
+def _client(*, probe: bool = False) -> Any:
+    """One client per process and state of the environment: clients are thread-safe and dear to make."""
+    environment = tuple(sorted((key, value) for key, value in os.environ.items() if key.startswith("AWS_")))
+    return _make_client(environment, probe)
+
+
+@functools.lru_cache(maxsize=8)
+def _make_client(_environment: tuple[tuple[str, str], ...], probe: bool) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=5,
+        read_timeout=6 if probe else 60,
+        retries={"mode": "standard", "total_max_attempts": 2 if probe else 3},
+        signature_version="s3v4",
+        s3={"addressing_style": "path" if _configured_endpoint() else "auto"},
+        max_pool_connections=32,
+    )
+    try:
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError:
+        raise UserError(f"AWS_ENDPOINT_URL is {_endpoint()!r}, which is not a URL: write http://host:port") from None
+
+
+def arrow_filesystem() -> pyarrow.fs.S3FileSystem:
+    """S3 as pyarrow sees it, from the same environment; the AWS SDK in it finds the credentials by itself."""
+    import pyarrow.fs
+
+    endpoint = urlsplit(_configured_endpoint())
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return pyarrow.fs.S3FileSystem(
+        endpoint_override=endpoint.netloc or None,
+        scheme=endpoint.scheme or "https",
+        region=region or ("us-east-1" if endpoint.netloc else None),
+        connect_timeout=5,
+        request_timeout=60,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=10),
+    )

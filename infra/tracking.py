@@ -1,0 +1,285 @@
+"""One MLflow run as the record of one training job, owned by its driver.
+
+    tracker = Tracker.start(resolve_tracking(home), RunInfo(experiment="resnet", name="demo", run_id=None), warn=log)
+    tracker.log(Record(step=100, time_ms=1_760_000_000_000, metrics={"train/loss": 0.7}))
+    tracker.finish("FINISHED", timeout_s=60)
+
+Training never waits for the tracker and never fails because of it. Records go to a queue, and one thread delivers them
+in order, for as long as it takes. A key's steps only grow: what has been delivered, in this process or before a
+restart, is left out when it comes again. So the history that a checkpoint holds can be replayed whole at any time: it
+fills what is missing and doubles nothing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import math
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Literal, Self
+
+from infra.errors import UserError
+from infra.mlflow_client import Tracking, connect, reason, resolve_tracking, told_in_one_line
+from infra.records import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+__all__ = ["Record", "RunInfo", "Tracker", "Tracking", "resolve_tracking"]
+
+_MAX_METRICS_PER_BATCH = 1000  # these five are MLflow's own limits
+_MAX_PARAMS_PER_BATCH = 100
+_MAX_PARAM_CHARS = 6000
+_MAX_KEY_CHARS = 250
+_MAX_DIGEST_CHARS = 36
+_LONGEST_PAUSE_S = 30.0
+_PAUSE_WHEN_FINISHING_S = 1.0
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """What a run is called and described by."""
+
+    experiment: str
+    name: str
+    run_id: str | None = None  # the run to go on with; None creates one
+    params: Mapping[str, object] = field(default_factory=dict)  # flat: dotted key -> value
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+class Tracker:
+    """A run under way. Every method but ``finish`` returns at once, and none raises for the tracker's sake."""
+
+    def __init__(self, tracking: Tracking, client: MlflowClient, run_id: str, warn: Callable[[str], None]) -> None:
+        """Take over a run that exists; ``start`` also creates one."""
+        run = client.get_run(run_id)
+        self.run_id = run_id
+        self.experiment_id: str = run.info.experiment_id
+        self._tracking = tracking
+        self._client = client
+        self._warn = warn
+        self._last_step = {key: _last_step(client, run_id, key) for key in run.data.metrics}
+        self._queue: deque[Record | Callable[[], None]] = deque()
+        self._wake = threading.Condition()
+        self._finishing = False
+        self._thread = threading.Thread(target=self._deliver_all, name="mlflow-delivery", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def start(cls, tracking: Tracking, info: RunInfo, *, warn: Callable[[str], None]) -> Self:
+        """Create the run, or go on with ``info.run_id``; ``warn`` is told, in one line, when an outage begins and ends.
+
+        Raises:
+            UserError: MLflow is not reachable, refuses, or does not know the run.
+        """
+        client = connect(tracking)
+        with told_in_one_line(tracking):
+            if info.run_id is None:
+                run = client.create_run(_experiment(client, tracking, info.experiment), run_name=info.name)
+            else:
+                run = _revive(client, tracking, info.run_id)
+            missing = {key: value for key, value in info.params.items() if key[:_MAX_KEY_CHARS] not in run.data.params}
+            _describe(client, run.info.run_id, missing, info.tags)
+            return cls(tracking, client, run.info.run_id, warn)
+
+    @property
+    def pending(self) -> int:
+        """Records and artifacts that MLflow does not have yet."""
+        return len(self._queue)
+
+    @property
+    def ui_url(self) -> str | None:
+        """The run's page, where a server shows one."""
+        base = self._tracking.description.rstrip("/")
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self._tracking.is_server else None
+
+    def log(self, record: Record) -> None:
+        """Queue what of ``record`` is finite and newer, by step, than what this run already has of the same key."""
+        new = {
+            key: float(value)
+            for key, value in record.metrics.items()
+            if math.isfinite(value) and record.step > self._last_step.get(key, -1)
+        }
+        if new:
+            self._last_step.update(dict.fromkeys(new, record.step))
+            self._enqueue(Record(step=record.step, time_ms=record.time_ms, metrics=new))
+
+    def text(self, name: str, text: str) -> None:
+        """Queue a text artifact; ``name`` may have folders ("recipe/resolved.toml")."""
+        self._artifact(name, text.encode())
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Queue a figure as the image that ``name`` says ("plots/loss.png"). It is drawn now, and may change after."""
+        import io
+
+        image = io.BytesIO()
+        figure.savefig(image, format=PurePosixPath(name).suffix.lstrip("."))
+        self._artifact(name, image.getvalue())
+
+    def dataset(self, name: str, digest: str, source: str, context: str) -> None:
+        """Queue the link to a data set: its digest (MLflow keeps 36 characters), its URI, and "train" or "test"."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=name,
+            digest=digest[:_MAX_DIGEST_CHARS],
+            source_type="s3" if source.startswith("s3://") else "local",
+            source=json.dumps({"uri": source}),
+        )
+        link = DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value=context)])
+        self._enqueue(lambda: self._client.log_inputs(self.run_id, datasets=[link]))
+
+    def finish(self, status: Status, timeout_s: float) -> bool:
+        """Deliver the rest, then set the run's status; False where that took longer than ``timeout_s``.
+
+        The tracker takes nothing more after this.
+        """
+        self._enqueue(lambda: self._client.set_terminated(self.run_id, status))
+        with self._wake:
+            self._finishing = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+        return not self._queue
+
+    def _artifact(self, name: str, data: bytes) -> None:
+        path = PurePosixPath(name)
+
+        def upload() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                file = Path(folder, path.name)
+                file.write_bytes(data)
+                parent = None if path.parent == PurePosixPath() else str(path.parent)
+                self._client.log_artifact(self.run_id, str(file), parent)
+
+        self._enqueue(upload)
+
+    def _enqueue(self, item: Record | Callable[[], None]) -> None:
+        with self._wake:
+            self._queue.append(item)
+            self._wake.notify()
+
+    def _deliver_all(self) -> None:
+        """The thread: the head of the queue leaves it only when it has been delivered."""
+        failures = 0
+        while self._wait_for_work():
+            try:
+                delivered = self._deliver_head()
+            except Exception as error:  # a tracker's failure, of whatever kind, is told and tried again
+                failures += 1
+                if failures == 1:
+                    self._warn(
+                        f"MLflow at {self._tracking.description} takes nothing at present ({reason(error)}): "
+                        "training goes on, and the points are kept and delivered later"
+                    )
+                self._pause(failures)
+                continue
+            for _ in range(delivered):
+                self._queue.popleft()
+            if failures:
+                failures = 0
+                self._warn(f"MLflow at {self._tracking.description} is back: {self.pending} items left to deliver")
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            self._wake.wait_for(lambda: self._queue or self._finishing)
+            return bool(self._queue)
+
+    def _pause(self, failures: int) -> None:
+        pause = random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, 2.0 ** min(failures, 10))
+        with self._wake:
+            if not self._wake.wait_for(lambda: self._finishing, pause):
+                return
+        time.sleep(_PAUSE_WHEN_FINISHING_S)
+
+    def _deliver_head(self) -> int:
+        """Deliver the leading records as one batch, or the leading artifact; how many items that was."""
+        head = self._queue[0]
+        if not isinstance(head, Record):
+            head()
+            return 1
+        from mlflow.entities import Metric
+
+        with self._wake:  # a deque must not grow while it is walked
+            batch = _leading_records(self._queue)
+        metrics = [
+            Metric(key, value, record.time_ms, record.step) for record in batch for key, value in record.metrics.items()
+        ]
+        self._client.log_batch(self.run_id, metrics=metrics)
+        return len(batch)
+
+
+def _leading_records(items: Iterable[Record | Callable[[], None]]) -> list[Record]:
+    """The records before the first artifact, as many as go into one batch and at least one."""
+    batch: list[Record] = []
+    room = _MAX_METRICS_PER_BATCH
+    for record in takewhile(lambda item: isinstance(item, Record), items):
+        assert isinstance(record, Record)
+        room -= len(record.metrics)
+        if batch and room < 0:
+            break
+        batch.append(record)
+    return batch
+
+
+def _last_step(client: MlflowClient, run_id: str, key: str) -> int:
+    return max((point.step for point in client.get_metric_history(run_id, key)), default=-1)
+
+
+def _experiment(client: MlflowClient, tracking: Tracking, name: str) -> str:
+    """The experiment's id, created if need be, also by somebody else at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=tracking.artifact_location))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+    if found.lifecycle_stage != "active":
+        restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise UserError(f"the MLflow experiment {name!r} was deleted: `{restore}`, or choose another name")
+    return str(found.experiment_id)
+
+
+def _revive(client: MlflowClient, tracking: Tracking, run_id: str) -> Run:
+    """The run of an earlier process, running again."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        hint = "correct MLFLOW_TRACKING_URI, or train under another run name"
+        raise UserError(
+            f"MLflow at {tracking.description} has no run {run_id}, which this job began: {hint}"
+        ) from error
+    if run.info.lifecycle_stage != "active":
+        raise UserError(f"the MLflow run {run_id} was deleted: `mlflow runs restore --run-id {run_id}`")
+    client.update_run(run_id, status="RUNNING")
+    return run
+
+
+def _describe(client: MlflowClient, run_id: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
+    from mlflow.entities import Param, RunTag
+
+    origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
+    client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in {**origin, **tags}.items()])
+    cut = (Param(key[:_MAX_KEY_CHARS], str(value)[:_MAX_PARAM_CHARS]) for key, value in params.items())
+    while batch := list(islice(cut, _MAX_PARAMS_PER_BATCH)):
+        client.log_batch(run_id, params=batch)

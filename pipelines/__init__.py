@@ -1,0 +1,1 @@
+"""The pipelines: the only place that joins Ray, the core and the infrastructure; one file per verb."""

@@ -1,0 +1,38 @@
+"""The command line that all pipelines share: `RECIPE --set section.key=value …`, one clear line for a user's error."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from infra.errors import UserError
+
+USER_ERROR_STATUS = 2
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call `main` and exit; a `UserError` becomes one line on stderr and status 2, a bug keeps its traceback."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+def recipe_parser(description: str) -> argparse.ArgumentParser:
+    """Parser with the two arguments of every pipeline that runs a recipe."""
+    from pipelines.recipe import DEMO
+
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("recipe", nargs="?", default=DEMO, metavar="RECIPE", help=f"file or shipped name (default: {DEMO})")
+    add_set(parser)
+    return parser
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add `--set section.key=value`, given any number of times."""
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="section.key=value")

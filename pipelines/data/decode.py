@@ -1,0 +1,184 @@
+"""Encoded bytes to RGB pixels, and the crops of training and evaluation. Pillow and numpy only.
+
+Legend: H, W height and width of the stored image; S side of the crop. Pictures are Pillow images in mode RGB, results
+uint8 arrays HWC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+MAX_PIXELS = 25_000_000
+"""Checked on the header alone: a small file with a forged header would otherwise decode to hundreds of megabytes."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Pillow would also try formats that start other programs or that nobody trains on."""
+
+_RESIZE = Image.Resampling.BILINEAR
+_CROP_ATTEMPTS = 10
+
+TrainCrop = Literal["random_resized", "pad", "center"]
+
+
+class DecodeError(Exception):
+    """These bytes are no image that we accept; the message is the reason, without the image's name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CropConfig:
+    """How a stored image becomes an S x S input."""
+
+    image_size: int = 224
+    """S, pixels."""
+    train_crop: TrainCrop = "random_resized"
+    """random_resized: random region, resized (Inception); pad: zero-pad, then random crop (CIFAR); center: as eval."""
+    scale: tuple[float, float] = (0.08, 1.0)
+    """random_resized: region's share of the image's area."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """random_resized: region's width over height."""
+    pad: int = 4
+    """pad: zero pixels on each side."""
+    eval_resize: int = 256
+    """Evaluation and "center": pixels of the shorter side before the centre crop."""
+
+    def __post_init__(self) -> None:
+        _require(self.image_size >= 1, "image_size", "must be at least 1", self.image_size)
+        _require(self.eval_resize >= 1, "eval_resize", "must be at least 1", self.eval_resize)
+        _require(self.pad >= 0, "pad", "must be at least 0", self.pad)
+        known = ("random_resized", "pad", "center")
+        _require(self.train_crop in known, "train_crop", f"must be one of {', '.join(known)}", self.train_crop)
+        _require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "must be 0 < low <= high <= 1", self.scale)
+        _require(0 < self.ratio[0] <= self.ratio[1], "ratio", "must be 0 < low <= high", self.ratio)
+
+    def at(self, size: int) -> CropConfig:
+        """The same crop at another S: a curriculum's phase."""
+        resize = round(self.eval_resize * size / self.image_size)
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(CropConfig)}
+        return CropConfig(**{**fields, "image_size": size, "eval_resize": resize})
+
+
+def open_rgb(data: bytes) -> Image.Image:
+    """Decode to a Pillow image in mode RGB.
+
+    CMYK, grey, palette, 16-bit and transparent images become RGB (alpha is dropped); an EXIF rotation is not applied,
+    as in torchvision's loader; of an animation the first frame counts.
+
+    Raises:
+        DecodeError: not an image, truncated, or more than `MAX_PIXELS`.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise DecodeError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+        return _to_rgb(image)
+    except DecodeError:
+        raise
+    except UnidentifiedImageError:
+        raise DecodeError(f"not an image ({len(data):,} bytes)") from None
+    except Exception as error:  # Pillow's plugins raise what they like on hostile bytes
+        raise DecodeError(f"{type(error).__name__}: {error}") from error
+
+
+def decode_rgb(data: bytes) -> npt.NDArray[np.uint8]:
+    """Decode to uint8 HWC. Raises `DecodeError`; see `open_rgb`."""
+    return np.asarray(open_rgb(data))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:  # straight to RGB warns
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def train_crop(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """One random view of `image`, uint8 SxSx3; flips are left to the device."""
+    if crop.train_crop == "random_resized":
+        return _random_resized(image, crop, rng)
+    if crop.train_crop == "pad":
+        return _pad_crop(image, crop, rng)
+    return eval_crop(image, crop)
+
+
+def eval_crop(image: Image.Image, crop: CropConfig) -> npt.NDArray[np.uint8]:
+    """Resize the shorter side, then the centre, zero-padded where the image is smaller: uint8 SxSx3."""
+    return np.asarray(center(resize_shorter(image, crop.eval_resize), crop.image_size))
+
+
+def resize_shorter(image: Image.Image, size: int) -> Image.Image:
+    """The shorter side to `size` pixels, the longer one in proportion, rounded down as in torchvision."""
+    short = min(image.size)
+    if short == size:
+        return image
+    return image.resize((max(1, image.width * size // short), max(1, image.height * size // short)), _RESIZE)
+
+
+def center(image: Image.Image, size: int) -> Image.Image:
+    """The central size x size region; zeros outside the image."""
+    left, top = _centred(image.width, size), _centred(image.height, size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _centred(length: int, size: int) -> int:
+    """Offset of a centred window along one side, negative where the window is longer; rounded as in torchvision."""
+    return round((length - size) / 2) if length >= size else -((size - length) // 2)
+
+
+def _random_resized(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    # Cropped, then resized, as torchvision does: the filter of resize(box=...) would see pixels outside the box.
+    region = image.crop(random_box(image.width, image.height, crop, rng))
+    return np.asarray(region.resize((crop.image_size, crop.image_size), _RESIZE))
+
+
+def random_box(width: int, height: int, crop: CropConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of a random region; the distribution is that of torchvision's RandomResizedCrop.
+
+    Source: Szegedy et al. 2015 (Going deeper with convolutions), section 6.
+    """
+    log_ratio = (math.log(crop.ratio[0]), math.log(crop.ratio[1]))
+    for _ in range(_CROP_ATTEMPTS):
+        area = width * height * rng.uniform(*crop.scale)
+        ratio = math.exp(rng.uniform(*log_ratio))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+            return left, top, left + w, top + h
+    return _largest_box(width, height, crop.ratio)
+
+
+def _largest_box(width: int, height: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    """The largest central region whose width over height is in `ratio`."""
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, round(width / ratio[0]))
+    elif width / height > ratio[1]:
+        w = max(1, round(height * ratio[1]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _pad_crop(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    left = _padded_offset(image.width, crop, rng)
+    top = _padded_offset(image.height, crop, rng)
+    return np.asarray(image.crop((left, top, left + crop.image_size, top + crop.image_size)))
+
+
+def _padded_offset(length: int, crop: CropConfig, rng: np.random.Generator) -> int:
+    """Offset of the crop along one side of the unpadded image; centred where even the padded side is shorter than S."""
+    slack = length + 2 * crop.pad - crop.image_size
+    if slack < 0:
+        return _centred(length, crop.image_size)
+    return int(rng.integers(slack + 1)) - crop.pad
+
+
+def _require(condition: bool, field: str, what: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"data.{field} {what}, got {value!r}")

@@ -1,0 +1,67 @@
+"""Turn labelled images into a data set: `python pipelines/prepare.py SOURCE DEST [--set prepare.key=value …]`.
+
+SOURCE is a folder of class folders, a folder of IDX files, or the word mnist5k; DEST a folder or s3://bucket/prefix.
+After an interruption the same command goes on; once finished it says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.console import Console
+
+from infra.errors import UserError
+from infra.storage import open_store
+from pipelines import cli
+from pipelines.data.manifest import Manifest
+from pipelines.data.progress import PrepareBar
+from pipelines.data.sources import open_source
+from pipelines.data.write import PrepareConfig, find_prepared, prepare
+from pipelines.recipe import build_recipe, parse_overrides
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write the images of SOURCE as shards and a manifest to DEST.")
+    parser.add_argument("source", metavar="SOURCE", help="folder of class folders or of IDX files, or the word mnist5k")
+    parser.add_argument("dest", metavar="DEST", help="folder or s3://bucket/prefix")
+    cli.add_set(parser)
+    arguments = parser.parse_args()
+    config = _config(arguments.settings)
+    store = open_store(arguments.dest)
+    store.check_access(write=True)
+    source = open_source(arguments.source, holdout=config.holdout, seed=config.seed)
+    console = Console(soft_wrap=True, highlight=False)
+    manifest = find_prepared(source, store, config)
+    if manifest is not None:
+        console.print(f"{store.description} is already prepared: nothing to do")
+    else:
+        from infra.cluster import connect
+
+        connect(min_cpus=1)
+        with PrepareBar(console) as bar:
+            manifest = prepare(source, store, config, bar.show)
+    _summarise(console, manifest, arguments.dest)
+
+
+def _config(settings: list[str]) -> PrepareConfig:
+    overrides = parse_overrides(settings)
+    for key in overrides:
+        if not key.startswith("prepare."):
+            raise UserError(f"--set {key}: prepare.py takes keys of the section prepare only")
+    return build_recipe({"data": {"uri": "none"}}, overrides, where="--set").prepare
+
+
+def _summarise(console: Console, manifest: Manifest, dest: str) -> None:
+    splits = ", ".join(f"{rows:,} {split}" for split, rows in manifest.splits.items())
+    size = f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:,.1f} MB"
+    console.print(f"data set {manifest.name}: {splits} images of {len(manifest.class_names)} classes in {size}")
+    console.print(f"next: python pipelines/train.py --set data.uri={dest}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

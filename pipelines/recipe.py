@@ -1,0 +1,257 @@
+"""A run as data: one TOML file, dotted overrides, validated once.
+
+    recipe = load_recipe("fashion_mnist", {"run.num_workers": 2, "optim.lr_per_256": 0.2})
+
+Every door (command line, Tune, tests, resume) goes through `load_recipe`. Unknown keys are refused with the nearest valid
+one, wrong types and values out of range with the key's name. The resolved recipe is itself a valid recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from infra.errors import UserError
+from pipelines.data.decode import CropConfig
+from pipelines.data.write import PrepareConfig
+from resnet_core.config import AugmentConfig, ComputeConfig, ModelConfig, OptimConfig, ScheduleConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+DEMO = "mnist5k"
+
+
+def _require(condition: bool, key: str, what: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{key} {what}, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig(CropConfig):
+    """Which data set, and how a sample becomes an input; the crop's fields are `CropConfig`'s."""
+
+    uri: str = ""
+    """Folder or s3://bucket/prefix that holds manifest.json."""
+    source: str = ""
+    """If there is no data set at `uri` yet, prepare it from this SOURCE first; "" = never."""
+    train_split: str = "train"
+    eval_split: str = "test"
+    task_mb: int = 32
+    """Decoded megabytes that one data task yields: large enough to hide a task's cost, small enough to stream."""
+    ordered: bool = False
+    """Keep the plan's order through the stream, so that a rerun sees the same batches (slower: a late task holds up the rest)."""
+
+    def __post_init__(self) -> None:
+        CropConfig.__post_init__(self)
+        _require(bool(self.uri), "data.uri", "must name a folder or s3://bucket/prefix", self.uri)
+        _require(self.task_mb >= 1, "data.task_mb", "must be at least 1", self.task_mb)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Where and on what the run happens. Nothing here but `seed` changes the result."""
+
+    name: str = ""
+    """Folder of the run under `home` and name of the MLflow run; "" = recipe's name and digest."""
+    home: str = "runs"
+    """Folder or s3://bucket/prefix for checkpoints and the run's state."""
+    experiment: str = "resnet-ray"
+    """MLflow experiment."""
+    register_as: str = ""
+    """Registered model that the best checkpoint becomes a version of; "" = do not register."""
+    seed: int = 0
+    num_workers: int = 1
+    """Ray Train workers; 0 = in this process (Ray's local mode)."""
+    cpus_per_worker: int = 1
+    use_gpu: bool = False
+    max_failures: int = 3
+    """Worker-group restarts inside one command; further ones need the command again."""
+    log_every_steps: int = 50
+    eval_every_epochs: int = 1
+    checkpoint_every_steps: int = 0
+    """Checkpoints between evaluations; 0 = only at evaluations."""
+    keep_best: int = 1
+    """Checkpoints kept for their accuracy, besides the newest two."""
+
+    def __post_init__(self) -> None:
+        _require(not (set(self.name) & set("/\\ ")), "run.name", "must not contain slashes or spaces", self.name)
+        for field, least in _RUN_MINIMA.items():
+            _require(getattr(self, field) >= least, f"run.{field}", f"must be at least {least}", getattr(self, field))
+
+
+_RUN_MINIMA = {
+    "seed": 0,
+    "num_workers": 0,
+    "cpus_per_worker": 1,
+    "max_failures": 0,
+    "log_every_steps": 1,
+    "eval_every_epochs": 1,
+    "checkpoint_every_steps": 0,
+    "keep_best": 1,
+}
+
+
+class Recipe(BaseModel):
+    """One run. Sections are frozen dataclasses; functions receive their section, never the whole recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str = "recipe"
+    """Stem of the file it was read from."""
+    model: ModelConfig = ModelConfig()
+    prepare: PrepareConfig = PrepareConfig()
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    compute: ComputeConfig = ComputeConfig()
+    run: RunConfig = RunConfig()
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run's folder and MLflow run: the same recipe finds its own run again."""
+        return self.run.name or f"{self.name}-{self.digest[:8]}"
+
+    @property
+    def digest(self) -> str:
+        """sha256 of what decides the trained weights; where and on what it runs is left out."""
+        return hashlib.sha256(json.dumps(self.trajectory(), sort_keys=True).encode()).hexdigest()
+
+    def trajectory(self) -> dict[str, Any]:
+        """Flat dotted keys that decide the trained weights (the data set itself is named by its manifest's digest)."""
+        left_out = {"data.uri", "data.source", "data.task_mb", "name"}
+        sections = ("prepare.", "compute.", "run.")
+        return {
+            key: value
+            for key, value in self.flat().items()
+            if key in {"run.seed", "compute.precision"} or not (key in left_out or key.startswith(sections))
+        }
+
+    def flat(self) -> dict[str, Any]:
+        """Every key as `section.key`; tuples as lists."""
+        flat: dict[str, Any] = {"name": self.name}
+        for section in SECTIONS:
+            for field in dataclasses.fields(getattr(self, section)):
+                value = getattr(getattr(self, section), field.name)
+                flat[f"{section}.{field.name}"] = list(value) if isinstance(value, tuple) else value
+        return flat
+
+    def to_toml(self) -> str:
+        """The resolved recipe, itself a valid recipe."""
+        return tomli_w.dumps(_nest(self.flat()))
+
+
+SECTIONS = {
+    name: field.annotation
+    for name, field in Recipe.model_fields.items()
+    if field.annotation is not None and dataclasses.is_dataclass(field.annotation)
+}
+
+
+def load_recipe(path: str | Path = DEMO, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Read a recipe file, or a shipped one by its stem, and apply dotted overrides before anything is derived."""
+    file = _find(str(path))
+    try:
+        values = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a TOML file: {error}") from error
+    return build_recipe({"name": file.stem, **values}, overrides or {}, where=file.name)
+
+
+def build_recipe(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "recipe") -> Recipe:
+    """Validate nested `values` with dotted `overrides` on top."""
+    flat = {**_flatten(values, where), **(overrides or {})}
+    for key in flat:
+        _check_key(key, where)
+    try:
+        return Recipe(**_nest({key: _frozen(value) for key, value in flat.items()}))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_line(error)}") from error
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
+    """`["optim.lr_per_256=0.2", "data.uri=s3://b/p"]` → values read as TOML, bare words as strings."""
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or "." not in key:
+            raise UserError(f"--set {setting}: expected section.key=value")
+        try:
+            overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            overrides[key.strip()] = text
+    return overrides
+
+
+def _find(name: str) -> Path:
+    if name.endswith(".toml") or "/" in name:
+        file = Path(name)
+    else:
+        file = RECIPES / f"{name}.toml"
+    if file.is_file():
+        return file
+    shipped = sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))
+    raise UserError(f"no recipe {name}{_nearest(Path(name).stem, shipped)}; shipped recipes: {', '.join(shipped)}")
+
+
+def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, content in values.items():
+        if section == "name":
+            flat[section] = content
+        elif isinstance(content, Mapping):
+            flat.update({f"{section}.{key}": value for key, value in content.items()})
+        else:
+            raise UserError(f"{where}: {section} = {content!r} stands outside a section; sections: {', '.join(SECTIONS)}")
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        section, dot, field = key.partition(".")
+        if dot:
+            nested.setdefault(section, {})[field] = value
+        else:
+            nested[key] = value
+    return nested
+
+
+def _check_key(key: str, where: str) -> None:
+    section, dot, field = key.partition(".")
+    if not dot:
+        if key != "name":
+            raise UserError(f"{where}: unknown key {key}")
+        return
+    if section not in SECTIONS:
+        raise UserError(f"{where}: unknown section {section}{_nearest(section, SECTIONS)}; sections: {', '.join(SECTIONS)}")
+    fields = [each.name for each in dataclasses.fields(SECTIONS[section])]
+    if field not in fields:
+        raise UserError(f"{where}: unknown key {key}{_nearest(field, fields, section)}; keys of {section}: {', '.join(fields)}")
+
+
+def _nearest(word: str, known: Iterable[str], section: str = "") -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {section + '.' if section else ''}{close[0]}?)" if close else ""
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":  # our own message names the key
+        return str(first["ctx"]["error"])
+    if first["type"] == "missing":
+        return f"{where} is missing"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

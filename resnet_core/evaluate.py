@@ -1,0 +1,152 @@
+"""Exact evaluation: every image once, sums that are added over batches and ranks, one division at the end.
+
+Shapes: B images, H and W pixels, C = 3 channels, K classes, N mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from resnet_core.collective import concatenate_ranks, max_over_ranks_, share_buffers, sum_over_ranks_
+from resnet_core.step import StepConfig, eval_step
+
+TOP = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalBatch:
+    """Images to score, on the model's device."""
+
+    images_BHWC: Tensor  # uint8
+    labels_B: Tensor  # int64
+    ids_B: Tensor  # int64, unique in the data set
+
+
+class EvalSums:
+    """What a split's metrics are made of. Top-1 and the count are read off the confusion matrix."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.top5 = torch.zeros((), dtype=torch.int64, device=device)
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+        """K x K images: row = label, column = prediction."""
+
+    @property
+    def count(self) -> Tensor:
+        return self.confusion.sum()
+
+    @property
+    def top1(self) -> Tensor:
+        return self.confusion.diagonal().sum()
+
+    def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
+        num_classes = len(self.confusion)
+        ranked = logits_BK.topk(min(TOP, num_classes), dim=1).indices
+        cells = labels_B * num_classes + ranked[:, 0]
+        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
+        self.top5 += (ranked == labels_B[:, None]).any(dim=1).sum()
+        self.loss += F.cross_entropy(logits_BK, labels_B, reduction="none").sum(dtype=torch.float64)
+
+    def all_reduce(self) -> None:
+        """Add up the sums of all ranks, all of which call this."""
+        for sums in (self.loss, self.top5, self.confusion):
+            sum_over_ranks_(sums)
+
+    def metrics(self) -> dict[str, float]:
+        """Means: "loss", "accuracy", "top5_accuracy". ValueError if nothing was scored; waits for the device."""
+        loss, top1, top5, count = torch.stack([self.loss, self.top1, self.top5, self.count]).tolist()
+        if not count:
+            raise ValueError("nothing was scored: the split has no images")
+        return {"loss": loss / count, "accuracy": top1 / count, "top5_accuracy": top5 / count}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mistakes:
+    """The wrong predictions that the model was surest of, surest first; at most as many as asked for."""
+
+    probability_N: Tensor  # float32, of the predicted class; below 0 where the place is still empty
+    ids_N: Tensor  # int64
+    labels_N: Tensor  # int64
+    predicted_N: Tensor  # int64
+    images_NHWC: Tensor  # uint8
+
+    @classmethod
+    def empty(cls, limit: int, height: int, width: int, device: torch.device) -> Mistakes:
+        nothing = torch.zeros(limit, dtype=torch.int64, device=device)
+        return cls(
+            probability_N=torch.full((limit,), -1.0, device=device),
+            ids_N=nothing,
+            labels_N=nothing,
+            predicted_N=nothing,
+            images_NHWC=torch.zeros(limit, height, width, 3, dtype=torch.uint8, device=device),
+        )
+
+    def with_batch(self, batch: EvalBatch, logits_BK: Tensor) -> Mistakes:
+        """With the batch's wrong predictions, none of which the host has to wait for."""
+        probability_B, predicted_B = logits_BK.softmax(dim=1).max(dim=1)
+        news = Mistakes(
+            probability_N=torch.where(predicted_B == batch.labels_B, -1.0, probability_B),
+            ids_N=batch.ids_B,
+            labels_N=batch.labels_B,
+            predicted_N=predicted_B,
+            images_NHWC=batch.images_BHWC,
+        )
+        limit = len(self.ids_N)
+        pairs = zip(self._columns(), news._surest(limit)._columns(), strict=True)
+        return Mistakes(**{name: torch.cat([old, new]) for (name, old), (_, new) in pairs})._surest(limit)
+
+    def over_ranks(self) -> Mistakes:
+        """The surest of all ranks, all of which call this with the same limit and image size."""
+        everyone = Mistakes(**{name: concatenate_ranks(column) for name, column in self._columns()})
+        return everyone._surest(len(self.ids_N))
+
+    def filled(self) -> Mistakes:
+        """Without the empty places, on the CPU."""
+        wrong = self.probability_N >= 0
+        return Mistakes(**{name: column[wrong].cpu() for name, column in self._columns()})
+
+    def _surest(self, limit: int) -> Mistakes:
+        order = self.probability_N.argsort(descending=True, stable=True)[:limit]
+        return Mistakes(**{name: column[order] for name, column in self._columns()})
+
+    def _columns(self) -> list[tuple[str, Tensor]]:
+        return [(column.name, getattr(self, column.name)) for column in fields(self)]
+
+
+def evaluate(
+    model: nn.Module, batches: Iterable[EvalBatch], config: StepConfig, *, num_classes: int, max_mistakes: int = 0
+) -> tuple[EvalSums, Mistakes]:
+    """Score each rank's `batches`, all of one image size, with rank 0's model; every rank returns the result over all.
+
+    The sums do not depend on how images are split into batches and ranks. The model's mode is restored.
+    """
+    device = next(model.parameters()).device
+    sums = EvalSums(num_classes, device)
+    mistakes: Mistakes | None = None
+    share_buffers(model)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            logits_BK = eval_step(model, batch.images_BHWC, config)
+            sums.update(logits_BK, batch.labels_B)
+            if mistakes is None:
+                height, width = batch.images_BHWC.shape[1:3]
+                mistakes = Mistakes.empty(max_mistakes, height, width, device)
+            mistakes = mistakes.with_batch(batch, logits_BK)
+    finally:
+        model.train(was_training)
+    sums.all_reduce()
+    return sums, _agree(mistakes, max_mistakes, device).over_ranks().filled()
+
+
+def _agree(mistakes: Mistakes | None, limit: int, device: torch.device) -> Mistakes:
+    """A rank that scored nothing learns the image size from the others."""
+    own_size = mistakes.images_NHWC.shape[1:3] if mistakes else (0, 0)
+    height, width = max_over_ranks_(torch.tensor(own_size, device=device)).tolist()
+    return mistakes or Mistakes.empty(limit, height, width, device)

@@ -1,0 +1,95 @@
+"""The training loop: the only place that knows in what order things happen.
+
+Each step: update, then record, evaluate and save where they are due. Running it again from a saved state gives what
+one unbroken run gives, states and records alike, because nothing but the state lives longer than a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from resnet_core.augment import step_generator
+from resnet_core.ports import CheckpointSink, Recorder
+from resnet_core.schedule import LrSchedule
+from resnet_core.state import TrainState
+from resnet_core.step import Share, StepConfig, Sums, train_step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cadence:
+    """At which steps, counted from 1, the loop does more than an update. The last step has all of it."""
+
+    total_steps: int
+    log_every_steps: int
+    eval_steps: frozenset[int] = frozenset()
+    checkpoint_every_steps: int = 0  # 0 = at evaluations only
+
+    def evaluates(self, step: int) -> bool:
+        return step in self.eval_steps or step == self.total_steps
+
+    def saves(self, step: int) -> bool:
+        return self.evaluates(step) or _every(self.checkpoint_every_steps, step)
+
+    def logs(self, step: int) -> bool:
+        """Also before every save, so that a mean never spans one, and a broken state is never kept."""
+        return self.saves(step) or _every(self.log_every_steps, step)
+
+
+def _every(period: int, step: int) -> bool:
+    return period > 0 and step % period == 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What a run needs besides its state and its data."""
+
+    schedule: LrSchedule
+    cadence: Cadence
+    step: StepConfig
+    recorder: Recorder
+    sink: CheckpointSink
+    evaluate: Callable[[TrainState], Mapping[str, float]]
+    """Metrics of the held-out split; called on every rank."""
+    telemetry: Callable[[], Mapping[str, float]]
+    """What the caller measures, such as images/s, since it was last asked; the device has just been waited for."""
+    seed: int
+    rank: int = 0
+
+
+def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
+    """Train from `state.step` to the last step, one share a step.
+
+    FloatingPointError if a recorded value is not finite; RuntimeError if the shares end too early.
+    """
+    sums = Sums.zeros(state.device)
+    for step, share in zip(range(state.step, run.cadence.total_steps), shares, strict=False):
+        lr = run.schedule(step)
+        generator = step_generator(run.seed, step, run.rank, state.device)
+        sums += train_step(state, share, lr=lr, config=run.step, generator=generator)
+        state.step += 1
+        if run.cadence.logs(state.step):
+            _record(run, state.step, {**_named("train", sums.means()), "lr": lr, **run.telemetry()})
+            sums = Sums.zeros(state.device)
+        metrics = None
+        if run.cadence.evaluates(state.step):
+            metrics = run.evaluate(state)
+            _record(run, state.step, _named("test", metrics))
+        if run.cadence.saves(state.step):
+            run.sink.save(state, metrics)
+    if state.step < run.cadence.total_steps:
+        raise RuntimeError(f"the training data ended at step {state.step} of {run.cadence.total_steps}")
+
+
+def _named(kind: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{kind}/{name}": value for name, value in metrics.items()}
+
+
+def _record(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"{name} is {value} at step {step}: lower optim.lr_per_256 or lengthen schedule.warmup"
+            )
+    run.recorder.log(step, metrics)

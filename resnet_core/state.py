@@ -1,0 +1,111 @@
+"""What a training run is made of at one step, and its form on disk: flat maps of named tensors, no pickle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from resnet_core.ema import Ema
+
+Tensors = dict[str, dict[str, Tensor]]
+MOMENTUM = "momentum_buffer"
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainState:
+    """The only mutable thing of a run. `step` is its clock: the number of updates done."""
+
+    model: nn.Module
+    forward: nn.Module  # what a step calls: the model, or a wrapper around it such as DDP
+    optimizer: torch.optim.SGD
+    ema: Ema | None = None
+    step: int = 0
+
+    @property
+    def scored_model(self) -> nn.Module:
+        """The model to evaluate and to ship: the averaged weights where there are any."""
+        return self.ema.model if self.ema else self.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def tensors(self) -> Tensors:
+        """The live tensors by group and name: "model", "ema" if there is one, "optimizer".
+
+        Momentum is named after its parameter, `momentum_buffer.layer1.0.conv1.weight`; before the first step it is
+        zero, which SGD treats as it treats none.
+        """
+        groups: Tensors = {"model": dict(self.model.state_dict())}
+        if self.ema:
+            groups["ema"] = dict(self.ema.model.state_dict())
+        groups["optimizer"] = self._momentum()
+        return groups
+
+    def snapshot(self) -> Tensors:
+        """A copy of `tensors()` in CPU memory, contiguous: further steps do not change it."""
+        return {
+            group: {
+                name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                for name, tensor in tensors.items()
+            }
+            for group, tensors in self.tensors().items()
+        }
+
+    @torch.no_grad()
+    def load_tensors(self, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Put `saved`, as `snapshot` gives it, in the place of the present values; `step` is the caller's to set.
+
+        ValueError, before anything is changed, if a tensor is missing, unexpected, or of another shape or dtype.
+        """
+        mine, theirs = _flat(self.tensors()), _flat(saved)
+        _check_same_layout(mine, theirs)
+        for name, tensor in mine.items():
+            tensor.copy_(theirs[name])
+
+    def _momentum(self) -> dict[str, Tensor]:
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        return {
+            f"{MOMENTUM}.{names[parameter]}": self._momentum_of(parameter)
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if group["momentum"]
+        }
+
+    def _momentum_of(self, parameter: Tensor) -> Tensor:
+        slot = self.optimizer.state[parameter]
+        if slot.get(MOMENTUM) is None:
+            slot[MOMENTUM] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        buffer: Tensor = slot[MOMENTUM]
+        return buffer
+
+
+def _flat(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{group}.{name}": tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+
+
+def _check_same_layout(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    faults = {
+        "missing": mine.keys() - theirs.keys(),
+        "unexpected": theirs.keys() - mine.keys(),
+        "misshapen": {
+            f"{name} ({_layout(theirs[name])}, not {_layout(mine[name])})"
+            for name in mine.keys() & theirs.keys()
+            if _layout(theirs[name]) != _layout(mine[name])
+        },
+    }
+    if any(faults.values()):
+        raise ValueError("; ".join(_fault_line(kind, names) for kind, names in faults.items() if names))
+
+
+def _layout(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _fault_line(kind: str, names: set[str], shown: int = 3) -> str:
+    first = ", ".join(sorted(names)[:shown])
+    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return f"{len(names)} {kind} tensor{'s' if len(names) > 1 else ''}: {first}{rest}"

@@ -1,0 +1,88 @@
+"""Figures have what a person looks for in them."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from infra.plots import Mistake, confusion, curves, mistakes
+from infra.records import Record
+
+
+def _texts(figure: Figure) -> list[str]:
+    from matplotlib.text import Text
+
+    return [text.get_text() for text in figure.findobj(Text) if isinstance(text, Text)]
+
+
+def _share_of_ink(figure: Figure) -> float:
+    """Of the pixels, how many are not white."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return float((np.asarray(Image.open(file).convert("L")) < 250).mean())
+
+
+def test_curves_by_name() -> None:
+    records = [
+        Record(step=step, time_ms=0, metrics={"train/loss": 2.0 / step, "train/accuracy": 0.5, "lr": 0.1})
+        for step in range(1, 21)
+    ]
+    records += [Record(step=step, time_ms=0, metrics={"test/loss": 1.0, "test/accuracy": 0.75}) for step in (10, 20)]
+    figures = curves(records, steps_per_epoch=10)
+    assert list(figures) == ["loss", "accuracy", "learning_rate"]
+    lines = {str(line.get_label()): line for line in figures["accuracy"].axes[0].get_lines()}
+    assert np.asarray(lines["test/accuracy"].get_xdata()).tolist() == [10, 20]
+    assert np.asarray(lines["test/accuracy"].get_ydata()).tolist() == [75.0, 75.0]
+    ends_of_epochs = [line.get_xdata()[0] for label, line in lines.items() if label.startswith("_")]  # type: ignore[index]
+    assert ends_of_epochs == [10, 20]
+    assert all(_share_of_ink(figure) > 0.005 for figure in figures.values())
+
+
+def test_no_records_no_curves() -> None:
+    assert curves([]) == {}
+
+
+@pytest.mark.parametrize("classes", [2, 10, 30])
+def test_a_small_confusion_names_its_classes(classes: int) -> None:
+    matrix = np.diag(np.full(classes, 1234))
+    matrix[0, 1] = 56
+    texts = _texts(confusion(matrix, [f"class {k}" for k in range(classes)]))
+    assert {f"class {k}" for k in range(classes)} <= set(texts)
+    assert ("56" in texts) == (classes <= 15)
+
+
+def test_a_large_confusion_names_the_worst_pairs() -> None:
+    matrix = np.diag(np.full(1000, 40))
+    matrix[17, 903] = 9
+    matrix[5, 6] = 3
+    figure = confusion(matrix, [f"class {k}" for k in range(1000)])
+    texts = _texts(figure)
+    assert texts.index("class 17 → class 903") < texts.index("class 5 → class 6")
+    assert "1,000 classes in 100 groups; 100.0% correct" in texts
+    assert _share_of_ink(figure) > 0.005
+
+
+def test_a_sheet_of_mistakes() -> None:
+    generator = np.random.default_rng(0)
+    sheet = [
+        Mistake(
+            image=generator.integers(0, 200, (28, 28, 3), dtype=np.uint8), label="cat", predicted="dog", probability=0.7
+        )
+        for _ in range(8)
+    ]
+    figure = mistakes(sheet)
+    assert _texts(figure).count("cat\n→ dog  70%") == 8
+    assert _share_of_ink(figure) > 0.3
+    assert "no mistakes" in _texts(mistakes([]))
+
+
+def test_no_display_is_asked_for() -> None:
+    code = "import infra.plots, sys; f = infra.plots.mistakes([]); f.savefig('/dev/null', format='png'); "
+    code += "sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

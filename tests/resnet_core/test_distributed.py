@@ -1,0 +1,120 @@
+"""Two real processes over gloo: what a single process can only simulate."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from resnet_core.config import OptimConfig
+from resnet_core.evaluate import EvalBatch, evaluate
+from resnet_core.optim import build_optimizer
+from resnet_core.resnet import PaddingShortcut, ResNet, Variant, cifar_stem
+from resnet_core.state import TrainState
+from resnet_core.step import Microbatch, Share, StepConfig, train_step
+
+WORLD = 2
+CONFIG = StepConfig()
+# images of each step by rank: in the first and the third the ranks differ in their number of microbatches of 4
+STEPS = [(9, 3), (6, 0), (5, 1)]
+
+
+def plain_net() -> nn.Module:
+    """No batch norm: its gradient does not depend on how a batch is split, so one process can stand for two."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+
+def tiny_resnet() -> nn.Module:
+    torch.manual_seed(0)
+    return ResNet(Variant(depths=(1, 1), widths=(4, 8), stem=cifar_stem, shortcut=PaddingShortcut), 3)
+
+
+def state_of(model: nn.Module, *, wrapped: bool) -> TrainState:
+    forward = DistributedDataParallel(model) if wrapped else model
+    return TrainState(model=model, forward=forward, optimizer=build_optimizer(model, OptimConfig()))
+
+
+def random_batch(rows: int, seed: int) -> Microbatch:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (rows, 8, 8, 3), dtype=torch.uint8, generator=generator)
+    return Microbatch(images_BHWC=pixels, labels_B=torch.randint(0, 3, (rows,), generator=generator))
+
+
+def share_of(rank: int, number: int) -> Share:
+    """What `rank` of WORLD contributes to step `number`; rank -1 stands for one process that has all of it."""
+    sizes = STEPS[number]
+    batch = random_batch(sum(sizes), seed=number)
+    if rank < 0:
+        return Share(microbatches=[batch], count=sum(sizes))
+    start, stop = (0, sizes[0]) if rank == 0 else (sizes[0], sum(sizes))
+    own = Microbatch(images_BHWC=batch.images_BHWC[start:stop], labels_B=batch.labels_B[start:stop])
+    return Share(microbatches=own.split(4) if len(own) else [], count=sum(sizes), world_size=WORLD)
+
+
+def train(state: TrainState, rank: int) -> list[dict[str, float]]:
+    return [
+        train_step(state, share_of(rank, number), lr=0.1, config=CONFIG, generator=torch.Generator()).means()
+        for number in range(len(STEPS))
+    ]
+
+
+def check_training_equals_one_process(rank: int, alone: TrainState, expected: list[dict[str, float]]) -> None:
+    state = state_of(plain_net(), wrapped=True)
+    metrics = train(state, rank)
+    for mine, reference in zip(metrics, expected, strict=True):
+        torch.testing.assert_close(torch.tensor(list(mine.values())), torch.tensor(list(reference.values())))
+    for parameter, wanted in zip(state.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter, wanted, atol=1e-6, rtol=0)
+
+
+def check_ranks_agree_after_uneven_shares_of_a_resnet(rank: int) -> nn.Module:
+    """Also with batch norms, whose statistics differ by rank until they are shared."""
+    state = state_of(tiny_resnet(), wrapped=True)
+    train(state, rank)
+    for parameter in state.model.parameters():
+        mine = parameter.detach().clone()
+        dist.broadcast(mine, src=0)
+        assert torch.equal(mine, parameter)
+    return state.model
+
+
+def check_evaluation_is_exact_with_a_rank_that_scores_nothing(rank: int, model: nn.Module) -> None:
+    data = random_batch(11, seed=9)
+    whole = EvalBatch(images_BHWC=data.images_BHWC, labels_B=data.labels_B, ids_B=torch.arange(11))
+    split = [[whole], []]
+    sums, mistakes = evaluate(model, split[rank], CONFIG, num_classes=3, max_mistakes=4)
+    assert int(sums.count) == 11
+    # every rank now has rank 0's statistics, hence the same result for the whole split: each scores it, counted twice
+    doubled, _ = evaluate(model, [whole], CONFIG, num_classes=3)
+    assert torch.equal(doubled.confusion, WORLD * sums.confusion)
+    assert mistakes.images_NHWC.shape[1:] == (8, 8, 3)
+    assert 0 < len(mistakes.ids_N) <= 4
+    assert not bool((mistakes.labels_N == mistakes.predicted_N).any())
+    assert torch.equal(mistakes.images_NHWC, data.images_BHWC[mistakes.ids_N])
+
+
+def work(rank: int, rendezvous: str) -> None:
+    torch.set_num_threads(1)
+    alone = state_of(plain_net(), wrapped=False)
+    expected = train(alone, rank=-1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # a rank that misses an exchange fails the test, it does not hang it
+    limit = timedelta(seconds=30)
+    dist.init_process_group("gloo", f"file://{rendezvous}", timeout=limit, rank=rank, world_size=WORLD)
+    try:
+        check_training_equals_one_process(rank, alone, expected)
+        model = check_ranks_agree_after_uneven_shares_of_a_resnet(rank)
+        check_evaluation_is_exact_with_a_rank_that_scores_nothing(rank, model)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_ranks_with_uneven_shares_compute_what_one_process_does(tmp_path: Path) -> None:
+    mp.spawn(work, args=(str(tmp_path / "rendezvous"),), nprocs=WORLD)

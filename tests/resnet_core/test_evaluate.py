@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from resnet_core.evaluate import EvalBatch, EvalSums, evaluate
+from resnet_core.step import StepConfig
+
+CPU = torch.device("cpu")
+
+
+def sums_of(logits: torch.Tensor, labels: torch.Tensor, cuts: list[int]) -> EvalSums:
+    sums = EvalSums(logits.shape[1], CPU)
+    for part, wanted in zip(logits.tensor_split(cuts), labels.tensor_split(cuts), strict=True):
+        sums.update(part, wanted)
+    return sums
+
+
+def test_sums_of_one_shard_equal_those_of_three_uneven_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(101, 7, generator=generator), torch.randint(0, 7, (101,), generator=generator)
+    whole, parts = sums_of(logits, labels, []), sums_of(logits, labels, [3, 90])
+    assert torch.equal(whole.confusion, parts.confusion)
+    assert int(whole.top5) == int(parts.top5)
+    assert whole.metrics()["loss"] == pytest.approx(parts.metrics()["loss"], abs=1e-12)
+    reference = nn.functional.cross_entropy(logits.double(), labels)
+    assert whole.metrics()["loss"] == pytest.approx(float(reference), abs=1e-6)
+
+
+def test_top1_top5_and_confusion_by_hand() -> None:
+    logits = torch.tensor([[9.0, 1, 2, 3, 4, 5], [0, 5, 4, 3, 2, 1], [5.0, 4, 3, 2, 1, 0]])
+    sums = sums_of(logits, torch.tensor([0, 2, 5]), [])
+    metrics = sums.metrics()
+    assert (metrics["accuracy"], metrics["top5_accuracy"]) == (pytest.approx(1 / 3), pytest.approx(2 / 3))
+    assert sums.confusion.nonzero().tolist() == [[0, 0], [2, 1], [5, 0]]
+    assert (int(sums.count), int(sums.top1)) == (3, 1)
+
+
+def test_fewer_than_five_classes_are_all_in_the_top_five() -> None:
+    assert sums_of(torch.eye(3), torch.tensor([1, 1, 1]), []).metrics()["top5_accuracy"] == 1.0
+
+
+def test_scoring_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing was scored"):
+        EvalSums(3, CPU).metrics()
+
+
+class Lookup(nn.Module):
+    """Logits that the first pixel's first channel picks from a table: predictions under the test's control."""
+
+    def __init__(self, table_PK: torch.Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table_PK)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        pixel = images_BCHW[:, 0, 0, 0] * 0.229 + 0.485
+        return self.table[(pixel * 255).round().long()]
+
+
+def batches(pixels: list[int], labels: list[int], size: int) -> list[EvalBatch]:
+    images = torch.zeros(len(pixels), 4, 6, 3, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(pixels, dtype=torch.uint8)
+    columns = (images, torch.tensor(labels), 100 + torch.arange(len(pixels)))
+    return [
+        EvalBatch(images_BHWC=part, labels_B=wanted, ids_B=ids)
+        for part, wanted, ids in zip(*(column.split(size) for column in columns), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_the_surest_wrong_predictions_are_kept_whatever_the_batches(size: int) -> None:
+    # image i is predicted as class i % 3, the surer the larger i
+    table = torch.stack([nn.functional.one_hot(torch.tensor(i % 3), 3) * (i + 1.0) for i in range(5)])
+    model = Lookup(table).train()
+    labels = [0, 0, 2, 1, 0]  # right, wrong, right, wrong, wrong
+    _, mistakes = evaluate(model, batches(list(range(5)), labels, size), StepConfig(), num_classes=3, max_mistakes=2)
+    assert mistakes.ids_N.tolist() == [104, 103]
+    assert mistakes.labels_N.tolist() == [0, 1]
+    assert mistakes.predicted_N.tolist() == [1, 0]
+    assert mistakes.probability_N.tolist() == pytest.approx(table.softmax(1).amax(1)[[4, 3]].tolist())
+    assert mistakes.images_NHWC[:, 0, 0, 0].tolist() == [4, 3]
+    assert model.training
+
+
+def test_places_that_no_mistake_fills_are_left_out() -> None:
+    _, mistakes = evaluate(
+        Lookup(torch.eye(3)), batches([0, 1, 2], [0, 1, 1], 3), StepConfig(), num_classes=3, max_mistakes=25
+    )
+    assert mistakes.ids_N.tolist() == [102]
+    assert mistakes.images_NHWC.shape == (1, 4, 6, 3)
+
+
+def test_evaluation_leaves_weights_statistics_and_mode_alone(make_state, make_batch, same_state) -> None:
+    state, untouched = make_state(), make_state()
+    batch = make_batch(9)
+    scored = EvalBatch(images_BHWC=batch.images_BHWC, labels_B=batch.labels_B, ids_B=torch.arange(9))
+    sums, _ = evaluate(state.model, [scored], StepConfig(), num_classes=3)
+    assert int(sums.count) == 9
+    assert state.model.training
+    same_state(state, untouched)
+
+
+def test_the_mode_is_restored_when_a_batch_fails(make_state) -> None:
+    model = make_state().model
+
+    def broken():
+        raise OSError("shard 3 is gone")
+        yield
+
+    with pytest.raises(OSError, match="shard 3"):
+        evaluate(model, broken(), StepConfig(), num_classes=3)
+    assert model.training

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from resnet_core.config import AugmentConfig, OptimConfig, ScheduleConfig
+from resnet_core.loop import Cadence, Run, fit
+from resnet_core.ports import MemoryRecorder, MemorySink, NullRecorder
+from resnet_core.schedule import LrSchedule
+from resnet_core.step import Share, StepConfig
+
+TOTAL = 10
+OPTIM = OptimConfig(global_batch_size=6, lr_per_256=2.0, ema_decay=0.8)
+SCHEDULE = LrSchedule.build(ScheduleConfig(unit="steps", length=TOTAL, warmup=2.0), OPTIM, samples_per_epoch=30)
+
+
+class Journal:
+    """A recorder, a sink, an evaluation and a telemetry that write into one list in the order they are called."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def log(self, step, metrics) -> None:
+        self.events.append(f"log {step} {sorted(metrics)}")
+
+    def save(self, state, metrics) -> None:
+        self.events.append(f"save {state.step} {metrics}")
+
+    def evaluate(self, state) -> dict[str, float]:
+        self.events.append(f"evaluate {state.step}")
+        return {"loss": 0.5}
+
+    def telemetry(self) -> dict[str, float]:
+        return {"train/images_per_s": 1.0}
+
+
+def make_run(recorder, sink, **changes) -> Run:
+    settings = {
+        "schedule": SCHEDULE,
+        "cadence": Cadence(total_steps=TOTAL, log_every_steps=4, eval_steps=frozenset({5}), checkpoint_every_steps=3),
+        "step": StepConfig(augment=AugmentConfig(flip=True)),
+        "recorder": recorder,
+        "sink": sink,
+        "evaluate": lambda state: {"loss": float(state.scored_model.fc.weight.detach().square().sum())},
+        "telemetry": dict,
+        "seed": 1,
+    }
+    return Run(**(settings | changes))
+
+
+@pytest.fixture
+def shares(make_batch):
+    """shares(first): those of steps first, first + 1, …, as a data stream would yield them."""
+
+    def stream(first: int = 0) -> Iterator[Share]:
+        for step in range(first, TOTAL):
+            yield Share(microbatches=make_batch(6, seed=step).split(3), count=6)
+
+    return stream
+
+
+def test_order_of_events(make_state, shares) -> None:
+    journal = Journal()
+    run = make_run(journal, journal, evaluate=journal.evaluate, telemetry=journal.telemetry)
+    state = make_state(OPTIM)
+    fit(state, shares(), run)
+    training = ["lr", "train/accuracy", "train/images_per_s", "train/loss"]
+    evaluated = [f"log 10 {training}", "evaluate 10", "log 10 ['test/loss']", "save 10 {'loss': 0.5}"]
+    assert journal.events == [
+        *(f"log 3 {training}", "save 3 None"),
+        f"log 4 {training}",
+        *(f"log 5 {training}", "evaluate 5", "log 5 ['test/loss']", "save 5 {'loss': 0.5}"),
+        *(f"log 6 {training}", "save 6 None"),
+        f"log 8 {training}",
+        *(f"log 9 {training}", "save 9 None"),
+        *evaluated,
+    ]
+    assert state.step == TOTAL
+
+
+def test_records_are_means_since_the_last_record_with_the_rate_of_their_step(make_state, shares) -> None:
+    def losses(log_every: int) -> list[tuple[int, dict[str, float]]]:
+        recorder = MemoryRecorder()
+        cadence = Cadence(total_steps=TOTAL, log_every_steps=log_every)
+        fit(make_state(OPTIM), shares(), make_run(recorder, MemorySink(), cadence=cadence))
+        return [(step, metrics) for step, metrics in recorder.points if "lr" in metrics]
+
+    single, by_five = losses(1), losses(5)
+    assert [step for step, _ in single] == list(range(1, 11))
+    assert [step for step, _ in by_five] == [5, 10]
+    assert by_five[0][1]["train/loss"] == pytest.approx(sum(m["train/loss"] for _, m in single[:5]) / 5)
+    assert by_five[1][1]["train/loss"] == pytest.approx(sum(m["train/loss"] for _, m in single[5:]) / 5)
+    assert [metrics["lr"] for _, metrics in single] == [SCHEDULE(step) for step in range(TOTAL)]
+
+
+@pytest.mark.parametrize("kill_after", [0, 1, 2, 3])
+def test_a_run_resumed_from_any_checkpoint_equals_the_unbroken_one(
+    make_state, shares, same_state, kill_after: int
+) -> None:
+    whole, recorder, sink = make_state(OPTIM), MemoryRecorder(), MemorySink()
+    fit(whole, shares(), make_run(recorder, sink))
+    step, tensors, _ = sink.saved[kill_after]
+    resumed, later_points, later_saves = make_state(OPTIM, seed=42), MemoryRecorder(), MemorySink()
+    resumed.load_tensors(tensors)
+    resumed.step = step
+    fit(resumed, shares(step), make_run(later_points, later_saves))
+    same_state(resumed, whole)
+    assert later_points.points == [point for point in recorder.points if point[0] > step]
+    assert [saved[0] for saved in later_saves.saved] == [saved[0] for saved in sink.saved if saved[0] > step]
+
+
+def test_a_finished_run_does_nothing(make_state, shares, same_state) -> None:
+    state, untouched, recorder = make_state(OPTIM), make_state(OPTIM), MemoryRecorder()
+    state.step = untouched.step = TOTAL
+    fit(state, shares(), make_run(recorder, MemorySink()))
+    assert recorder.points == []
+    same_state(state, untouched)
+
+
+def test_no_share_is_taken_that_is_not_trained_on(make_state, shares) -> None:
+    taken: list[int] = []
+
+    def endless() -> Iterator[Share]:
+        while True:
+            taken.append(len(taken))
+            yield next(shares())
+
+    fit(make_state(OPTIM), endless(), make_run(NullRecorder(), MemorySink()))
+    assert len(taken) == TOTAL
+
+
+def test_data_that_ends_too_early_is_an_error(make_state, shares) -> None:
+    with pytest.raises(RuntimeError, match="the training data ended at step 7 of 10"):
+        fit(make_state(OPTIM), shares(3), make_run(NullRecorder(), MemorySink()))
+
+
+def test_a_broken_loss_stops_the_run_before_it_is_recorded_or_saved(make_state, shares) -> None:
+    state, recorder, sink = make_state(OPTIM), MemoryRecorder(), MemorySink()
+    with torch.no_grad():
+        state.model.fc.bias[0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"train/loss is nan at step 3: lower optim\.lr_per_256"):
+        fit(state, shares(), make_run(recorder, sink))
+    assert (recorder.points, sink.saved) == ([], [])
+
+
+def test_a_broken_evaluation_stops_the_run_before_it_is_saved(make_state, shares) -> None:
+    sink = MemorySink()
+    run = make_run(MemoryRecorder(), sink, evaluate=lambda state: {"loss": float("inf")})
+    with pytest.raises(FloatingPointError, match="test/loss is inf at step 5"):
+        fit(make_state(OPTIM), shares(), run)
+    assert [step for step, *_ in sink.saved] == [3]

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from resnet_core.augment import normalize
+from resnet_core.config import AugmentConfig, OptimConfig
+from resnet_core.step import Microbatch, Share, StepConfig, eval_step, train_step
+
+CONFIG = StepConfig()
+
+
+def rows(batch: Microbatch, start: int, stop: int) -> Microbatch:
+    return Microbatch(images_BHWC=batch.images_BHWC[start:stop], labels_B=batch.labels_B[start:stop])
+
+
+def update(state, share: Share, config: StepConfig = CONFIG, lr: float = 0.1) -> dict[str, float]:
+    return train_step(state, share, lr=lr, config=config, generator=torch.Generator().manual_seed(0)).means()
+
+
+def gradients_of(state, share: Share) -> list[torch.Tensor]:
+    """What one step subtracts from the parameters of a copy of the model, by plain SGD at rate 1."""
+    trial = copy.deepcopy(state)
+    update(trial, share, lr=1.0)
+    pairs = zip(state.model.parameters(), trial.model.parameters(), strict=True)
+    return [(before - after).detach() for before, after in pairs]
+
+
+PLAIN_SGD = OptimConfig(momentum=0.0, weight_decay=0.0)
+
+
+def test_a_step_is_sgd_on_the_mean_loss(make_state, make_batch) -> None:
+    state, batch = make_state(), make_batch(7)
+    reference = copy.deepcopy(state.model)
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
+    config = StepConfig(label_smoothing=0.1, channels_last=False)
+    for _ in range(2):
+        logits = reference(normalize(batch.images_BHWC, config.augment.mean, config.augment.std).contiguous())
+        loss = F.cross_entropy(logits, batch.labels_B, label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for group in state.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    for _ in range(2):
+        metrics = update(state, Share(microbatches=[batch], count=7), config)
+    assert metrics["loss"] == pytest.approx(float(loss.detach()), abs=1e-6)
+    assert metrics["accuracy"] == pytest.approx(float((logits.argmax(1) == batch.labels_B).double().mean()))
+    for expected, parameter in zip(reference.parameters(), state.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_accumulated_microbatches_equal_the_whole_batch(make_state, make_batch) -> None:
+    state, batch = make_state(PLAIN_SGD, linear=True), make_batch(12)
+    whole = gradients_of(state, Share(microbatches=[batch], count=12))
+    uneven = gradients_of(
+        state, Share(microbatches=[rows(batch, 0, 1), rows(batch, 1, 8), rows(batch, 8, 12)], count=12)
+    )
+    assert max(float(tensor.abs().max()) for tensor in whole) > 1e-2
+    for one, other in zip(whole, uneven, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def test_the_mean_over_ranks_of_uneven_shares_is_the_gradient_of_the_whole(make_state, make_batch) -> None:
+    state, batch = make_state(PLAIN_SGD, linear=True), make_batch(12)
+    whole = gradients_of(state, Share(microbatches=[batch], count=12))
+    ranks = [
+        gradients_of(state, Share(microbatches=[rows(batch, 0, 9)], count=12, world_size=2)),
+        gradients_of(state, Share(microbatches=[rows(batch, 9, 12)], count=12, world_size=2)),
+    ]
+    for one, *parts in zip(whole, *ranks, strict=True):
+        torch.testing.assert_close(one, sum(parts) / 2, atol=1e-6, rtol=0)
+
+
+def test_a_share_without_images_changes_neither_weights_nor_statistics(make_state, same_state) -> None:
+    state, untouched = make_state(PLAIN_SGD), make_state(PLAIN_SGD)
+    sums = train_step(
+        state,
+        Share(microbatches=[], count=4, world_size=2),
+        lr=0.1,
+        config=CONFIG,
+        generator=torch.Generator(),
+    )
+    same_state(state, untouched)
+    assert state.model.training
+    assert float(sums.count) == 0
+
+
+def test_one_batch_is_learnt_by_heart(make_state, make_batch) -> None:
+    state, share = make_state(), Share(microbatches=[make_batch(8)], count=8)
+    losses = [update(state, share)["loss"] for _ in range(60)]
+    assert losses[0] > 0.8
+    assert losses[-1] < 0.05
+    assert update(state, share)["accuracy"] == 1.0
+
+
+def test_the_rate_reaches_every_group_and_gradients_are_freed(make_state, make_batch) -> None:
+    state = make_state()
+    update(state, Share(microbatches=[make_batch(4)], count=4), lr=0.03)
+    assert [group["lr"] for group in state.optimizer.param_groups] == [0.03, 0.03]
+    assert all(parameter.grad is None for parameter in state.model.parameters())
+
+
+def test_the_average_is_updated_once_a_step(make_state, make_batch) -> None:
+    state = make_state(OptimConfig(ema_decay=0.5))
+    before = state.model.fc.weight.detach().clone()
+    update(state, Share(microbatches=make_batch(8).split(4), count=8))
+    torch.testing.assert_close(state.ema.model.fc.weight, (before + state.model.fc.weight.detach()) / 2)
+
+
+def test_draws_are_the_generator_s(make_state, make_batch, same_state) -> None:
+    flips = StepConfig(augment=AugmentConfig(flip=True))
+    one, other, third = make_state(), make_state(), make_state()
+    share = Share(microbatches=[make_batch(16)], count=16)
+    for state, seed in ((one, 3), (other, 3), (third, 4)):
+        train_step(state, share, lr=0.1, config=flips, generator=torch.Generator().manual_seed(seed))
+    same_state(one, other)
+    assert not torch.equal(one.model.conv1.weight, third.model.conv1.weight)
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [(0, [10]), (10, [10]), (4, [4, 3, 3]), (3, [3, 3, 2, 2])])
+def test_split_keeps_the_order_and_makes_even_parts(make_batch, limit: int, sizes: list[int]) -> None:
+    batch = make_batch(10)
+    parts = batch.split(limit)
+    assert [len(part) for part in parts] == sizes
+    assert torch.equal(torch.cat([part.images_BHWC for part in parts]), batch.images_BHWC)
+    assert torch.equal(torch.cat([part.labels_B for part in parts]), batch.labels_B)
+
+
+def test_memory_format_changes_the_layout_and_not_the_result(make_state, make_batch) -> None:
+    images = make_batch(4).images_BHWC
+    model = make_state().model.eval()
+    seen: list[torch.Tensor] = []
+    model.conv1.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    plain = eval_step(model, images, StepConfig(channels_last=False))
+    model.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(eval_step(model, images, CONFIG), plain, atol=1e-5, rtol=1e-5)
+    assert seen[0].is_contiguous()
+    assert seen[1].is_contiguous(memory_format=torch.channels_last)
+    assert not plain.requires_grad
