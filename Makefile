@@ -1,7 +1,45 @@
+# Needs python3 (3.11 to 3.13) and make; everything else goes into .venv, pinned and hashed by requirements.lock.
 PYTHON ?= python3
-VENV := .venv
-$(VENV)/.installed: requirements.lock
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip sync --quiet --python $(VENV)/bin/python --compile-bytecode --require-hashes requirements.lock
-	touch $@
+PORT ?= 5000
+
+BIN := .venv/bin
+READY := .venv/.installed
+# Every Ray process imports torch anew, so the set-up compiles bytecode whatever the environment says about writing it.
+INSTALL := env -u PYTHONDONTWRITEBYTECODE -u VIRTUAL_ENV
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check ui bench
+
+help: ## list what make can do
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+demo: $(READY) ## train the embedded demo on real images and register the model
+	$(BIN)/python pipelines/train.py
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## lint, formatting, types, import contract
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+ui: $(READY) ## show the runs kept in runs/ at http://127.0.0.1:5000 (PORT=… for another port)
+	@test -f runs/mlflow.db || { echo "error: no runs/mlflow.db yet: run make demo first" >&2; exit 2; }
+	env MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+		$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///runs/mlflow.db
+
+bench: $(READY) ## compare the whole pipeline with a plain PyTorch loop
+	$(BIN)/python benchmarks/overhead.py
+
+$(READY): requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { \
+		echo "error: $(PYTHON) is not Python 3.11 to 3.13: name one that is, as in make PYTHON=python3.12" >&2; exit 2; }
+	@echo "setting up .venv from requirements.lock: a few gigabytes, once"
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { \
+		echo "error: $(PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 2; }
+	@sed -n '/^uv==/,/[^\\]$$/p' requirements.lock > .venv/uv.txt
+	$(INSTALL) $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.txt
+	$(INSTALL) $(BIN)/uv pip sync --quiet --python $(BIN)/python --compile-bytecode --require-hashes requirements.lock
+	@touch $@

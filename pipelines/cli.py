@@ -28,7 +28,8 @@ def recipe_parser(description: str) -> argparse.ArgumentParser:
     from pipelines.recipe import DEMO
 
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("recipe", nargs="?", default=DEMO, metavar="RECIPE", help=f"file or shipped name (default: {DEMO})")
+    told = f"file or shipped name (default: {DEMO})"
+    parser.add_argument("recipe", nargs="?", default=DEMO, metavar="RECIPE", help=told)
     add_set(parser)
     return parser
 
@@ -36,3 +37,8 @@ def recipe_parser(description: str) -> argparse.ArgumentParser:
 def add_set(parser: argparse.ArgumentParser) -> None:
     """Add `--set section.key=value`, given any number of times."""
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="section.key=value")
+
+
+def local_home(home: str) -> str:
+    """Where MLflow's database is without MLFLOW_TRACKING_URI: beside the runs, or in runs/ where those are on S3."""
+    return "runs" if "://" in home else home

@@ -102,7 +102,7 @@ _RUN_MINIMA = {
 class Recipe(BaseModel):
     """One run. Sections are frozen dataclasses; functions receive their section, never the whole recipe."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "recipe"
     """Stem of the file it was read from."""
@@ -166,13 +166,16 @@ def load_recipe(path: str | Path = DEMO, overrides: Mapping[str, Any] | None = N
     return build_recipe({"name": file.stem, **values}, overrides or {}, where=file.name)
 
 
-def build_recipe(values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "recipe") -> Recipe:
+def build_recipe(
+    values: Mapping[str, Any], overrides: Mapping[str, Any] | None = None, where: str = "recipe"
+) -> Recipe:
     """Validate nested `values` with dotted `overrides` on top."""
     flat = {**_flatten(values, where), **(overrides or {})}
     for key in flat:
         _check_key(key, where)
     try:
-        return Recipe(**_nest({key: _frozen(value) for key, value in flat.items()}))
+        # through JSON, since strict mode takes tables and arrays for dataclasses and tuples from there only
+        return Recipe.model_validate_json(json.dumps(_nest(flat), default=str), strict=True)
     except ValidationError as error:
         raise UserError(f"{where}: {_first_line(error)}") from error
 
@@ -210,7 +213,9 @@ def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif isinstance(content, Mapping):
             flat.update({f"{section}.{key}": value for key, value in content.items()})
         else:
-            raise UserError(f"{where}: {section} = {content!r} stands outside a section; sections: {', '.join(SECTIONS)}")
+            raise UserError(
+                f"{where}: {section} = {content!r} stands outside a section; sections: {', '.join(SECTIONS)}"
+            )
     return flat
 
 
@@ -232,19 +237,19 @@ def _check_key(key: str, where: str) -> None:
             raise UserError(f"{where}: unknown key {key}")
         return
     if section not in SECTIONS:
-        raise UserError(f"{where}: unknown section {section}{_nearest(section, SECTIONS)}; sections: {', '.join(SECTIONS)}")
+        raise UserError(
+            f"{where}: unknown section {section}{_nearest(section, SECTIONS)}; sections: {', '.join(SECTIONS)}"
+        )
     fields = [each.name for each in dataclasses.fields(SECTIONS[section])]
     if field not in fields:
-        raise UserError(f"{where}: unknown key {key}{_nearest(field, fields, section)}; keys of {section}: {', '.join(fields)}")
+        raise UserError(
+            f"{where}: unknown key {key}{_nearest(field, fields, section)}; keys of {section}: {', '.join(fields)}"
+        )
 
 
 def _nearest(word: str, known: Iterable[str], section: str = "") -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {section + '.' if section else ''}{close[0]}?)" if close else ""
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 def _first_line(error: ValidationError) -> str:

@@ -42,3 +42,14 @@ def share_buffers(model: nn.Module) -> None:
     if is_distributed():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Every rank's rows in rank order; each rank may have another number of them."""
+    if not is_distributed():
+        return rows
+    counts = concatenate_ranks(torch.tensor([len(rows)], device=rows.device)).tolist()
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    parts = concatenate_ranks(padded).split(max(counts)) if max(counts) else [rows] * len(counts)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])

@@ -1,0 +1,140 @@
+"""Manifest → plan → Ray Data → streaming_split → workers: one execution for the whole run.
+
+Train builds the stream anew whenever it starts a worker group, through `IngestConfig.configure`: what the newest
+committed ledger leaves of the plan. The stream itself says at which step it begins (`base`), so that workers load just
+that checkpoint. `streaming_split(equal=True)` gives every worker the same number of rows by dropping a tail that does
+not divide; filler rows (id -1) take the tail's place, so no sample is ever dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray.data
+import ray.train
+
+from infra.storage import open_store
+from pipelines.checkpoint import RunFolder
+from pipelines.data.decode import CropConfig
+from pipelines.data.ledger import Ledger
+from pipelines.data.manifest import Manifest
+from pipelines.data.plan import Plan, WorkItem, plan_items
+from pipelines.data.quiet import quiet
+from pipelines.data.task import Block, TaskConfig, load_item
+
+FILLER = -1
+"""Id and epoch of a row that is no sample."""
+_BLOCK_BYTES = 4 * 2**20
+_PLAN_ROWS = 1024
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stream:
+    """Everything that decides what the workers of a run receive."""
+
+    manifest: Manifest
+    data_uri: str
+    run_uri: str
+    crop: CropConfig
+    split: str
+    seed: int
+    total_samples: int
+    task_mb: int
+    ordered: bool
+
+    @property
+    def plan(self) -> Plan:
+        size = self.crop.image_size
+        return Plan(
+            manifest=self.manifest,
+            split=self.split,
+            seed=self.seed,
+            total_samples=self.total_samples,
+            item_rows=rows_within(self.task_mb * 2**20, size, least=64, most=8192),
+            image_size=size,
+        )
+
+
+def rows_within(size_bytes: int, image_size: int, *, least: int, most: int) -> int:
+    """How many uint8 RGB images of a side of `image_size` pixels make `size_bytes`, within bounds."""
+    return max(least, min(most, size_bytes // (3 * image_size**2)))
+
+
+class IngestConfig(ray.train.DataConfig):
+    """Builds the rest of the stream for a worker group that starts."""
+
+    def __init__(self, stream: Stream) -> None:
+        super().__init__(datasets_to_split=["train"])
+        self._stream = stream
+
+    def configure(
+        self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
+    ) -> list[dict[str, Any]]:
+        newest = RunFolder(open_store(self._stream.run_uri)).newest(logger.warning)
+        base = newest.step if newest else 0
+        ledger = (
+            Ledger.from_arrays(newest.ledger) if newest else Ledger(self._stream.manifest.splits[self._stream.split])
+        )
+        dataset = build_dataset(self._stream, base, ledger, world_size)
+        hints = None if self._stream.ordered else worker_node_ids
+        return [{"train": part} for part in dataset.streaming_split(world_size, equal=True, locality_hints=hints)]
+
+
+def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) -> ray.data.Dataset:
+    """The rows that `ledger` leaves, as a lazy dataset; every worker gets at least one row, if only a filler."""
+    rest = stream.total_samples - ledger.total
+    filler = -rest % world_size if rest >= world_size else world_size - rest
+
+    def plan(_: Any) -> Iterator[dict[str, Any]]:
+        rows = [item.to_row() for item in plan_items(stream.plan, ledger)]
+        if filler:
+            rows.append(_filler_item(filler, stream.crop.image_size).to_row())
+        for begin in range(0, len(rows), _PLAN_ROWS):
+            part = rows[begin : begin + _PLAN_ROWS]
+            yield {key: [row[key] for row in part] for key in part[0]}
+
+    def load(batch: dict[str, Any]) -> Iterator[Block]:
+        for place in range(len(batch["rows"])):
+            item = WorkItem.from_row({key: column[place] for key, column in batch.items()})
+            for block in _load(stream, item):
+                yield {**block, "base": np.full(len(block["id"]), base, dtype=np.int64)}
+
+    dataset = (
+        ray.data.from_items([{"run": 0}], override_num_blocks=1)
+        .map_batches(plan, batch_size=None, num_cpus=0)
+        .repartition(target_num_rows_per_block=1)  # one item, one task
+        .map_batches(load, batch_size=None, num_cpus=1)
+    )
+    context = dataset.context
+    context.target_max_block_size = _BLOCK_BYTES
+    context.raise_original_map_exception = True
+    context.execution_options = ray.data.ExecutionOptions(preserve_order=stream.ordered)
+    return quiet(dataset)
+
+
+def _load(stream: Stream, item: WorkItem) -> Iterator[Block]:
+    if not item.pieces:
+        yield _filler_block(item.rows, item.image_size)
+        return
+    rows = rows_within(_BLOCK_BYTES, item.image_size, least=16, most=1024)
+    config = TaskConfig(crop=stream.crop, train=True, seed=stream.seed, rows_per_block=rows)
+    yield from load_item(open_store(stream.data_uri), stream.manifest, item, config)
+
+
+def _filler_item(rows: int, image_size: int) -> WorkItem:
+    return WorkItem(epoch=FILLER, pieces=(), rows=rows, image_size=image_size)
+
+
+def _filler_block(rows: int, side: int) -> Block:
+    return {
+        "image": np.zeros((rows, side, side, 3), dtype=np.uint8),
+        "label": np.zeros(rows, dtype=np.int64),
+        "id": np.full(rows, FILLER, dtype=np.int64),
+        "epoch": np.full(rows, FILLER, dtype=np.int32),
+    }

@@ -1,0 +1,312 @@
+"""The life of a run as its driver sees it: find the data, the run and the tracker; train; draw, register, finish.
+
+Everything a later command needs to go on is in the run's folder; the driver itself keeps nothing.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+import infra.cluster
+from infra.errors import UserError
+from infra.storage import Store, open_store
+from infra.tracking import RunInfo, Tracker, Tracking, resolve_tracking
+from pipelines import cli
+from pipelines.checkpoint import FINISHED, RUN, RunFolder
+from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
+from pipelines.recipe import Recipe, build_recipe
+from resnet_core.schedule import total_samples, total_steps
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+    from pipelines.data.ingest import Stream
+    from pipelines.progress_line import ProgressLine
+
+_DELIVERY_PATIENCE_S = 120.0
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What came of a run; `finished.json` holds the same."""
+
+    run_id: str
+    step: int
+    accuracy: float
+    model: str = ""  # models:/NAME/VERSION, or "" if none was registered
+    champion: bool = False
+    reason: str = ""
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def train(recipe: Recipe, console: Console) -> Outcome:
+    """Bring the run that `recipe` names to its end, from wherever it stands.
+
+    Raises:
+        UserError: whatever the user can put right; everything committed so far is kept.
+    """
+    began = time.monotonic()
+    folder = _open_run(recipe)
+    done = folder.read_json(FINISHED)
+    if done is not None:
+        console.print(f"run {recipe.run_name} is finished: nothing to do")
+        return Outcome(**done)
+    store = open_store(recipe.data.uri)
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        tracking = resolve_tracking(cli.local_home(recipe.run.home))
+        ready = pool.submit(_warm_tracker, tracking)  # both take seconds, mostly of waiting
+        manifest = _find_data(recipe, store, console)
+        recipe = _fitted(recipe, manifest)
+        _check_same_run(folder, recipe, manifest)
+        workers = recipe.run.num_workers * recipe.run.cpus_per_worker
+        infra.cluster.connect(min_cpus=workers + 1, gpus=recipe.run.num_workers if recipe.run.use_gpu else 0)
+        ready.result()
+    tracker = _start_tracker(recipe, manifest, folder, tracking, console)
+    status = "FAILED"
+    try:
+        outcome = _train_and_register(recipe, manifest, folder, tracker, tracking, console)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        delivered = tracker.finish(status, timeout_s=_DELIVERY_PATIENCE_S if status == "FINISHED" else 10.0)
+    if not delivered:
+        raise UserError(f"MLflow at {tracking.description} is still away: the same command delivers the rest later")
+    outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
+    folder.write_json(FINISHED, outcome.to_json())
+    return outcome
+
+
+def _open_run(recipe: Recipe) -> RunFolder:
+    home = open_store(recipe.run.home)
+    home.check_access(write=True)
+    return RunFolder(home.sub(recipe.run_name))
+
+
+def _warm_tracker(tracking: Tracking) -> None:
+    from infra.mlflow_client import connect
+
+    connect(tracking)
+
+
+def _find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
+    """The data set, prepared first if the recipe says from what."""
+    if recipe.data.source and not store.exists(MANIFEST):
+        from pipelines.data.progress import PrepareBar
+        from pipelines.data.sources import open_source
+        from pipelines.data.write import prepare
+
+        source = open_source(recipe.data.source, holdout=recipe.prepare.holdout, seed=recipe.prepare.seed)
+        console.print(f"preparing {source.description} at {store.description}")
+        infra.cluster.connect(min_cpus=1)
+        with PrepareBar(console) as bar:
+            return prepare(source, store, recipe.prepare, bar.show)
+    manifest = load_manifest(store)
+    check_shards(store, manifest)
+    return manifest
+
+
+def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """The recipe with what the data set decides filled in, and checked against it."""
+    for split in (recipe.data.train_split, recipe.data.eval_split):
+        manifest.require_split(split)
+    classes = len(manifest.class_names)
+    if recipe.model.num_classes not in (0, classes):
+        raise UserError(f"model.num_classes is {recipe.model.num_classes}, and data set {manifest.name} has {classes}")
+    workers, batch = max(1, recipe.run.num_workers), recipe.optim.global_batch_size
+    if batch % workers:
+        raise UserError(f"optim.global_batch_size = {batch} does not divide among run.num_workers = {workers}")
+    return build_recipe({}, {**recipe.flat(), "model.num_classes": classes}, where=recipe.name)
+
+
+def _check_same_run(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> None:
+    """A run goes on with the recipe and the data set that it began with."""
+    known = folder.read_json(RUN)
+    if known is None:
+        return
+    hint = "choose another run.name, or go back"
+    if known["data_digest"] != manifest.digest:
+        raise UserError(
+            f"run {recipe.run_name} was trained on data set {known['data_digest'][:16]}, "
+            f"{recipe.data.uri} holds {manifest.name}: {hint}"
+        )
+    now = recipe.trajectory()
+    changed = [key for key in {**known["trajectory"], **now} if known["trajectory"].get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"run {recipe.run_name} began with another recipe ({key} = {known['trajectory'].get(key)!r}, "
+            f"now {now.get(key)!r}): {hint}"
+        )
+
+
+def _start_tracker(
+    recipe: Recipe, manifest: Manifest, folder: RunFolder, tracking: Tracking, console: Console
+) -> Tracker:
+    """The run in MLflow, new or the one this folder began; what a checkpoint has recorded is brought up to date."""
+    known = folder.read_json(RUN) or {}
+    info = RunInfo(
+        experiment=recipe.run.experiment,
+        name=recipe.run_name,
+        run_id=known.get("run_id"),
+        params={**recipe.flat(), "data.digest": manifest.digest},
+        tags={"data_digest": manifest.digest, "recipe_digest": recipe.digest, **_code_version()},
+    )
+    tracker = Tracker.start(tracking, info, warn=console.print)
+    if not known:
+        content = {"run_id": tracker.run_id, "data_digest": manifest.digest, "trajectory": recipe.trajectory()}
+        folder.write_json(RUN, content)
+        tracker.text("recipe.toml", recipe.to_toml())
+        for split, context in ((recipe.data.train_split, "train"), (recipe.data.eval_split, "test")):
+            tracker.dataset(f"{manifest.name}-{split}", manifest.digest, recipe.data.uri, context)
+    checkpoint = folder.newest(console.print)
+    for record in checkpoint.records if checkpoint else ():
+        tracker.log(record)
+    return tracker
+
+
+def _train_and_register(
+    recipe: Recipe, manifest: Manifest, folder: RunFolder, tracker: Tracker, tracking: Tracking, console: Console
+) -> Outcome:
+    from pipelines.data.ingest import Stream
+
+    samples = manifest.splits[recipe.data.train_split]
+    steps = total_steps(recipe.schedule, samples, recipe.optim.global_batch_size)
+    if folder.steps()[-1:] != [steps]:
+        stream = Stream(
+            manifest=manifest,
+            data_uri=open_store(recipe.data.uri).uri,
+            run_uri=folder.store.uri,
+            crop=recipe.data.at(recipe.data.image_size),
+            split=recipe.data.train_split,
+            seed=recipe.run.seed,
+            total_samples=total_samples(recipe.schedule, samples, recipe.optim.global_batch_size),
+            task_mb=recipe.data.task_mb,
+            ordered=recipe.data.ordered,
+        )
+        _fit(recipe, stream, tracker, console)
+    return _conclude(recipe, manifest, folder, tracker, tracking, console)
+
+
+def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console) -> None:
+    """Ray Train from here to the last step, with a thread that carries what the workers tell."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from pipelines.launch import launch
+    from pipelines.mailbox import Mailbox
+    from pipelines.progress_line import ProgressLine
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()
+    samples, batch = stream.manifest.splits[stream.split], recipe.optim.global_batch_size
+    line = ProgressLine(
+        console=console,
+        total_steps=total_steps(recipe.schedule, samples, batch),
+        steps_per_epoch=samples / batch,
+        global_batch_size=batch,
+    )
+    done = threading.Event()
+    carrier = threading.Thread(target=_carry, args=(mailbox, tracker, line, done), name="mailbox", daemon=True)
+    with line:
+        carrier.start()
+        try:
+            launch(recipe, stream, mailbox)
+        finally:
+            done.set()
+            carrier.join(10.0)
+
+
+def _carry(mailbox: ActorHandle[Any], tracker: Tracker, line: ProgressLine, done: threading.Event) -> None:
+    import ray
+
+    from pipelines.mailbox import Recorded
+
+    while True:
+        last = done.is_set()
+        try:
+            messages = ray.get(mailbox.take.remote(0.0 if last else 0.5))
+        except ray.exceptions.RayError:  # the cluster is gone, and the main thread knows
+            return
+        for message in messages:
+            if isinstance(message, Recorded):
+                tracker.log(message.record)
+            line.show(message)
+        if last:
+            return
+
+
+def _conclude(
+    recipe: Recipe, manifest: Manifest, folder: RunFolder, tracker: Tracker, tracking: Tracking, console: Console
+) -> Outcome:
+    """Plots of the whole run, and the best checkpoint into the registry."""
+    best, newest = folder.best(console.print), folder.newest(console.print)
+    if best is None or newest is None:
+        raise UserError(f"{folder.store.description} holds no whole checkpoint: run the same command again")
+    steps_per_epoch = manifest.splits[recipe.data.train_split] / recipe.optim.global_batch_size
+    _draw(tracker, newest.records, best.scored, manifest, steps_per_epoch)
+    outcome = partial(Outcome, run_id=tracker.run_id, step=newest.step, accuracy=best.metrics["test/accuracy"])
+    if not recipe.run.register_as:
+        return outcome()
+    _wait_for_delivery(tracker, tracking)
+    from pipelines.register import register_checkpoint
+    from pipelines.scoring import EvalData
+
+    store, crop = open_store(recipe.data.uri), recipe.data.at(recipe.data.image_size)
+    data = EvalData(store=store, manifest=manifest, crop=crop, split=recipe.data.eval_split)
+    with console.status("registering the best checkpoint"):
+        version, decision = register_checkpoint(
+            tracking, best, data, run_id=tracker.run_id, name=recipe.run.register_as
+        )
+    return outcome(model=version.uri, champion=decision.promote, reason=decision.reason)
+
+
+def _draw(
+    tracker: Tracker, records: list[Any], scored: dict[str, Any] | None, manifest: Manifest, steps_per_epoch: float
+) -> None:
+    from infra import plots
+
+    for name, figure in plots.curves(records, steps_per_epoch=steps_per_epoch).items():
+        tracker.figure(f"plots/{name}.png", figure)
+    if scored is None:
+        return
+    names = manifest.class_names
+    tracker.figure("plots/confusion.png", plots.confusion(scored["confusion"], names))
+    columns = zip(scored["images"], scored["labels"], scored["predicted"], scored["probability"], strict=True)
+    sheet = [
+        plots.Mistake(image=image, label=names[label], predicted=names[predicted], probability=float(probability))
+        for image, label, predicted, probability in columns
+    ]
+    tracker.figure("plots/mistakes.png", plots.mistakes(sheet))
+
+
+def _wait_for_delivery(tracker: Tracker, tracking: Tracking) -> None:
+    patience = time.monotonic() + _DELIVERY_PATIENCE_S
+    while tracker.pending:
+        if time.monotonic() > patience:
+            raise UserError(f"MLflow at {tracking.description} is still away: the same command delivers the rest later")
+        time.sleep(0.1)
+
+
+def _code_version() -> dict[str, str]:
+    """The commit that runs, where this is a checkout."""
+    command = ["git", "-C", str(_ROOT), "rev-parse", "HEAD"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"mlflow.source.git.commit": commit}

@@ -1,0 +1,88 @@
+"""One `fit()` of Ray Train: workers, restarts, and errors that come out as they went in."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from infra.storage import pyarrow_filesystem
+from pipelines.data.ingest import IngestConfig, Stream, build_dataset
+from pipelines.data.ledger import Ledger
+from pipelines.mailbox import Event
+from pipelines.recipe import Recipe
+from pipelines.worker import Job, train_worker, user_error
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
+
+class _Failures(ray.train.UserCallback):
+    """On Train's controller: a user's error ends the run, any other failure is told and tried again."""
+
+    def __init__(self, mailbox: ActorHandle[Any]) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            found = user_error(error)
+            if found is not None:
+                raise found  # an error of the controller itself is not tried again
+        rank, error = next(iter(worker_exceptions.items()))
+        text = f"worker {rank} failed ({type(error).__name__}): going on from the last checkpoint"
+        self._mailbox.put.remote(Event(text=text))
+
+
+def launch(recipe: Recipe, stream: Stream, mailbox: ActorHandle[Any]) -> None:
+    """Run every worker to the last step.
+
+    Raises:
+        UserError: a worker or a data task met one.
+        ray.train.TrainingFailedError: more failures than `run.max_failures`.
+    """
+    run = recipe.run
+    filesystem, path = pyarrow_filesystem(stream.run_uri)
+    local = run.num_workers == 0
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": Job(recipe=recipe, stream=stream, mailbox=mailbox)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=run.num_workers,
+            use_gpu=run.use_gpu,
+            resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
+            callbacks=[_Failures(mailbox)],
+        ),
+        # local mode takes the dataset itself, a worker group asks IngestConfig
+        datasets={"train": partial(_local_dataset, stream) if local else _placeholder},
+        dataset_config=IngestConfig(stream),
+    )
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    try:
+        trainer.fit()
+    except Exception as error:
+        found = user_error(error)
+        if found is None:
+            raise
+        raise found from None
+
+
+def _local_dataset(stream: Stream) -> ray.data.Dataset:
+    from infra.storage import open_store
+    from pipelines.checkpoint import RunFolder
+
+    newest = RunFolder(open_store(stream.run_uri)).newest(logging.getLogger(__name__).warning)
+    ledger = Ledger.from_arrays(newest.ledger) if newest else Ledger(stream.manifest.splits[stream.split])
+    return build_dataset(stream, newest.step if newest else 0, ledger, world_size=1)
+
+
+def _placeholder() -> None:
+    """Train wants a dataset by name; `IngestConfig.configure` makes it."""

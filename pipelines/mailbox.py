@@ -1,0 +1,60 @@
+"""From the workers to the driver: an actor that holds messages until the driver takes them.
+
+The driver alone talks to MLflow and to the terminal, so workers need neither. What is lost with a mailbox is never
+missed: the history of records is part of every checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import ray
+
+from infra.records import Record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """Points of the curves."""
+
+    record: Record
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """Something a person should read, one line."""
+
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """Where the run is."""
+
+    step: int
+    images_per_second: float
+
+
+Message = Recorded | Event | Progress
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """First in, first out."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+
+    async def put(self, message: Message) -> None:
+        await self._messages.put(message)
+
+    async def take(self, timeout_s: float) -> list[Message]:
+        """All messages there are, waiting for the first one for `timeout_s` at most."""
+        try:
+            messages = [await asyncio.wait_for(self._messages.get(), timeout_s)]
+        except TimeoutError:
+            return []
+        while not self._messages.empty():
+            messages.append(self._messages.get_nowait())
+        return messages

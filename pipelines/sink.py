@@ -1,0 +1,77 @@
+"""Checkpoints of a training worker: copied between two steps, written and committed behind the next ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import save as save_arrays
+from safetensors.torch import save as save_tensors
+
+from infra.records import Record
+from pipelines.checkpoint import LEDGER, RECORDS, SCORED, Checkpoint, RunFolder
+from pipelines.data.ledger import Ledger
+from pipelines.feed import Feed
+from pipelines.recipe import Recipe
+from resnet_core.collective import gather_rows
+from resnet_core.state import TrainState
+
+
+@dataclass(kw_only=True)
+class Sink:
+    """`CheckpointSink` of one worker; rank 0 writes, the others contribute what they have consumed."""
+
+    rank: int
+    feed: Feed
+    folder: RunFolder
+    recipe: Recipe
+    data_digest: str
+    ledger: Ledger
+    split_start: int
+    history: list[Record]
+    scored: dict[str, npt.NDArray[np.generic]] | None = None
+    """Details of the latest evaluation, for the save that follows it."""
+
+    def __post_init__(self) -> None:
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._under_way: Future[None] | None = None
+
+    def save(self, state: TrainState, metrics: Mapping[str, float] | None) -> None:
+        marks = gather_rows(torch.from_numpy(self.feed.drain_marks()).to(state.device)).cpu().numpy()
+        if self.rank != 0:
+            return
+        self._mark(marks)
+        self.wait()
+        checkpoint = self._checkpoint(state, metrics or {})
+        self._under_way = self._writer.submit(self.folder.write, checkpoint, keep_best=self.recipe.run.keep_best)
+
+    def wait(self) -> None:
+        """Until the last save is committed; raises what went wrong with it."""
+        if self._under_way:
+            self._under_way.result()
+            self._under_way = None
+
+    def _mark(self, marks: npt.NDArray[np.int64]) -> None:
+        for epoch in np.unique(marks[:, 0]).tolist():
+            self.ledger.mark(epoch, marks[marks[:, 0] == epoch, 1] - self.split_start)
+
+    def _checkpoint(self, state: TrainState, metrics: Mapping[str, float]) -> Checkpoint:
+        files = {
+            f"{group}.safetensors": save_tensors(tensors) for group, tensors in state.snapshot().items() if tensors
+        }
+        if metrics and self.scored:
+            files[SCORED] = save_arrays(self.scored)
+        files[LEDGER] = save_arrays(self.ledger.to_arrays())
+        files[RECORDS] = "".join(record.to_json() + "\n" for record in self.history).encode()
+        files["recipe.toml"] = self.recipe.to_toml().encode()
+        return Checkpoint(
+            step=state.step,
+            metrics={f"test/{name}": value for name, value in metrics.items()},
+            recipe=self.recipe.flat(),
+            data_digest=self.data_digest,
+            files=files,
+        )

@@ -1,0 +1,42 @@
+"""Train: `python pipelines/train.py [RECIPE] [--set section.key=value …]`.
+
+RECIPE is a TOML file or the name of a shipped one; without it, the embedded demo. After any interruption the same
+command goes on from the last checkpoint, in the same MLflow run; once finished it says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich.console import Console
+
+from pipelines import cli
+from pipelines.driver import Outcome, train
+from pipelines.recipe import Recipe, load_recipe, parse_overrides
+
+
+def main() -> None:
+    arguments = cli.recipe_parser("Train, evaluate and register the model that a recipe describes.").parse_args()
+    recipe = load_recipe(arguments.recipe, parse_overrides(arguments.settings))
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    _summarise(console, recipe, train(recipe, console))
+
+
+def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
+    console.print(f"test accuracy {outcome.accuracy:.2%} after {outcome.step} steps")
+    if outcome.model:
+        state = "champion" if outcome.champion else f"not champion: {outcome.reason}"
+        console.print(f"registered  {outcome.model} ({state})")
+    console.print(f"run folder  {recipe.run.home}/{recipe.run_name}   (MLflow run {outcome.run_id})")
+    console.print("MLflow UI   make ui")
+    if outcome.model:
+        model = outcome.model.split("/")[1]
+        console.print(f"classify    .venv/bin/python pipelines/predict.py IMAGE --model models:/{model}@champion")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,304 @@
+"""What runs on each Ray Train worker: join the stream, load the checkpoint it continues, fit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray.train
+
+from infra.errors import UserError
+from infra.records import Record
+from infra.storage import open_store
+from pipelines.checkpoint import RunFolder
+from pipelines.data.ingest import Stream
+from pipelines.data.ledger import Ledger
+from pipelines.mailbox import Event, Message, Progress, Recorded
+from pipelines.recipe import Recipe
+from pipelines.system_metrics import Sampler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from ray.actor import ActorHandle
+
+    from pipelines.feed import Feed, Steps
+    from pipelines.sink import Sink
+    from resnet_core.evaluate import EvalSums, Mistakes
+    from resnet_core.loop import Cadence
+    from resnet_core.state import TrainState
+    from resnet_core.step import Share, StepConfig
+
+_PROGRESS_EVERY_S = 1.0
+MISTAKES_SHOWN = 25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What the driver tells every worker."""
+
+    recipe: Recipe  # model.num_classes filled in
+    stream: Stream
+    mailbox: ActorHandle[Any]
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """One rank of the run, from whatever the run folder holds to its last step."""
+    job: Job = config["job"]
+    with _told_plainly():
+        _Worker(job).run()
+
+
+class _Worker:
+    def __init__(self, job: Job) -> None:
+        from pipelines.feed import Feed
+        from resnet_core.compute import configure, pick_device
+
+        context = ray.train.get_context()
+        self.job = job
+        self.recipe = job.recipe
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        # the stream takes seconds to start: it does while the model is built
+        shard = ray.train.get_dataset_shard("train")
+        blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        self.device = pick_device(use_gpu=self.recipe.run.use_gpu, local_rank=0)
+        self.steps = _steps(self.recipe, job.stream, self.world_size)
+        self.feed: Feed = Feed(blocks, self.steps, self.device)
+        configure(self.recipe.compute, self.device)
+        self.folder = RunFolder(open_store(job.stream.run_uri))
+        self.asked_at = time.monotonic()
+        self.told_at = 0.0
+        self.sampler = None
+        if context.get_local_rank() == 0:
+            self.sampler = Sampler(context.get_node_rank(), lambda record: self._send(Recorded(record=record)))
+
+    def run(self) -> None:
+        from resnet_core.loop import Run, fit
+        from resnet_core.schedule import LrSchedule
+
+        state = build_state(self.recipe, self.device, self.world_size)
+        self.sink = sink = self._resume(state)
+        self._tell(Event(text=f"training on {self.world_size} worker(s) from step {state.step}"))
+        recipe, stream = self.recipe, self.job.stream
+        samples = stream.manifest.splits[stream.split]
+        fit(
+            state,
+            self._shares(state.step),
+            Run(
+                schedule=LrSchedule.build(recipe.schedule, recipe.optim, samples),
+                cadence=_cadence(recipe, samples, self.steps.total_steps),
+                step=step_config(recipe),
+                recorder=_Recorder(self, sink),
+                sink=sink,
+                evaluate=self._evaluate,
+                telemetry=self._telemetry,
+                seed=recipe.run.seed,
+                rank=self.rank,
+            ),
+        )
+        sink.wait()
+        if self.sampler:
+            self.sampler.stop()
+
+    def _shares(self, start: int) -> Iterator[Share]:
+        """The feed's shares, with the driver told of the progress between them."""
+        for step, share in enumerate(self.feed.shares(start), start):
+            yield share
+            self._progress(step + 1)
+
+    def _resume(self, state: TrainState) -> Sink:
+        """Load the checkpoint that the stream continues, and know what was consumed and recorded until there."""
+        from pipelines.sink import Sink
+
+        manifest, split = self.job.stream.manifest, self.job.stream.split
+        ledger, history = Ledger(manifest.splits[split]), []
+        base = self.feed.base()
+        if base:
+            checkpoint = self.folder.load(base)
+            state.load_tensors(checkpoint.tensors)
+            state.step = base
+            ledger, history = Ledger.from_arrays(checkpoint.ledger), checkpoint.records
+        return Sink(
+            rank=self.rank,
+            feed=self.feed,
+            folder=self.folder,
+            recipe=self.recipe,
+            data_digest=manifest.digest,
+            ledger=ledger,
+            split_start=manifest.split_start(split),
+            history=history,
+        )
+
+    def _evaluate(self, state: TrainState) -> Mapping[str, float]:
+        from pipelines.scoring import EvalData, eval_batches
+        from resnet_core.evaluate import evaluate
+
+        began = time.monotonic()
+        data = EvalData(
+            store=open_store(self.job.stream.data_uri),
+            manifest=self.job.stream.manifest,
+            crop=self.job.stream.crop,
+            split=self.recipe.data.eval_split,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
+        batches = eval_batches(data, self.device, batch_size=max(1, self.steps.rows_per_rank))
+        sums, mistakes = evaluate(
+            state.scored_model,
+            batches,
+            step_config(self.recipe),
+            num_classes=self.recipe.model.num_classes,
+            max_mistakes=MISTAKES_SHOWN,
+        )
+        self.sink.scored = _details(sums, mistakes)
+        self.asked_at += time.monotonic() - began  # not part of the training rate
+        return sums.metrics()
+
+    def _telemetry(self) -> dict[str, float]:
+        """Rate and share of time without data since it was last asked, over all ranks."""
+        import torch
+
+        from resnet_core.collective import max_over_ranks_, sum_over_ranks_
+
+        seconds = max(time.monotonic() - self.asked_at, 1e-9)
+        images = sum_over_ranks_(torch.tensor([float(self.feed.images)], device=self.device)).item()
+        waited = max_over_ranks_(torch.tensor([self.feed.waited_s / seconds], device=self.device)).item()
+        self.feed.images, self.feed.waited_s, self.asked_at = 0, 0.0, time.monotonic()
+        return {"train/images_per_second": images / seconds, "train/data_wait_share": min(1.0, waited)}
+
+    def _tell(self, message: Message) -> None:
+        if self.rank == 0:
+            self._send(message)
+
+    def _send(self, message: Message) -> None:
+        self.job.mailbox.put.remote(message)
+
+    def _progress(self, step: int) -> None:
+        """Tell the driver where the run is, at most once a second."""
+        now = time.monotonic()
+        if now - self.told_at >= _PROGRESS_EVERY_S:
+            self.told_at = now
+            rate = self.feed.images * self.world_size / max(now - self.asked_at, 1e-9)
+            self._tell(Progress(step=step, images_per_second=rate))
+
+
+class _Recorder:
+    """`Recorder` of a worker: rank 0 keeps the history for the checkpoints and tells the driver."""
+
+    def __init__(self, worker: _Worker, sink: Sink) -> None:
+        self._worker = worker
+        self._history = sink.history
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        record = Record(step=step, time_ms=time.time_ns() // 1_000_000, metrics=dict(metrics))
+        self._history.append(record)
+        self._worker._tell(Recorded(record=record))
+
+
+def build_state(recipe: Recipe, device: torch.device, world_size: int) -> TrainState:
+    """Model, optimizer and their wrappers, equal on every rank; in this order: device, layout, EMA, DDP, compile."""
+    import torch
+
+    from resnet_core.compute import compile_forward, to_memory_format
+    from resnet_core.ema import Ema
+    from resnet_core.optim import build_optimizer
+    from resnet_core.resnet import build_model
+    from resnet_core.state import TrainState
+
+    torch.manual_seed(recipe.run.seed)
+    model = to_memory_format(build_model(recipe.model).to(device), recipe.compute.channels_last)
+    optimizer = build_optimizer(model, recipe.optim)
+    ema = Ema(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
+    forward = model
+    if world_size > 1:
+        ids = [device.index] if device.type == "cuda" else None
+        forward = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+    if recipe.compute.compile:
+        compile_forward(forward)
+    return TrainState(model=model, forward=forward, optimizer=optimizer, ema=ema)
+
+
+def step_config(recipe: Recipe) -> StepConfig:
+    """What a step does with a batch, by the recipe."""
+    from resnet_core.step import StepConfig
+
+    return StepConfig(
+        augment=recipe.augment,
+        label_smoothing=recipe.optim.label_smoothing,
+        precision=recipe.compute.precision,
+        channels_last=recipe.compute.channels_last,
+    )
+
+
+def _steps(recipe: Recipe, stream: Stream, world_size: int) -> Steps:
+    from pipelines.feed import Steps
+    from resnet_core.schedule import total_steps
+
+    samples = stream.manifest.splits[stream.split]
+    return Steps(
+        total_samples=stream.total_samples,
+        total_steps=total_steps(recipe.schedule, samples, recipe.optim.global_batch_size),
+        global_batch_size=recipe.optim.global_batch_size,
+        world_size=world_size,
+        microbatch_size=recipe.compute.microbatch_size,
+    )
+
+
+def _cadence(recipe: Recipe, samples: int, total: int) -> Cadence:
+    """Evaluations at the end of every n-th epoch and of the run."""
+    from resnet_core.loop import Cadence
+    from resnet_core.schedule import epoch_end_step
+
+    batch = recipe.optim.global_batch_size
+    every = recipe.run.eval_every_epochs
+    epochs = range(every, total * batch // samples + 1, every)
+    return Cadence(
+        total_steps=total,
+        log_every_steps=recipe.run.log_every_steps,
+        eval_steps=frozenset(epoch_end_step(epoch, samples, batch, total) for epoch in epochs),
+        checkpoint_every_steps=recipe.run.checkpoint_every_steps,
+    )
+
+
+def _details(sums: EvalSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
+    """What the plots of an evaluation are made of."""
+    import torch
+
+    return {
+        "confusion": sums.confusion.to("cpu", torch.int32).numpy(),
+        "images": mistakes.images_NHWC.cpu().numpy(),
+        "labels": mistakes.labels_N.cpu().numpy(),
+        "predicted": mistakes.predicted_N.cpu().numpy(),
+        "probability": mistakes.probability_N.float().cpu().numpy(),
+    }
+
+
+@contextmanager
+def _told_plainly() -> Iterator[None]:
+    """A user's error, however deep in Ray's, comes out as itself; so do values that no training can go on with."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise UserError(str(error)) from error
+    except Exception as error:
+        found = user_error(error)
+        if found is None:
+            raise
+        raise found from error
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` that an exception is, or was caused by."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, UserError):
+            return UserError(str(error).splitlines()[-1].removeprefix("infra.errors.UserError: "))
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
