@@ -45,10 +45,12 @@ def _start(ray) -> None:  # type: ignore[no-untyped-def]
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
-            ray.init(logging_level="WARNING", runtime_env=_code())
+            ray.init(logging_level="ERROR", log_to_driver=False, runtime_env=_code())
         else:
             cpus = max(_LEAST_LOCAL_CPUS, os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cpus, logging_level="ERROR", dashboard_host="127.0.0.1")
+            ray.init(
+                address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level="ERROR", log_to_driver=False
+            )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
 

@@ -1,7 +1,7 @@
 """A run's folder in object storage, and its checkpoints: safetensors and JSON, the list of hashes last.
 
     RUN/run.json                    the MLflow run, the recipe and the data set that the run began with
-    RUN/checkpoints/step-00001234/  model, ema, optimizer, ledger, scored, records, recipe; checkpoint.json is written last
+    RUN/checkpoints/step-00001234/  model, ema, optimizer, ledger, scored, records, recipe; then checkpoint.json
     RUN/finished.json               the run is done: what came of it
 
 `checkpoint.json` holds the sha256 of every other file. A checkpoint without it, or that disagrees with it, is never

@@ -19,7 +19,7 @@ from rich.console import Console
 import infra.cluster
 from infra.errors import UserError
 from infra.storage import Store, open_store
-from infra.tracking import RunInfo, Tracker, Tracking, resolve_tracking
+from infra.tracking import RunInfo, Status, Tracker, Tracking, resolve_tracking
 from pipelines import cli
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
@@ -75,7 +75,7 @@ def train(recipe: Recipe, console: Console) -> Outcome:
         infra.cluster.connect(min_cpus=workers + 1, gpus=recipe.run.num_workers if recipe.run.use_gpu else 0)
         ready.result()
     tracker = _start_tracker(recipe, manifest, folder, tracking, console)
-    status = "FAILED"
+    status: Status = "FAILED"
     try:
         outcome = _train_and_register(recipe, manifest, folder, tracker, tracking, console)
         status = "FINISHED"
@@ -212,7 +212,7 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console) -> 
     from pipelines.progress_line import ProgressLine
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = Mailbox.options(scheduling_strategy=here).remote()
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # Ray adds it
     samples, batch = stream.manifest.splits[stream.split], recipe.optim.global_batch_size
     line = ProgressLine(
         console=console,
@@ -234,12 +234,12 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console) -> 
 def _carry(mailbox: ActorHandle[Any], tracker: Tracker, line: ProgressLine, done: threading.Event) -> None:
     import ray
 
-    from pipelines.mailbox import Recorded
+    from pipelines.mailbox import Message, Recorded
 
     while True:
         last = done.is_set()
         try:
-            messages = ray.get(mailbox.take.remote(0.0 if last else 0.5))
+            messages: list[Message] = ray.get(mailbox.take.remote(0.0 if last else 0.5))
         except ray.exceptions.RayError:  # the cluster is gone, and the main thread knows
             return
         for message in messages:

@@ -45,7 +45,8 @@ def launch(recipe: Recipe, stream: Stream, mailbox: ActorHandle[Any]) -> None:
     """
     run = recipe.run
     filesystem, path = pyarrow_filesystem(stream.run_uri)
-    local = run.num_workers == 0
+    # local mode takes the dataset itself, a worker group asks IngestConfig
+    dataset: Any = partial(_local_dataset, stream) if run.num_workers == 0 else _placeholder
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": Job(recipe=recipe, stream=stream, mailbox=mailbox)},
@@ -59,10 +60,9 @@ def launch(recipe: Recipe, stream: Stream, mailbox: ActorHandle[Any]) -> None:
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
-            callbacks=[_Failures(mailbox)],
+            callbacks=[_Failures(mailbox)],  # type: ignore[list-item]  # annotated as Tune's, which Train refuses
         ),
-        # local mode takes the dataset itself, a worker group asks IngestConfig
-        datasets={"train": partial(_local_dataset, stream) if local else _placeholder},
+        datasets={"train": dataset},
         dataset_config=IngestConfig(stream),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)

@@ -2,8 +2,8 @@
 
     recipe = load_recipe("fashion_mnist", {"run.num_workers": 2, "optim.lr_per_256": 0.2})
 
-Every door (command line, Tune, tests, resume) goes through `load_recipe`. Unknown keys are refused with the nearest valid
-one, wrong types and values out of range with the key's name. The resolved recipe is itself a valid recipe.
+Every door (command line, Tune, tests, resume) goes through `load_recipe`. Unknown keys are refused with the nearest
+valid one, wrong types and values out of range with the key's name. The resolved recipe is itself a valid recipe.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class DataConfig(CropConfig):
     task_mb: int = 32
     """Decoded megabytes that one data task yields: large enough to hide a task's cost, small enough to stream."""
     ordered: bool = False
-    """Keep the plan's order through the stream, so that a rerun sees the same batches (slower: a late task holds up the rest)."""
+    """Keep the plan's order through the stream: a rerun sees the same batches. A late task holds up the rest."""
 
     def __post_init__(self) -> None:
         CropConfig.__post_init__(self)

@@ -87,6 +87,7 @@ class _Worker:
         self._tell(Event(text=f"training on {self.world_size} worker(s) from step {state.step}"))
         recipe, stream = self.recipe, self.job.stream
         samples = stream.manifest.splits[stream.split]
+        self.asked_at = time.monotonic()
         fit(
             state,
             self._shares(state.step),
