@@ -8,25 +8,23 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console
 
+import infra.cluster
 from infra.errors import UserError
 from infra.gate import Decision, Score, decide
 from infra.mlflow_client import Tracking, resolve_tracking
 from infra.registry import Candidate, Version, champion, load, promote, register
 from infra.storage import open_store
 from pipelines import cli
+from pipelines.checkpoint import RUN, Checkpoint, RunFolder
 from pipelines.data.decode import CropConfig
 from pipelines.data.manifest import load_manifest
 from pipelines.scoring import EvalData, example_images, score_model
-
-if TYPE_CHECKING:
-    from pipelines.checkpoint import Checkpoint
 
 _EXAMPLES = 2  # images of the input example: with one, the export would fix the batch size
 
@@ -105,6 +103,13 @@ def _gate(tracking: Tracking, name: str, challenger: Score, data: EvalData) -> D
     return decide(challenger, score_model(model.predict, champion_data))
 
 
+def _run_id(folder: RunFolder) -> str:
+    known = folder.read_json(RUN)
+    if known is None:
+        raise UserError(f"{folder.store.description} has no {RUN}: without its MLflow run it cannot be registered")
+    return str(known["run_id"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Register a run's best checkpoint, and promote it if it is not worse.")
     parser.add_argument("run", metavar="RUN_FOLDER", help="folder or s3://bucket/prefix of a run")
@@ -114,10 +119,11 @@ def main() -> None:
         "--data", metavar="URI", help="where the run's data set is now (default: the recipe's data.uri)"
     )
     arguments = parser.parse_args()
-    from pipelines.serving_model import find_checkpoint, recipe_of
+    from pipelines.serving_model import find_checkpoint, open_run, recipe_of
 
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    checkpoint = find_checkpoint(arguments.run, arguments.step, console.print)
+    folder = open_run(arguments.run)
+    checkpoint = find_checkpoint(folder, arguments.step, console.print)
     recipe = recipe_of(checkpoint)
     name = arguments.name or recipe.run.register_as
     if not name:
@@ -127,11 +133,9 @@ def main() -> None:
     data = EvalData(store=store, manifest=load_manifest(store), crop=crop, split=recipe.data.eval_split)
     _check_data(checkpoint, data)
     tracking = resolve_tracking(cli.local_home(recipe.run.home))
-    run_id = _run_id(tracking, recipe)
-    import infra.cluster
-
     infra.cluster.connect(min_cpus=1)
-    version, decision = register_checkpoint(tracking, checkpoint, data, run_id=run_id, name=name)
+    with console.status("exporting, comparing, registering"):
+        version, decision = register_checkpoint(tracking, checkpoint, data, run_id=_run_id(folder), name=name)
     console.print(f"{version.uri}: checkpoint {checkpoint.step}, accuracy {version.score.accuracy:.4f}")
     console.print(f"{'champion' if decision.promote else 'not champion'}: {decision.reason}")
 

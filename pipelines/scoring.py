@@ -25,6 +25,7 @@ from pipelines.data.plan import WorkItem, eval_items
 from pipelines.data.task import Block, TaskConfig, load_item
 
 if TYPE_CHECKING:
+    import ray
     import torch
 
     from resnet_core.evaluate import EvalBatch
@@ -153,14 +154,13 @@ def _load(data: EvalData, item: WorkItem, rows: int) -> list[Block]:
     return list(data.load(item, rows))
 
 
-def _result(reference: object) -> list[Block]:
+def _result(reference: ray.ObjectRef[list[Block]]) -> list[Block]:
     """A task's blocks; what a user can put right is told as it is, not as the traceback of a task."""
     import ray
 
     try:
-        blocks: list[Block] = ray.get(reference)
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
-    return blocks

@@ -5,8 +5,7 @@ Shapes: B images, H and W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +14,10 @@ from torch import Tensor, nn
 
 from infra.errors import UserError
 from infra.storage import open_store
+from pipelines.checkpoint import Checkpoint, RunFolder, Warn
 from pipelines.recipe import Recipe, build_recipe
 from resnet_core.config import AugmentConfig
 from resnet_core.resnet import build_model
-
-if TYPE_CHECKING:
-    from pipelines.checkpoint import Checkpoint
 
 
 class ServedClassifier(nn.Module):
@@ -63,21 +60,20 @@ def recipe_of(checkpoint: Checkpoint) -> Recipe:
     return build_recipe({}, checkpoint.recipe, where=f"recipe of checkpoint {checkpoint.step}")
 
 
-def find_checkpoint(run_uri: str, step: int | None, warn: Callable[[str], None]) -> Checkpoint:
+def open_run(uri: str) -> RunFolder:
+    """The folder of a run. Raises UserError where there is none that can be read."""
+    store = open_store(uri)
+    store.check_access(write=False)
+    return RunFolder(store)
+
+
+def find_checkpoint(folder: RunFolder, step: int | None, warn: Warn) -> Checkpoint:
     """A run's best checkpoint, or the one of a step.
 
     Raises:
-        UserError: no such folder, no such checkpoint, or none that was scored.
+        UserError: there is no such checkpoint, or it is damaged.
     """
-    from pipelines.checkpoint import RunFolder
-
-    store = open_store(run_uri)
-    store.check_access(write=False)
-    folder = RunFolder(store)
     checkpoint = folder.best(warn) if step is None else folder.load(step)
     if checkpoint is None:
-        raise UserError(
-            f"{store.description} holds no checkpoint with a test accuracy: give a run's folder, "
-            "train until the first evaluation, or name a checkpoint with --step"
-        )
+        raise UserError(f"{folder.store.description} holds no checkpoint: give the folder of a run that has saved one")
     return checkpoint

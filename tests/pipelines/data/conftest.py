@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +13,6 @@ from pipelines.data.layout import PrepareConfig, plan_shards, stored_form, write
 from pipelines.data.manifest import Manifest, RowGroup, Shard, Span, Stored
 from pipelines.data.samples import Source
 from pipelines.data.sources import open_source
-
-
-@pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
-    import ray
-
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("RAY_ADDRESS", raising=False)
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -1,0 +1,274 @@
+"""Kill a training at three random points and see what is left of its promises: `python benchmarks/faults.py`.
+
+One small run is trained unbroken. The same run is then killed with SIGKILL: first its driver, then one of its Ray
+Train workers, then the whole Ray cluster and the driver. After each the same command runs again, until it finishes.
+
+Three witnesses are asked how often each epoch saw each image: the journal that this benchmark has every worker write
+of the rows it draws (`benchmarks/trace`), the ledger of the last checkpoint, and the number of samples in the ledger
+of the newest checkpoint after each kill. A step that a kill undid counts once: as it was in the end. Then MLflow is
+asked for every point of its curves, and the final weights are compared with those of the unbroken run.
+
+The exit status is 1 if a promise is broken. Equal weights are promised to one worker with data.ordered = true only:
+with several, who gets which images after a restart depends on who asks first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import psutil
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import events
+from infra.mlflow_client import connect, resolve_tracking
+from infra.storage import open_store
+from pipelines.checkpoint import FINISHED, Checkpoint, RunFolder
+from pipelines.data.ledger import Ledger
+from resnet_core.schedule import epoch_end_step
+
+SAMPLES, BATCH, LOG_EVERY, CHECKPOINT_EVERY = 4000, 64, 10, 20
+NAME, EXPERIMENT = "faults", "faults"
+VICTIMS = ("driver", "worker", "cluster")
+MAX_COMMANDS = 8
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One training under observation."""
+
+    home: Path
+    settings: dict[str, object]
+    timeout_s: float
+    """Of each command."""
+    commands: int = 0
+    ledgers: list[tuple[int, int]] = field(default_factory=list)
+    """(step, samples in the ledger) of the newest checkpoint after each kill and at the end."""
+
+    @property
+    def trace(self) -> Path:
+        return self.home / "trace"
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(open_store(str(self.home)).sub(NAME))
+
+    def start(self) -> Popen[bytes]:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.commands += 1
+        log = self.home / "output.txt"
+        return events.start("mnist5k", {**self.settings, "run.home": str(self.home)}, log=log, trace=self.trace)
+
+    def step(self) -> int:
+        """Steps that a worker has drawn data for since the beginning."""
+        return max((event["step"] for event in events.read(self.trace) if event["event"] == "share"), default=0)
+
+    def await_or_kill(self, process: Popen[bytes], until: Callable[[], bool]) -> bool:
+        """Whether `until` came true before the command ended; one that takes too long is killed with its children."""
+        deadline = time.monotonic() + self.timeout_s
+        while process.poll() is None:
+            if until():
+                return True
+            if time.monotonic() > deadline:
+                kill(family(process.pid))
+                raise SystemExit(f"a command took more than {self.timeout_s:.0f} s: see {self.home}/output.txt")
+            time.sleep(0.2)
+        return False
+
+    def note_ledger(self) -> None:
+        newest = self.folder.newest(print)
+        if newest:
+            self.ledgers.append((newest.step, Ledger.from_arrays(newest.ledger).total))
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and everything it has started, directly or not."""
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def victims(kind: str, pid: int, rng: random.Random) -> list[psutil.Process]:
+    """What to kill of a command's own processes."""
+    driver, *children = family(pid)
+    if kind == "driver":
+        return [driver]
+    named = [(process, " ".join(process.cmdline())) for process in children if process.is_running()]
+    if kind == "worker":
+        workers = [process for process, name in named if name.startswith("ray::") and "TrainWorker" in name]
+        return [rng.choice(workers)] if workers else []
+    return [driver, *(process for process, name in named if "raylet/raylet" in name or "gcs_server" in name)]
+
+
+def train(run: Run, kills: dict[str, int], rng: random.Random) -> None:
+    """The same command until it finishes; on the way, kill each victim once its step is reached."""
+    left, started = dict(kills), list[psutil.Process]()
+    while run.commands < MAX_COMMANDS:
+        process = run.start()
+        while left:
+            kind, step = next(iter(left.items()))
+            if not run.await_or_kill(process, lambda step=step: run.step() >= step):  # type: ignore[misc]
+                break
+            started += family(process.pid)
+            chosen = victims(kind, process.pid, rng)
+            if not chosen:
+                break
+            kill(chosen)
+            del left[kind]
+            print(f"  step {run.step():4}  killed the {kind}: {len(chosen)} process(es)")
+            if kind != "worker":
+                break
+        run.await_or_kill(process, lambda: False)
+        run.note_ledger()
+        if process.returncode == 0 and run.folder.read_json(FINISHED):
+            break
+    _, alive = psutil.wait_procs(started, timeout=10)
+    print(f"  finished by command {run.commands}; {len(alive)} processes of the killed ones left over")
+    if left or run.folder.read_json(FINISHED) is None:
+        raise SystemExit(f"the run did not get to its end: see {run.home}/output.txt")
+
+
+def seen(run: Run) -> tuple[dict[int, Counter[int]], dict[int, frozenset[tuple[int, int]]]]:
+    """By the journal: how often each epoch saw each id, and what each step was made of in the end."""
+    last = {(e["rank"], e["step"]): e["ids"] for e in events.read(run.trace) if e["event"] == "share"}
+    epochs: dict[int, Counter[int]] = {}
+    steps: dict[int, set[tuple[int, int]]] = {}
+    for (_, step), pairs in last.items():
+        for epoch, sample in pairs:
+            epochs.setdefault(epoch, Counter())[sample] += 1
+            steps.setdefault(step, set()).add((epoch, sample))
+    return epochs, {step: frozenset(pairs) for step, pairs in steps.items()}
+
+
+def check_samples(run: Run, last: Checkpoint, epochs: int, total_steps: int) -> bool:
+    """Print how often the images of each epoch were seen, by journal and by ledger."""
+    counted, ledger = seen(run)[0], Ledger.from_arrays(last.ledger).report()
+    good = set(counted) == set(ledger) == set(range(epochs))
+    print("\nepoch      once  twice+   never   | ledger:  once   never")
+    for epoch in range(epochs):
+        counts = counted.get(epoch, Counter())
+        once, more = (sum(pick(n) for n in counts.values()) for pick in (lambda n: n == 1, lambda n: n > 1))
+        never = SAMPLES - len(counts.keys() & set(range(SAMPLES)))
+        report = ledger[epoch]
+        print(f"{epoch:5}  {once:8,}  {more:6,}  {never:6,}   | {report.once:13,}  {report.never:6,}")
+        good &= (once, more, never, report.once, report.never) == (SAMPLES, 0, 0, SAMPLES, 0)
+    expected = [SAMPLES * epochs if step == total_steps else step * BATCH for step, _ in run.ledgers]
+    exact = expected == [total for _, total in run.ledgers]
+    print(f"ledgers after each kill and at the end, (step, samples): {run.ledgers}: {_verdict(exact)}")
+    return good and exact
+
+
+def check_mlflow(run: Run, epochs: int, total_steps: int) -> bool:
+    """Every expected step of the curves, each once."""
+    client = connect(resolve_tracking(run.home))
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    scored = {epoch_end_step(epoch, SAMPLES, BATCH, total_steps) for epoch in range(1, epochs + 1)}
+    steps = range(1, total_steps + 1)
+    logged = {s for s in steps if s % LOG_EVERY == 0 or s % CHECKPOINT_EVERY == 0 or s in scored or s == total_steps}
+    good = len(runs) == 1
+    print(f"\nMLflow runs: {len(runs)}: {_verdict(good)}")
+    for key, expected in (("train/loss", logged), ("lr", logged), ("test/accuracy", scored)):
+        points = Counter(point.step for point in client.get_metric_history(runs[0].info.run_id, key))
+        doubled, gaps, strange = (
+            [step for step, n in points.items() if n > 1],
+            sorted(expected - points.keys()),
+            sorted(points.keys() - expected),
+        )
+        fine = not (doubled or gaps or strange)
+        print(
+            f"  {key:14} {len(points)} points, doubled {doubled}, missing {gaps}, unexpected {strange}: {_verdict(fine)}"
+        )
+        good &= fine
+    return good
+
+
+def compare(broken: Run, unbroken: Run, total_steps: int) -> bool:
+    """Whether the final weights and momenta are equal, bit for bit."""
+    ours, theirs = (run.folder.load(total_steps).tensors for run in (broken, unbroken))
+    gaps = {
+        group: max((a.double() - theirs[group][name].double()).abs().max().item() for name, a in tensors.items())
+        for group, tensors in ours.items()
+    }
+    equal = all(a.equal(theirs[group][name]) for group, tensors in ours.items() for name, a in tensors.items())
+    mine, other = seen(broken)[1], seen(unbroken)[1]
+    changed = sum(mine[step] != other[step] for step in mine)
+    accuracies = [run.folder.load(total_steps).metrics["test/accuracy"] for run in (broken, unbroken)]
+    print(f"\nfinal weights: {'equal bit for bit' if equal else f'largest difference by group {gaps}'}")
+    print(f"steps made of other images than in the unbroken run: {changed} of {len(mine)}")
+    print(f"test accuracy: broken {accuracies[0]:.2%}, unbroken {accuracies[1]:.2%}")
+    return equal
+
+
+def _verdict(good: bool) -> str:
+    return "kept" if good else "BROKEN"
+
+
+def _arguments() -> Any:
+    parser = argparse.ArgumentParser(description="Kill a training at three random points and check its promises.")
+    parser.add_argument("--workers", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="decides the points and which worker")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds that one command may take")
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
+    total_steps = arguments.epochs * SAMPLES // BATCH
+    rng = random.Random(arguments.seed)
+    # one in each third, not so close to its ends that two kills could fall together
+    points = [round(total_steps * (third + rng.uniform(0.2, 0.8)) / 3) for third in range(3)]
+    with tempfile.TemporaryDirectory(prefix="resnet-ray-faults-") as temporary:
+        settings: dict[str, object] = {
+            "data.uri": f"{temporary}/data",
+            "data.ordered": True,
+            "schedule.length": arguments.epochs,
+            "compute.threads_per_worker": 1,
+            "run.name": NAME,
+            "run.experiment": EXPERIMENT,
+            "run.num_workers": arguments.workers,
+            "run.log_every_steps": LOG_EVERY,
+            "run.checkpoint_every_steps": CHECKPOINT_EVERY,
+            "run.register_as": "",
+        }
+        unbroken, broken = (
+            Run(home=Path(temporary, name), settings=settings, timeout_s=arguments.timeout)
+            for name in ("unbroken", "broken")
+        )
+        print(f"{arguments.workers} worker(s), {arguments.epochs} epochs, {total_steps} steps, seed {arguments.seed}")
+        print("unbroken:")
+        train(unbroken, {}, rng)
+        print("broken:")
+        train(broken, dict(zip(VICTIMS, points, strict=True)), rng)
+        last = broken.folder.load(total_steps)
+        kept = [
+            check_samples(broken, last, arguments.epochs, total_steps),
+            check_mlflow(broken, arguments.epochs, total_steps),
+            compare(broken, unbroken, total_steps) or arguments.workers > 1,
+        ]
+    print(f"\npromises: {_verdict(all(kept))}")
+    sys.exit(not all(kept))
+
+
+if __name__ == "__main__":
+    main()

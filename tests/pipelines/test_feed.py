@@ -1,0 +1,92 @@
+"""A worker's end of the stream: exact shares, a remainder in the last step, nothing counted twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.data.ingest import FILLER
+from pipelines.feed import Feed, Steps
+
+CPU = torch.device("cpu")
+
+
+def block(ids, *, base=0, side=2, epoch=0):
+    ids = np.asarray(ids, dtype=np.int64)
+    return {
+        "image": np.broadcast_to(ids.astype(np.uint8)[:, None, None, None], (len(ids), side, side, 3)).copy(),
+        "label": ids % 3,
+        "id": ids,
+        "epoch": np.where(ids == FILLER, FILLER, epoch).astype(np.int32),
+        "base": np.full(len(ids), base, dtype=np.int64),
+    }
+
+
+def steps(total, batch, world=1, microbatch=0):
+    whole = max(1, total // batch)
+    return Steps(
+        total_samples=total,
+        total_steps=whole,
+        global_batch_size=batch,
+        world_size=world,
+        microbatch_size=microbatch,
+    )
+
+
+def ids_of(share):
+    return [int(image[0, 0, 0]) for batch in share.microbatches for image in batch.images_BHWC]
+
+
+def test_shares_cut_across_blocks_and_the_last_takes_the_remainder():
+    feed = Feed([block([0, 1, 2]), block([3, 4, 5, 6, 7, 8, 9])], steps(10, 4), CPU)
+    assert feed.base() == 0
+    shares = list(feed.shares(0))
+    assert [ids_of(share) for share in shares] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]]
+    assert [share.count for share in shares] == [4, 6]
+    # the remainder never makes a batch larger than the others: it is cut into even parts
+    assert [len(batch) for batch in shares[1].microbatches] == [3, 3]
+    assert feed.drain_marks().tolist() == [[0, i] for i in range(10)]
+    assert feed.drain_marks().shape == (0, 2)
+    assert feed.images == 10
+
+
+def test_only_what_was_handed_out_is_marked():
+    feed = Feed([block(range(8))], steps(8, 4), CPU)
+    next(feed.shares(0))
+    assert feed.drain_marks()[:, 1].tolist() == [0, 1, 2, 3]
+
+
+def test_filler_is_neither_trained_on_nor_marked():
+    feed = Feed([block([0, 1, 2, FILLER], base=7)], steps(7, 4, world=2), CPU)
+    assert feed.base() == 7
+    (share,) = feed.shares(0)
+    assert ids_of(share) == [0, 1, 2]
+    assert feed.drain_marks()[:, 1].tolist() == [0, 1, 2]
+
+
+def test_a_stream_of_nothing_but_filler_gives_an_empty_share():
+    feed = Feed([block([FILLER])], steps(4, 4), CPU)
+    (share,) = feed.shares(0)
+    assert share.microbatches == [] and share.count == 4
+
+
+def test_images_of_two_sizes_become_batches_of_one_size_each():
+    feed = Feed([block([0, 1], side=2), block([2, 3], side=4)], steps(4, 4), CPU)
+    (share,) = feed.shares(0)
+    assert [batch.images_BHWC.shape for batch in share.microbatches] == [(2, 2, 2, 3), (2, 4, 4, 3)]
+
+
+def test_an_error_of_the_stream_reaches_the_one_who_waits():
+    def broken():
+        yield block([0, 1])
+        raise OSError("gone")
+
+    feed = Feed(broken(), steps(8, 4), CPU)
+    with pytest.raises(OSError, match="gone"):
+        next(feed.shares(0))
+
+
+def test_a_stream_that_ends_early_is_a_bug():
+    with pytest.raises(RuntimeError, match="ended 2 rows early"):
+        next(Feed([block([0, 1])], steps(8, 4), CPU).shares(0))

@@ -1,0 +1,127 @@
+"""The main job in this process and with two workers: trained, resumed after a kill, recorded once, finished once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from rich.console import Console
+
+from infra.storage import open_store
+from infra.tracking import resolve_tracking
+from pipelines.checkpoint import RunFolder
+from pipelines.data.ledger import Ledger
+from pipelines.driver import train
+from pipelines.recipe import load_recipe
+
+SMALL = {
+    "schedule.length": 0.5,  # epochs: 2,000 images, 31 steps
+    "schedule.warmup": 0,
+    "run.log_every_steps": 5,
+    "run.checkpoint_every_steps": 5,
+    "run.register_as": "",
+}
+
+
+@pytest.fixture
+def recipe_of(tmp_path, tmp_path_factory, ray_local, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    data = tmp_path_factory.getbasetemp() / "mnist5k"  # prepared once for all tests here
+
+    def make(**overrides):
+        values = {key.replace("__", "."): value for key, value in overrides.items()}
+        return load_recipe("mnist5k", {**SMALL, "data.uri": str(data), "run.home": str(tmp_path), **values})
+
+    return make
+
+
+def quiet():
+    return Console(quiet=True)
+
+
+def folder_of(recipe):
+    return RunFolder(open_store(recipe.run.home).sub(recipe.run_name))
+
+
+def points(recipe, key, run_id):
+    tracking = resolve_tracking(recipe.run.home)
+    return [point.step for point in MlflowClient(tracking.uri).get_metric_history(run_id, key)]
+
+
+def weights(recipe):
+    return folder_of(recipe).newest(pytest.fail).tensors["model"]
+
+
+LOGGED = [5, 10, 15, 20, 25, 30, 31]
+
+
+def test_local_mode_trains_and_a_finished_run_does_nothing(recipe_of):
+    recipe = recipe_of(run__num_workers=0)
+    outcome = train(recipe, quiet())
+    assert outcome.step == 31
+    assert points(recipe, "train/loss", outcome.run_id) == LOGGED
+    assert points(recipe, "test/accuracy", outcome.run_id) == [31]
+    checkpoint = folder_of(recipe).newest(pytest.fail)
+    ledger = Ledger.from_arrays(checkpoint.ledger)
+    assert {epoch: count.once for epoch, count in ledger.report().items()} == {0: 2000}
+    assert checkpoint.scored["confusion"].sum() == 1000
+    run = MlflowClient(resolve_tracking(recipe.run.home).uri).get_run(outcome.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["optim.lr_per_256"] == "0.4"
+    assert run.inputs.dataset_inputs[0].dataset.digest == checkpoint.data_digest[:36]
+    assert train(recipe, quiet()) == outcome
+
+
+def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch):
+    whole = recipe_of(run__num_workers=0, run__name="whole", data__ordered=True)
+    train(whole, quiet())
+    broken = recipe_of(run__num_workers=0, run__name="broken", data__ordered=True)
+    written = RunFolder.write
+
+    def die_after_two(self, checkpoint, *, keep_best):
+        written(self, checkpoint, keep_best=keep_best)
+        if checkpoint.step == 10:
+            raise OSError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "write", die_after_two)
+        with pytest.raises(Exception, match="power cut"):
+            train(broken, quiet())
+    outcome = train(broken, quiet())
+    expected = weights(whole)
+    assert all(tensor.equal(expected[name]) for name, tensor in weights(broken).items())
+    assert points(broken, "train/loss", outcome.run_id) == LOGGED
+
+
+def test_two_workers_one_killed(recipe_of):
+    """Inside one fit(): Train starts the group again, and the stream goes on from the newest checkpoint."""
+    recipe = recipe_of(run__num_workers=2, schedule__length=1)
+    killed: list[int] = []
+    threading.Thread(target=kill_a_worker_after, args=(folder_of(recipe), 10, killed), daemon=True).start()
+    outcome = train(recipe, quiet())
+    assert killed, "the run ended before a worker could be killed"
+    assert outcome.step == 62
+    ledger = Ledger.from_arrays(folder_of(recipe).newest(pytest.fail).ledger)
+    assert {epoch: (count.once, count.never) for epoch, count in ledger.report().items()} == {0: (4000, 0)}
+    steps = points(recipe, "train/loss", outcome.run_id)
+    assert Counter(steps) == Counter([*range(5, 61, 5), 62])
+    assert steps == sorted(steps)
+
+
+def kill_a_worker_after(folder, step, killed):
+    """SIGKILL one Train worker of ours once a checkpoint of `step` or later is committed."""
+    for _ in range(600):
+        if any(done >= step for done in folder.steps()):
+            break
+        time.sleep(0.1)
+    mine = psutil.Process().children(recursive=True)
+    workers = [process.pid for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
+    if workers:
+        os.kill(workers[0], signal.SIGKILL)
+        killed.append(workers[0])
