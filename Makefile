@@ -1,6 +1,7 @@
 # Needs python3 (3.11 to 3.13) and make; everything else goes into .venv, pinned and hashed by requirements.lock.
 PYTHON ?= python3
 PORT ?= 5000
+RUNS ?= runs
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -25,10 +26,10 @@ check: $(READY) ## lint, formatting, types, import contract
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-ui: $(READY) ## show the runs kept in runs/ at http://127.0.0.1:5000 (PORT=… for another port)
-	@test -f runs/mlflow.db || { echo "error: no runs/mlflow.db yet: run make demo first" >&2; exit 2; }
+ui: $(READY) ## show the runs kept in runs/ (RUNS=… for another folder) at http://127.0.0.1:5000 (PORT=… for another port)
+	@test -f $(RUNS)/mlflow.db || { echo "error: no $(RUNS)/mlflow.db yet: run make demo first" >&2; exit 2; }
 	env MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
-		$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///runs/mlflow.db
+		$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri sqlite:///$(abspath $(RUNS))/mlflow.db
 
 bench: $(READY) ## compare the whole pipeline with a plain PyTorch loop
 	$(BIN)/python benchmarks/overhead.py

@@ -141,7 +141,11 @@ def train(run: Run, kills: dict[str, int], rng: random.Random) -> None:
         if process.returncode == 0 and run.folder.read_json(FINISHED):
             break
     _, alive = psutil.wait_procs(started, timeout=10)
-    print(f"  finished by command {run.commands}; {len(alive)} processes of the killed ones left over")
+    over = [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    print(
+        f"  finished by command {run.commands}; of the killed ones left over: {[p.name() for p in over] or 'nothing'}"
+    )
+    kill(over)
     if left or run.folder.read_json(FINISHED) is None:
         raise SystemExit(f"the run did not get to its end: see {run.home}/output.txt")
 
@@ -189,15 +193,11 @@ def check_mlflow(run: Run, epochs: int, total_steps: int) -> bool:
     print(f"\nMLflow runs: {len(runs)}: {_verdict(good)}")
     for key, expected in (("train/loss", logged), ("lr", logged), ("test/accuracy", scored)):
         points = Counter(point.step for point in client.get_metric_history(runs[0].info.run_id, key))
-        doubled, gaps, strange = (
-            [step for step, n in points.items() if n > 1],
-            sorted(expected - points.keys()),
-            sorted(points.keys() - expected),
-        )
+        doubled = [step for step, times in points.items() if times > 1]
+        gaps, strange = sorted(expected - points.keys()), sorted(points.keys() - expected)
         fine = not (doubled or gaps or strange)
-        print(
-            f"  {key:14} {len(points)} points, doubled {doubled}, missing {gaps}, unexpected {strange}: {_verdict(fine)}"
-        )
+        told = f"doubled {doubled}, missing {gaps}, unexpected {strange}"
+        print(f"  {key:14} {len(points)} points, {told}: {_verdict(fine)}")
         good &= fine
     return good
 

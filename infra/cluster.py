@@ -55,9 +55,14 @@ def _start(ray) -> None:  # type: ignore[no-untyped-def]
         raise UserError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
 
 
+def in_job() -> bool:
+    """Whether this process is the entry point of a Ray job."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
 def _code() -> dict[str, object] | None:
     """A job's working directory is on its cluster already; a driver that joins by itself brings its path along."""
-    return None if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") else {"env_vars": {"PYTHONPATH": _ROOT}}
+    return None if in_job() else {"env_vars": {"PYTHONPATH": _ROOT}}
 
 
 def _scales() -> bool:

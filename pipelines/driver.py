@@ -27,6 +27,8 @@ from pipelines.recipe import Recipe, build_recipe
 from resnet_core.schedule import total_samples, total_steps
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from ray.actor import ActorHandle
 
     from pipelines.data.ingest import Stream
@@ -46,6 +48,7 @@ class Outcome:
     model: str = ""  # models:/NAME/VERSION, or "" if none was registered
     champion: bool = False
     reason: str = ""
+    example: str = ""  # URI of a held-out picture to try the model on
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -60,11 +63,12 @@ def train(recipe: Recipe, console: Console) -> Outcome:
     """
     began = time.monotonic()
     folder = _open_run(recipe)
+    store = open_store(recipe.data.uri)
     done = folder.read_json(FINISHED)
-    if done is not None:
+    if done is not None:  # its data may be gone by now
+        _check_same_run(folder, recipe, load_manifest(store) if store.exists(MANIFEST) else None)
         console.print(f"run {recipe.run_name} is finished: nothing to do")
         return Outcome(**done)
-    store = open_store(recipe.data.uri)
     with ThreadPoolExecutor(max_workers=1) as pool:
         tracking = resolve_tracking(cli.local_home(recipe.run.home))
         ready = pool.submit(_warm_tracker, tracking)  # both take seconds, mostly of waiting
@@ -133,18 +137,20 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     return build_recipe({}, {**recipe.flat(), "model.num_classes": classes}, where=recipe.name)
 
 
-def _check_same_run(folder: RunFolder, recipe: Recipe, manifest: Manifest) -> None:
+def _check_same_run(folder: RunFolder, recipe: Recipe, manifest: Manifest | None) -> None:
     """A run goes on with the recipe and the data set that it began with."""
     known = folder.read_json(RUN)
     if known is None:
         return
     hint = "choose another run.name, or go back"
-    if known["data_digest"] != manifest.digest:
+    if manifest and known["data_digest"] != manifest.digest:
         raise UserError(
             f"run {recipe.run_name} was trained on data set {known['data_digest'][:16]}, "
             f"{recipe.data.uri} holds {manifest.name}: {hint}"
         )
     now = recipe.trajectory()
+    if not recipe.model.num_classes:  # left to the data set
+        now["model.num_classes"] = known["trajectory"].get("model.num_classes")
     changed = [key for key in {**known["trajectory"], **now} if known["trajectory"].get(key) != now.get(key)]
     if changed:
         key = changed[0]
@@ -264,7 +270,7 @@ def _conclude(
         return outcome()
     _wait_for_delivery(tracker, tracking)
     from pipelines.register import register_checkpoint
-    from pipelines.scoring import EvalData
+    from pipelines.scoring import EvalData, example_images
 
     store, crop = open_store(recipe.data.uri), recipe.data.at(recipe.data.image_size)
     data = EvalData(store=store, manifest=manifest, crop=crop, split=recipe.data.eval_split)
@@ -272,7 +278,19 @@ def _conclude(
         version, decision = register_checkpoint(
             tracking, best, data, run_id=tracker.run_id, name=recipe.run.register_as
         )
-    return outcome(model=version.uri, champion=decision.promote, reason=decision.reason)
+    folder.store.write("example.png", _png(example_images(data, 1)[0]))
+    example = f"{folder.store.uri}/example.png"
+    return outcome(model=version.uri, champion=decision.promote, reason=decision.reason, example=example)
+
+
+def _png(image: npt.NDArray[np.uint8]) -> bytes:
+    from io import BytesIO
+
+    from PIL import Image
+
+    buffer = BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _draw(

@@ -127,7 +127,7 @@ class Recipe(BaseModel):
 
     def trajectory(self) -> dict[str, Any]:
         """Flat dotted keys that decide the trained weights (the data set itself is named by its manifest's digest)."""
-        left_out = {"data.uri", "data.source", "data.task_mb", "name"}
+        left_out = {"name", "data.uri", "data.source", "data.task_mb", "model.num_classes"}  # set by the data
         sections = ("prepare.", "compute.", "run.")
         return {
             key: value
@@ -195,10 +195,7 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _find(name: str) -> Path:
-    if name.endswith(".toml") or "/" in name:
-        file = Path(name)
-    else:
-        file = RECIPES / f"{name}.toml"
+    file = Path(name) if name.endswith(".toml") or "/" in name else RECIPES / f"{name}.toml"
     if file.is_file():
         return file
     shipped = sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))

@@ -6,6 +6,7 @@ command goes on from the last checkpoint, in the same MLflow run; once finished 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -14,16 +15,27 @@ if not __package__:
 
 from rich.console import Console
 
+from infra.cluster import in_job
 from pipelines import cli
 from pipelines.driver import Outcome, train
-from pipelines.recipe import Recipe, load_recipe, parse_overrides
+from pipelines.recipe import Recipe, build_recipe, load_recipe, parse_overrides
 
 
 def main() -> None:
     arguments = cli.recipe_parser("Train, evaluate and register the model that a recipe describes.").parse_args()
-    recipe = load_recipe(arguments.recipe, parse_overrides(arguments.settings))
+    recipe = _anchored(load_recipe(arguments.recipe, parse_overrides(arguments.settings)))
     console = Console(soft_wrap=True, highlight=False, markup=False)
     _summarise(console, recipe, train(recipe, console))
+
+
+def _anchored(recipe: Recipe) -> Recipe:
+    """In a Ray job, relative folders lie in ~/resnet-ray: its working directory is a copy that Ray removes."""
+    if not in_job():
+        return recipe
+    keys = {"run.home": recipe.run.home, "data.uri": recipe.data.uri}
+    home = Path.home() / "resnet-ray"
+    anchored = {key: str(home / uri) for key, uri in keys.items() if "://" not in uri}
+    return build_recipe({}, {**recipe.flat(), **anchored}, where=recipe.name)
 
 
 def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
@@ -32,10 +44,13 @@ def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
         state = "champion" if outcome.champion else f"not champion: {outcome.reason}"
         console.print(f"registered  {outcome.model} ({state})")
     console.print(f"run folder  {recipe.run.home}/{recipe.run_name}   (MLflow run {outcome.run_id})")
-    console.print("MLflow UI   make ui")
+    if not os.environ.get("MLFLOW_TRACKING_URI"):
+        home = cli.local_home(recipe.run.home)
+        console.print(f"MLflow UI   make ui{'' if home == 'runs' else f' RUNS={home}'}")
     if outcome.model:
         model = outcome.model.split("/")[1]
-        console.print(f"classify    .venv/bin/python pipelines/predict.py IMAGE --model models:/{model}@champion")
+        image = outcome.example if "://" not in outcome.example else "IMAGE"
+        console.print(f"classify    .venv/bin/python pipelines/predict.py {image} --model models:/{model}@champion")
 
 
 if __name__ == "__main__":

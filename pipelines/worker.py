@@ -299,7 +299,8 @@ def user_error(error: BaseException | None) -> UserError | None:
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, UserError):
-            return UserError(str(error).splitlines()[-1].removeprefix("infra.errors.UserError: "))
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        inner = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
+        if isinstance(error, UserError) and inner is None:  # with one, it is Ray's double of it: its text a traceback
+            return UserError(str(error))
+        error = inner or error.__cause__ or error.__context__
     return None

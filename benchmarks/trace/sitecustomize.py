@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import IO, Any
+from typing import Any
 
 FOLDER = os.environ.get("RESNET_RAY_TRACE")
 TIMED = {
@@ -32,15 +32,13 @@ TIMED = {
     "resnet_core.step": ["train_step"],
 }
 
-_file: IO[str] | None = None
+_BORN = time.time_ns()  # process ids come again
 
 
 def write(event: str, **content: Any) -> None:
     """Append a line that survives a `kill -9` of this process."""
-    global _file
-    if _file is None:
-        _file = Path(FOLDER or ".", f"{os.getpid()}-{time.time_ns()}.jsonl").open("a", buffering=1)
-    _file.write(json.dumps({"t": time.time(), "event": event, **content}) + "\n")
+    with Path(FOLDER or ".", f"{os.getpid()}-{_BORN}.jsonl").open("a") as file:
+        file.write(json.dumps({"t": time.time(), "event": event, **content}) + "\n")
 
 
 def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -74,7 +74,7 @@ def test_local_mode_trains_and_a_finished_run_does_nothing(recipe_of):
     run = MlflowClient(resolve_tracking(recipe.run.home).uri).get_run(outcome.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["optim.lr_per_256"] == "0.4"
-    assert run.inputs.dataset_inputs[0].dataset.digest == checkpoint.data_digest[:36]
+    assert run.inputs and run.inputs.dataset_inputs[0].dataset.digest == checkpoint.data_digest[:36]
     assert train(recipe, quiet()) == outcome
 
 

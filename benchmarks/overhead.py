@@ -1,0 +1,241 @@
+"""What the pipeline costs: its images/s against a plain PyTorch loop, in turn: `python benchmarks/overhead.py`.
+
+Both train ResNet-20 on Fashion-MNIST (on MNIST-5k where the Debian package dataset-fashion-mnist is not installed) with
+the recipe's batch, augmentation, optimizer and threads. The pipeline is `pipelines/train.py` as a user starts it: Ray,
+shards, stream, ledger, checkpoints, MLflow; its rate is the one it records, time for checkpoints included, scoring of
+the test split not. The plain loop has all images in memory as one uint8 tensor per process, and DistributedDataParallel
+over gloo where there are several. The first steps of either are left out.
+
+The time from command to first step is taken from a short run of its own, which `benchmarks/trace` watches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import events
+from infra.records import Record
+from infra.storage import open_store
+from pipelines.checkpoint import RunFolder
+from pipelines.data.arrays import Arrays
+from pipelines.data.sources import open_source
+from pipelines.recipe import Recipe, load_recipe
+from pipelines.worker import build_state
+from resnet_core.augment import augment, step_generator
+from resnet_core.schedule import LrSchedule
+
+RECORD_EVERY = 10
+
+# What comes after what until the first step is done: (what the time was spent on, the event that ends it).
+STAGES = (
+    ("Python and imports of the driver", "train:begin"),
+    ("data set, run folder, MLflow's imports", "connect:begin"),
+    ("Ray", "connect:end"),
+    ("MLflow run, imports of Ray Train", "launch:begin"),
+    ("Ray Train's controller and workers, torch", "train_worker:begin"),
+    ("model, while the stream starts", "build_state:end"),
+    ("first block", "Feed.base:end"),
+    ("first step", "train_step:end"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plain:
+    """What the plain loop needs to know."""
+
+    recipe: Recipe
+    source: str
+    workers: int
+    steps: int
+    skip: int
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """One pass of each, in images/s over all workers."""
+
+    pipeline: float
+    plain: float
+    data_wait_share: float  # of the pipeline's training time, on the worker that waited most
+    ratio: float
+
+
+def plain_worker(rank: int, job: Plain, results: SimpleQueue[float]) -> None:
+    """One process of the plain loop; rank 0 puts the rate."""
+    torch.set_num_threads(job.recipe.compute.threads_per_worker)
+    if job.workers > 1:
+        where = f"tcp://127.0.0.1:{job.port}"
+        dist.init_process_group("gloo", init_method=where, rank=rank, world_size=job.workers)
+    recipe, device = job.recipe, torch.device("cpu")
+    arrays = open_source(job.source, holdout=0.0, seed=recipe.prepare.seed).splits["train"]
+    assert isinstance(arrays, Arrays)
+    state = build_state(recipe, device, job.workers)
+    schedule = LrSchedule.build(recipe.schedule, recipe.optim, len(arrays))
+    began = 0.0
+    for step, (images, labels) in enumerate(batches(job, arrays, rank)):
+        if step == job.skip:
+            began = time.perf_counter()
+        for group in state.optimizer.param_groups:
+            group["lr"] = schedule(step)
+        inputs = augment(images, recipe.augment, step_generator(recipe.run.seed, step, rank, device))
+        loss = F.cross_entropy(state.forward(inputs), labels)
+        loss.backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if step % RECORD_EVERY == 0:
+            loss.item()
+    seconds = time.perf_counter() - began
+    if rank == 0:
+        results.put((job.steps - job.skip) * recipe.optim.global_batch_size / seconds)
+    if job.workers > 1:
+        dist.destroy_process_group()
+
+
+def batches(job: Plain, arrays: Arrays, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """This rank's randomly cropped images, uint8 B x S x S x 3, and labels; every epoch in a new order."""
+    side, pad = job.recipe.data.image_size, job.recipe.data.pad
+    images = F.pad(torch.tensor(arrays.images), (pad, pad, pad, pad))[..., None].expand(-1, -1, -1, 3).contiguous()
+    labels = torch.tensor(arrays.labels, dtype=torch.int64)
+    generator, size = torch.Generator().manual_seed(rank), job.recipe.optim.global_batch_size // job.workers
+    window, slack = torch.arange(side), images.shape[1] - side + 1
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(job.steps):
+        if len(order) < size:
+            order = torch.randperm(len(images), generator=generator)
+        chosen, order = order[:size], order[size:]
+        top, left = torch.randint(slack, (2, size, 1), generator=generator)
+        rows, columns = (top + window)[:, :, None], (left + window)[:, None, :]
+        yield images[chosen[:, None, None], rows, columns], labels[chosen]
+
+
+def run_plain(job: Plain) -> float:
+    """Images/s of the plain loop at steady state."""
+    context = torch.multiprocessing.get_context("spawn")
+    results: SimpleQueue[float] = context.SimpleQueue()
+    torch.multiprocessing.spawn(plain_worker, (job, results), nprocs=job.workers)
+    return float(results.get())
+
+
+def run_pipeline(recipe: str, settings: dict[str, object], *, trace: Path | None = None) -> tuple[float, list[Record]]:
+    """Train to the end; when the command began (Unix seconds), and what the run recorded."""
+    home = Path(str(settings["run.home"]))
+    home.mkdir(parents=True)
+    log = home / "output.txt"
+    began = time.time()
+    process = events.start(recipe, {**settings, "run.name": "run"}, log=log, trace=trace)
+    if process.wait() != 0:
+        raise SystemExit(f"the pipeline failed:\n{log.read_text()}")
+    newest = RunFolder(open_store(str(home)).sub("run")).newest(print)
+    assert newest is not None
+    return began, newest.records
+
+
+def steady(records: list[Record], skip: int) -> tuple[float, float]:
+    """(images/s, share of time waiting for data) of the steps after `skip`, each step weighing the same."""
+    told = [record.metrics for record in records if record.step > skip and "train/images_per_second" in record.metrics]
+    seconds = [1 / metrics["train/images_per_second"] for metrics in told]  # per image; records are equally far apart
+    waited = sum(s * metrics["train/data_wait_share"] for s, metrics in zip(seconds, told, strict=True))
+    return len(told) / sum(seconds), waited / sum(seconds)
+
+
+def measure_start(recipe: str, settings: dict[str, object], temporary: Path) -> dict[str, float]:
+    """Seconds spent on each stage from the command to the end of the first step; the slowest worker counts."""
+    trace = temporary / "trace"
+    began, _ = run_pipeline(recipe, {**settings, "run.home": f"{temporary}/start"}, trace=trace)
+    last = {event["event"]: event["t"] for event in events.read(trace)}
+    times = [began, *(last[event] for _, event in STAGES)]
+    return {what: end - start for (what, _), start, end in zip(STAGES, times, times[1:], strict=False)}
+
+
+def compare(arguments: argparse.Namespace, temporary: Path) -> dict[str, Any]:
+    """All measurements."""
+    fashion = events.FASHION.is_dir()
+    name, source = ("fashion_mnist", str(events.FASHION)) if fashion else ("mnist5k", "mnist5k")
+    settings: dict[str, object] = {
+        "data.uri": f"{temporary}/data",
+        "data.source": source,
+        "schedule.unit": "steps",
+        "schedule.length": arguments.steps,
+        "schedule.warmup": arguments.skip,
+        "compute.threads_per_worker": 1,
+        "run.num_workers": arguments.workers,
+        "run.log_every_steps": RECORD_EVERY,
+        "run.checkpoint_every_steps": 100,
+        "run.register_as": "",
+    }
+    short = {**settings, "schedule.length": 2, "schedule.warmup": 0}
+    print("preparing the data set", flush=True)
+    run_pipeline(name, {**short, "run.home": f"{temporary}/prepare"})
+    print("from command to first step", flush=True)
+    start = measure_start(name, short, temporary)
+    for what, seconds in start.items():
+        print(f"  {seconds:6.1f} s  {what}")
+    print(f"  {sum(start.values()):6.1f} s  in all", flush=True)
+    recipe = load_recipe(name, {**settings, "model.num_classes": 10})
+    print("round  pipeline  plain loop  ratio  waiting for data", flush=True)
+    rounds = []
+    for index in range(arguments.rounds):
+        _, records = run_pipeline(name, {**settings, "run.home": f"{temporary}/round-{index}"})
+        rate, waiting = steady(records, arguments.skip)
+        job = Plain(
+            recipe=recipe,
+            source=source,
+            workers=arguments.workers,
+            steps=arguments.steps,
+            skip=arguments.skip,
+            port=_free_port(),
+        )
+        plain = run_plain(job)
+        rounds.append(Round(pipeline=rate, plain=plain, data_wait_share=waiting, ratio=rate / plain))
+        print(f"{index + 1:5}  {rate:8,.0f}  {plain:10,.0f}  {rate / plain:5.3f}  {waiting:16.1%}", flush=True)
+    ratios = [each.ratio for each in rounds]
+    print(f"images/s, pipeline / plain: {mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    setup = {"data": name, "model": recipe.model.name, "global_batch": recipe.optim.global_batch_size}
+    machine = {"cpus": os.cpu_count(), "torch": torch.__version__}
+    return {**vars(arguments), **setup, **machine, "first_step_s": start, "rounds": [asdict(each) for each in rounds]}
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Images/s of the whole pipeline against a plain PyTorch loop.")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=300, help="of each pass")
+    parser.add_argument("--skip", type=int, default=60, help="steps left out at the beginning of each pass")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--json", metavar="FILE", help="where to write the measurements")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="resnet-ray-overhead-") as temporary:
+        measured = compare(arguments, Path(temporary))
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(measured, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
