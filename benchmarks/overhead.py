@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -35,11 +36,11 @@ if not __package__:
 from benchmarks import events
 from infra.records import Record
 from infra.storage import open_store
+from pipelines.assembly import build_state
 from pipelines.checkpoint import RunFolder
 from pipelines.data.arrays import Arrays
 from pipelines.data.sources import open_source
 from pipelines.recipe import Recipe, load_recipe
-from pipelines.worker import build_state
 from resnet_core.augment import augment, step_generator
 from resnet_core.schedule import LrSchedule
 
@@ -48,9 +49,9 @@ RECORD_EVERY = 10
 # What comes after what until the first step is done: (what the time was spent on, the event that ends it).
 STAGES = (
     ("Python and imports of the driver", "train:begin"),
-    ("data set, run folder, MLflow's imports", "connect:begin"),
-    ("Ray", "connect:end"),
-    ("MLflow run, imports of Ray Train", "launch:begin"),
+    ("run folder, data set", "connect:begin"),
+    ("Ray, MLflow's imports beside it", "connect:end"),
+    ("rest of MLflow's start, imports of Ray Train", "launch:begin"),
     ("Ray Train's controller and workers, torch", "train_worker:begin"),
     ("model, while the stream starts", "build_state:end"),
     ("first block", "Feed.base:end"),
@@ -173,7 +174,6 @@ def compare(arguments: argparse.Namespace, temporary: Path) -> dict[str, Any]:
     name, source = ("fashion_mnist", str(events.FASHION)) if fashion else ("mnist5k", "mnist5k")
     settings: dict[str, object] = {
         "data.uri": f"{temporary}/data",
-        "data.source": source,
         "schedule.unit": "steps",
         "schedule.length": arguments.steps,
         "schedule.warmup": arguments.skip,
@@ -184,8 +184,12 @@ def compare(arguments: argparse.Namespace, temporary: Path) -> dict[str, Any]:
         "run.register_as": "",
     }
     short = {**settings, "schedule.length": 2, "schedule.warmup": 0}
-    print("preparing the data set", flush=True)
-    run_pipeline(name, {**short, "run.home": f"{temporary}/prepare"})
+    busy = os.getloadavg()[0]
+    print(
+        f"{name} on {os.cpu_count()} CPUs, load average before {busy:.1f}: what others compute makes every number noisy"
+    )
+    prepare = [sys.executable, "pipelines/prepare.py", source, f"{temporary}/data"]
+    subprocess.run(prepare, cwd=events.ROOT, check=True, stdout=subprocess.DEVNULL)
     print("from command to first step", flush=True)
     start = measure_start(name, short, temporary)
     for what, seconds in start.items():
@@ -211,7 +215,7 @@ def compare(arguments: argparse.Namespace, temporary: Path) -> dict[str, Any]:
     ratios = [each.ratio for each in rounds]
     print(f"images/s, pipeline / plain: {mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
     setup = {"data": name, "model": recipe.model.name, "global_batch": recipe.optim.global_batch_size}
-    machine = {"cpus": os.cpu_count(), "torch": torch.__version__}
+    machine = {"cpus": os.cpu_count(), "load_before": busy, "torch": torch.__version__}
     return {**vars(arguments), **setup, **machine, "first_step_s": start, "rounds": [asdict(each) for each in rounds]}
 
 
@@ -226,8 +230,8 @@ def _free_port() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Images/s of the whole pipeline against a plain PyTorch loop.")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=300, help="of each pass")
-    parser.add_argument("--skip", type=int, default=60, help="steps left out at the beginning of each pass")
+    parser.add_argument("--steps", type=int, default=240, help="of each pass")
+    parser.add_argument("--skip", type=int, default=40, help="steps left out at the beginning of each pass")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", metavar="FILE", help="where to write the measurements")
     arguments = parser.parse_args()

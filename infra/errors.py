@@ -10,4 +10,12 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        self.message = " ".join(message.split())
+        super().__init__(self.message)
+
+    # Its text stays what it was: Ray Data appends advice to the `args` of what its tasks raise.
+    def __str__(self) -> str:
+        return self.message
+
+    def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
+        return type(self), (self.message,)

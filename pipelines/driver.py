@@ -1,4 +1,4 @@
-"""The life of a run as its driver sees it: find the data, the run and the tracker; train; draw, register, finish.
+"""The life of a run as its driver sees it: find the data, the run and the tracker; train; conclude.
 
 Everything a later command needs to go on is in the run's folder; the driver itself keeps nothing.
 """
@@ -9,8 +9,6 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,36 +21,17 @@ from infra.tracking import RunInfo, Status, Tracker, Tracking, resolve_tracking
 from pipelines import cli
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
+from pipelines.outcome import DELIVERY_PATIENCE_S, Outcome, conclude
 from pipelines.recipe import Recipe, build_recipe
 from resnet_core.schedule import total_samples, total_steps
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     from ray.actor import ActorHandle
 
     from pipelines.data.ingest import Stream
     from pipelines.progress_line import ProgressLine
 
-_DELIVERY_PATIENCE_S = 120.0
 _ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What came of a run; `finished.json` holds the same."""
-
-    run_id: str
-    step: int
-    accuracy: float
-    model: str = ""  # models:/NAME/VERSION, or "" if none was registered
-    champion: bool = False
-    reason: str = ""
-    example: str = ""  # URI of a held-out picture to try the model on
-    seconds: float = 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def train(recipe: Recipe, console: Console) -> Outcome:
@@ -64,17 +43,19 @@ def train(recipe: Recipe, console: Console) -> Outcome:
     began = time.monotonic()
     folder = _open_run(recipe)
     store = open_store(recipe.data.uri)
+    if recipe.data.uri.startswith("s3://"):  # what is wrong is told at once, not after a minute of patience
+        store.check_access(write=False)
     done = folder.read_json(FINISHED)
     if done is not None:  # its data may be gone by now
         _check_same_run(folder, recipe, load_manifest(store) if store.exists(MANIFEST) else None)
         console.print(f"run {recipe.run_name} is finished: nothing to do")
         return Outcome(**done)
+    manifest = _find_data(recipe, store, console)
+    recipe = _fitted(recipe, manifest)
+    _check_same_run(folder, recipe, manifest)
+    tracking = resolve_tracking(cli.local_home(recipe.run.home))
     with ThreadPoolExecutor(max_workers=1) as pool:
-        tracking = resolve_tracking(cli.local_home(recipe.run.home))
         ready = pool.submit(_warm_tracker, tracking)  # both take seconds, mostly of waiting
-        manifest = _find_data(recipe, store, console)
-        recipe = _fitted(recipe, manifest)
-        _check_same_run(folder, recipe, manifest)
         workers = recipe.run.num_workers * recipe.run.cpus_per_worker
         infra.cluster.connect(min_cpus=workers + 1, gpus=recipe.run.num_workers if recipe.run.use_gpu else 0)
         ready.result()
@@ -87,7 +68,7 @@ def train(recipe: Recipe, console: Console) -> Outcome:
         status = "KILLED"
         raise
     finally:
-        delivered = tracker.finish(status, timeout_s=_DELIVERY_PATIENCE_S if status == "FINISHED" else 10.0)
+        delivered = tracker.finish(status, timeout_s=DELIVERY_PATIENCE_S if status == "FINISHED" else 10.0)
     if not delivered:
         raise UserError(f"MLflow at {tracking.description} is still away: the same command delivers the rest later")
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
@@ -205,7 +186,7 @@ def _train_and_register(
             ordered=recipe.data.ordered,
         )
         _fit(recipe, stream, tracker, console)
-    return _conclude(recipe, manifest, folder, tracker, tracking, console)
+    return conclude(recipe, manifest, folder, tracker, tracking, console)
 
 
 def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console) -> None:
@@ -254,70 +235,6 @@ def _carry(mailbox: ActorHandle[Any], tracker: Tracker, line: ProgressLine, done
             line.show(message)
         if last:
             return
-
-
-def _conclude(
-    recipe: Recipe, manifest: Manifest, folder: RunFolder, tracker: Tracker, tracking: Tracking, console: Console
-) -> Outcome:
-    """Plots of the whole run, and the best checkpoint into the registry."""
-    best, newest = folder.best(console.print), folder.newest(console.print)
-    if best is None or newest is None:
-        raise UserError(f"{folder.store.description} holds no whole checkpoint: run the same command again")
-    steps_per_epoch = manifest.splits[recipe.data.train_split] / recipe.optim.global_batch_size
-    _draw(tracker, newest.records, best.scored, manifest, steps_per_epoch)
-    outcome = partial(Outcome, run_id=tracker.run_id, step=newest.step, accuracy=best.metrics["test/accuracy"])
-    if not recipe.run.register_as:
-        return outcome()
-    _wait_for_delivery(tracker, tracking)
-    from pipelines.register import register_checkpoint
-    from pipelines.scoring import EvalData, example_images
-
-    store, crop = open_store(recipe.data.uri), recipe.data.at(recipe.data.image_size)
-    data = EvalData(store=store, manifest=manifest, crop=crop, split=recipe.data.eval_split)
-    with console.status("registering the best checkpoint"):
-        version, decision = register_checkpoint(
-            tracking, best, data, run_id=tracker.run_id, name=recipe.run.register_as
-        )
-    folder.store.write("example.png", _png(example_images(data, 1)[0]))
-    example = f"{folder.store.uri}/example.png"
-    return outcome(model=version.uri, champion=decision.promote, reason=decision.reason, example=example)
-
-
-def _png(image: npt.NDArray[np.uint8]) -> bytes:
-    from io import BytesIO
-
-    from PIL import Image
-
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _draw(
-    tracker: Tracker, records: list[Any], scored: dict[str, Any] | None, manifest: Manifest, steps_per_epoch: float
-) -> None:
-    from infra import plots
-
-    for name, figure in plots.curves(records, steps_per_epoch=steps_per_epoch).items():
-        tracker.figure(f"plots/{name}.png", figure)
-    if scored is None:
-        return
-    names = manifest.class_names
-    tracker.figure("plots/confusion.png", plots.confusion(scored["confusion"], names))
-    columns = zip(scored["images"], scored["labels"], scored["predicted"], scored["probability"], strict=True)
-    sheet = [
-        plots.Mistake(image=image, label=names[label], predicted=names[predicted], probability=float(probability))
-        for image, label, predicted, probability in columns
-    ]
-    tracker.figure("plots/mistakes.png", plots.mistakes(sheet))
-
-
-def _wait_for_delivery(tracker: Tracker, tracking: Tracking) -> None:
-    patience = time.monotonic() + _DELIVERY_PATIENCE_S
-    while tracker.pending:
-        if time.monotonic() > patience:
-            raise UserError(f"MLflow at {tracking.description} is still away: the same command delivers the rest later")
-        time.sleep(0.1)
 
 
 def _code_version() -> dict[str, str]:

@@ -21,7 +21,7 @@ from infra.gate import Score
 from infra.storage import Store
 from pipelines.data.decode import CropConfig
 from pipelines.data.manifest import Manifest
-from pipelines.data.plan import WorkItem, eval_items
+from pipelines.data.plan import WorkItem, eval_items, rows_within
 from pipelines.data.task import Block, TaskConfig, load_item
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """uint8 B x S x S x 3 to probabilities B x K."""
 
-_ITEM_MEBIBYTES = 16  # decoded: hides the cost of a task, and a few in flight fit into any memory
-_ITEM_ROWS = (64, 4096)
+_ITEM_BYTES = 16 * 2**20  # decoded: hides the cost of a task, and a few in flight fit into any memory
 _PREDICT_ROWS = 128  # activations of one forward pass stay below a gigabyte on a CPU
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a class that a softmax rounded to zero
 
@@ -57,7 +56,7 @@ class EvalData:
     @property
     def item_rows(self) -> int:
         """About how many rows one task decodes."""
-        return rows_for(_ITEM_MEBIBYTES, self.crop.image_size, *_ITEM_ROWS)
+        return rows_within(_ITEM_BYTES, self.crop.image_size, least=64, most=4096)
 
     def items(self, item_rows: int) -> list[WorkItem]:
         """This rank's work. Raises UserError where the data set has no such split."""
@@ -75,11 +74,6 @@ class SplitScore(Score):
     """What a model scored on a whole split, as the gate compares it and as people read it."""
 
     top5_accuracy: float  # 0 to 1
-
-
-def rows_for(mebibytes: int, image_size: int, least: int, most: int) -> int:
-    """Decoded images of `image_size` pixels a side that fill so many MiB, within [least, most]."""
-    return max(least, min(most, mebibytes * 2**20 // (3 * image_size**2)))
 
 
 def score_blocks(data: EvalData) -> Iterator[Block]:

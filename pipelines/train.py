@@ -17,7 +17,8 @@ from rich.console import Console
 
 from infra.cluster import in_job
 from pipelines import cli
-from pipelines.driver import Outcome, train
+from pipelines.driver import train
+from pipelines.outcome import Outcome
 from pipelines.recipe import Recipe, build_recipe, load_recipe, parse_overrides
 
 

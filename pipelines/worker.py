@@ -25,15 +25,13 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
-    import torch
     from ray.actor import ActorHandle
 
-    from pipelines.feed import Feed, Steps
+    from pipelines.feed import Feed
     from pipelines.sink import Sink
     from resnet_core.evaluate import EvalSums, Mistakes
-    from resnet_core.loop import Cadence
     from resnet_core.state import TrainState
-    from resnet_core.step import Share, StepConfig
+    from resnet_core.step import Share
 
 _PROGRESS_EVERY_S = 1.0
 MISTAKES_SHOWN = 25
@@ -57,6 +55,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 class _Worker:
     def __init__(self, job: Job) -> None:
+        from pipelines.assembly import feed_steps
         from pipelines.feed import Feed
         from resnet_core.compute import configure, pick_device
 
@@ -68,7 +67,7 @@ class _Worker:
         shard = ray.train.get_dataset_shard("train")
         blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         self.device = pick_device(use_gpu=self.recipe.run.use_gpu, local_rank=0)
-        self.steps = _steps(self.recipe, job.stream, self.world_size)
+        self.steps = feed_steps(self.recipe, job.stream, self.world_size)
         self.feed: Feed = Feed(blocks, self.steps, self.device)
         configure(self.recipe.compute, self.device)
         self.folder = RunFolder(open_store(job.stream.run_uri))
@@ -79,6 +78,7 @@ class _Worker:
             self.sampler = Sampler(context.get_node_rank(), lambda record: self._send(Recorded(record=record)))
 
     def run(self) -> None:
+        from pipelines.assembly import build_state, cadence_of, step_config
         from resnet_core.loop import Run, fit
         from resnet_core.schedule import LrSchedule
 
@@ -93,7 +93,7 @@ class _Worker:
             self._shares(state.step),
             Run(
                 schedule=LrSchedule.build(recipe.schedule, recipe.optim, samples),
-                cadence=_cadence(recipe, samples, self.steps.total_steps),
+                cadence=cadence_of(recipe, samples, self.steps.total_steps),
                 step=step_config(recipe),
                 recorder=_Recorder(self, sink),
                 sink=sink,
@@ -137,6 +137,7 @@ class _Worker:
         )
 
     def _evaluate(self, state: TrainState) -> Mapping[str, float]:
+        from pipelines.assembly import step_config
         from pipelines.scoring import EvalData, eval_batches
         from resnet_core.evaluate import evaluate
 
@@ -200,71 +201,6 @@ class _Recorder:
         record = Record(step=step, time_ms=time.time_ns() // 1_000_000, metrics=dict(metrics))
         self._history.append(record)
         self._worker._tell(Recorded(record=record))
-
-
-def build_state(recipe: Recipe, device: torch.device, world_size: int) -> TrainState:
-    """Model, optimizer and their wrappers, equal on every rank; in this order: device, layout, EMA, DDP, compile."""
-    import torch
-
-    from resnet_core.compute import compile_forward, to_memory_format
-    from resnet_core.ema import Ema
-    from resnet_core.optim import build_optimizer
-    from resnet_core.resnet import build_model
-    from resnet_core.state import TrainState
-
-    torch.manual_seed(recipe.run.seed)
-    model = to_memory_format(build_model(recipe.model).to(device), recipe.compute.channels_last)
-    optimizer = build_optimizer(model, recipe.optim)
-    ema = Ema(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
-    forward = model
-    if world_size > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        forward = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
-    if recipe.compute.compile:
-        compile_forward(forward)
-    return TrainState(model=model, forward=forward, optimizer=optimizer, ema=ema)
-
-
-def step_config(recipe: Recipe) -> StepConfig:
-    """What a step does with a batch, by the recipe."""
-    from resnet_core.step import StepConfig
-
-    return StepConfig(
-        augment=recipe.augment,
-        label_smoothing=recipe.optim.label_smoothing,
-        precision=recipe.compute.precision,
-        channels_last=recipe.compute.channels_last,
-    )
-
-
-def _steps(recipe: Recipe, stream: Stream, world_size: int) -> Steps:
-    from pipelines.feed import Steps
-    from resnet_core.schedule import total_steps
-
-    samples = stream.manifest.splits[stream.split]
-    return Steps(
-        total_samples=stream.total_samples,
-        total_steps=total_steps(recipe.schedule, samples, recipe.optim.global_batch_size),
-        global_batch_size=recipe.optim.global_batch_size,
-        world_size=world_size,
-        microbatch_size=recipe.compute.microbatch_size,
-    )
-
-
-def _cadence(recipe: Recipe, samples: int, total: int) -> Cadence:
-    """Evaluations at the end of every n-th epoch and of the run."""
-    from resnet_core.loop import Cadence
-    from resnet_core.schedule import epoch_end_step
-
-    batch = recipe.optim.global_batch_size
-    every = recipe.run.eval_every_epochs
-    epochs = range(every, total * batch // samples + 1, every)
-    return Cadence(
-        total_steps=total,
-        log_every_steps=recipe.run.log_every_steps,
-        eval_steps=frozenset(epoch_end_step(epoch, samples, batch, total) for epoch in epochs),
-        checkpoint_every_steps=recipe.run.checkpoint_every_steps,
-    )
 
 
 def _details(sums: EvalSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:

@@ -27,7 +27,8 @@ TIMED = {
     "pipelines.driver": ["train"],
     "infra.cluster": ["connect"],
     "pipelines.launch": ["launch"],
-    "pipelines.worker": ["train_worker", "build_state"],
+    "pipelines.worker": ["train_worker"],
+    "pipelines.assembly": ["build_state"],
     "pipelines.feed": ["Feed.base"],
     "resnet_core.step": ["train_step"],
 }

@@ -22,7 +22,7 @@ from pipelines.checkpoint import RunFolder
 from pipelines.data.decode import CropConfig
 from pipelines.data.ledger import Ledger
 from pipelines.data.manifest import Manifest
-from pipelines.data.plan import Plan, WorkItem, plan_items
+from pipelines.data.plan import Plan, WorkItem, plan_items, rows_within
 from pipelines.data.quiet import quiet
 from pipelines.data.task import Block, TaskConfig, load_item
 
@@ -59,11 +59,6 @@ class Stream:
             item_rows=rows_within(self.task_mb * 2**20, size, least=64, most=8192),
             image_size=size,
         )
-
-
-def rows_within(size_bytes: int, image_size: int, *, least: int, most: int) -> int:
-    """How many uint8 RGB images of a side of `image_size` pixels make `size_bytes`, within bounds."""
-    return max(least, min(most, size_bytes // (3 * image_size**2)))
 
 
 class IngestConfig(ray.train.DataConfig):

@@ -125,6 +125,11 @@ class _Groups:
         return WorkItem(epoch=epoch, pieces=pieces, skip=skip, rows=kept, image_size=image_size)
 
 
+def rows_within(size_bytes: int, image_size: int, *, least: int, most: int) -> int:
+    """How many uint8 RGB images of a side of `image_size` pixels make `size_bytes`, within bounds."""
+    return max(least, min(most, size_bytes // (3 * image_size**2)))
+
+
 def item_order(seed: int, epoch: int, ids: Ints) -> Ints:
     """The permutation that a task applies to all rows of its item, the left-out ones included."""
     return permutation(stream(seed, Purpose.ITEM, epoch, int(ids[0])), len(ids))

@@ -13,7 +13,7 @@ import torch
 from infra.errors import UserError
 from infra.storage import LocalStore
 from pipelines.data.manifest import load_manifest
-from pipelines.scoring import EvalData, eval_batches, example_images, rows_for, score_blocks, score_model
+from pipelines.scoring import EvalData, eval_batches, example_images, score_blocks, score_model
 from pipelines.serving_model import ServedClassifier
 from resnet_core.config import ModelConfig
 from resnet_core.evaluate import evaluate
@@ -110,12 +110,6 @@ def test_example_images(colours: Coloured) -> None:
     assert images.shape == (2, SIZE, SIZE, 3)
     np.testing.assert_array_equal(images, colours.columns("test")["image"][:2])
     assert len(example_images(colours.data, 100)) == 100
-
-
-def test_rows_for() -> None:
-    assert rows_for(16, 224, 64, 4096) == 111
-    assert rows_for(16, 32, 64, 4096) == 4096
-    assert rows_for(16, 1024, 64, 4096) == 64
 
 
 def test_the_classifier_has_its_preprocessing_inside(classifier: ServedClassifier, colours: Coloured) -> None:
