@@ -28,6 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
 if not __package__:
@@ -133,7 +134,7 @@ def run_plain(job: Plain) -> float:
     """Images/s of the plain loop at steady state."""
     context = torch.multiprocessing.get_context("spawn")
     results: SimpleQueue[float] = context.SimpleQueue()
-    torch.multiprocessing.spawn(plain_worker, (job, results), nprocs=job.workers)
+    spawn(plain_worker, (job, results), nprocs=job.workers)
     return float(results.get())
 
 

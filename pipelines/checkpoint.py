@@ -141,6 +141,13 @@ class RunFolder:
         keys = ("step", "metrics", "recipe", "data_digest")
         return Checkpoint(**{key: head[key] for key in keys}, files=files)
 
+    def head(self, step: int) -> dict[str, Any] | None:
+        """What checkpoint.json says of a checkpoint, whose files are not verified; None where it is damaged or gone."""
+        try:
+            return self.read_json(f"{_folder(step)}/{COMMIT}")
+        except ValueError:
+            return None
+
     def newest(self, warn: Warn) -> Checkpoint | None:
         """The newest checkpoint that is whole; one that is damaged is told of and passed over."""
         return self._first_whole(reversed(self.steps()), warn)

@@ -119,26 +119,29 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
 
 
 def _check_same_run(folder: RunFolder, recipe: Recipe, manifest: Manifest | None) -> None:
-    """A run goes on with the recipe and the data set that it began with."""
+    """A run goes on with the recipe and the data set that it, and every checkpoint in its folder, began with."""
     known = folder.read_json(RUN)
-    if known is None:
-        return
+    if known is not None:
+        _check_same(f"run {recipe.run_name}", known["data_digest"], known["trajectory"], recipe, manifest)
+    for step in folder.steps():
+        head = folder.head(step)
+        if head is not None:
+            began = build_recipe({}, head["recipe"], where=f"checkpoint {step}").trajectory()
+            what = f"checkpoint {step} of run {recipe.run_name}"
+            _check_same(what, head["data_digest"], began, recipe, manifest)
+
+
+def _check_same(what: str, data_digest: str, began: dict[str, Any], recipe: Recipe, manifest: Manifest | None) -> None:
     hint = "choose another run.name, or go back"
-    if manifest and known["data_digest"] != manifest.digest:
+    if manifest and data_digest != manifest.digest:
         raise UserError(
-            f"run {recipe.run_name} was trained on data set {known['data_digest'][:16]}, "
-            f"{recipe.data.uri} holds {manifest.name}: {hint}"
+            f"{what} was trained on data set {data_digest[:16]}, {recipe.data.uri} holds {manifest.name}: {hint}"
         )
     now = recipe.trajectory()
-    if not recipe.model.num_classes:  # left to the data set
-        now["model.num_classes"] = known["trajectory"].get("model.num_classes")
-    changed = [key for key in {**known["trajectory"], **now} if known["trajectory"].get(key) != now.get(key)]
+    changed = [key for key in {**began, **now} if began.get(key) != now.get(key)]
     if changed:
         key = changed[0]
-        raise UserError(
-            f"run {recipe.run_name} began with another recipe ({key} = {known['trajectory'].get(key)!r}, "
-            f"now {now.get(key)!r}): {hint}"
-        )
+        raise UserError(f"{what} began with another recipe ({key} = {began.get(key)!r}, now {now.get(key)!r}): {hint}")
 
 
 def _start_tracker(

@@ -34,6 +34,7 @@ Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """uint8 B x S x S x 3 to probabilities B x K."""
 
 _ITEM_BYTES = 16 * 2**20  # decoded: hides the cost of a task, and a few in flight fit into any memory
+_ITEM_ROWS = (64, 4096)  # bounds of it, whatever the size of the images
 _PREDICT_ROWS = 128  # activations of one forward pass stay below a gigabyte on a CPU
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a class that a softmax rounded to zero
 
@@ -56,7 +57,7 @@ class EvalData:
     @property
     def item_rows(self) -> int:
         """About how many rows one task decodes."""
-        return rows_within(_ITEM_BYTES, self.crop.image_size, least=64, most=4096)
+        return rows_within(_ITEM_BYTES, self.crop.image_size, least=_ITEM_ROWS[0], most=_ITEM_ROWS[1])
 
     def items(self, item_rows: int) -> list[WorkItem]:
         """This rank's work. Raises UserError where the data set has no such split."""

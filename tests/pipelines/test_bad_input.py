@@ -16,12 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from infra.errors import UserError
 from infra.mlflow_client import Tracking, connect
 from infra.s3_server import serve_s3
 from infra.storage import LocalStore
 from pipelines.checkpoint import RUN, RunFolder
+from pipelines.recipe import load_recipe
 from tests.pipelines.conftest import COLOURS, Coloured, coloured
 
 ROOT = Path(__file__).parents[2]
@@ -235,10 +237,27 @@ def test_run_of_another_data_set(begun, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["recipe", "data set"])
+def test_checkpoint_of_another_run_in_the_folder(
+    shell: Shell, colours: Coloured, weights: dict[str, torch.Tensor], tmp_path: Path, other: str
+) -> None:
+    """Such as one that was copied there: it is not loaded, and what is there stays."""
+    folder = RunFolder(LocalStore(uri=str(shell.folder / "runs" / "demo")))
+    recipe = load_recipe(shell.folder / "demo.toml", {"model.num_classes": len(COLOURS)}).flat()
+    mine = replace(colours.checkpoint(weights, {"accuracy": 0.5}, step=2), recipe=recipe)
+    folder.write(mine, keep_best=1)
+    before = shell.files()
+    if other == "recipe":
+        refused(shell.train("model.name=resnet32"), "checkpoint 2 of run demo", "model.name = 'resnet20'")
+    else:
+        uri = coloured(tmp_path / "other", COLOURS, per_class=4, seed=7).store.uri
+        before |= {path for path in shell.files() if path.startswith("other/")}
+        refused(shell.train(f"data.uri={uri}"), "checkpoint 2 of run demo was trained on data set ")
+    assert shell.files() == before
+
+
+@pytest.mark.parametrize("other", ["recipe", "data set"])
 def test_finished_run_is_not_another_one(shell: Shell, colours: Coloured, tmp_path: Path, other: str) -> None:
     """A finished run says that it is finished to its own recipe and data set only."""
-    from pipelines.recipe import load_recipe
-
     classes = {"model.num_classes": len(COLOURS)}
     trajectory = load_recipe(shell.folder / "demo.toml", classes).trajectory()
     folder = RunFolder(LocalStore(uri=str(shell.folder / "runs" / "demo")))
