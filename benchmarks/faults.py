@@ -5,8 +5,8 @@ Train workers, then the whole Ray cluster and the driver. After each the same co
 
 Three witnesses are asked how often each epoch saw each image: the journal that this benchmark has every worker write
 of the rows it draws (`benchmarks/trace`), the ledger of the last checkpoint, and the number of samples in the ledger
-of the newest checkpoint when each command ended. A step that a kill undid counts once: as it was in the end. Then MLflow is
-asked for every point of its curves, and the final weights are compared with those of the unbroken run.
+of the newest checkpoint when each command ended. A step that a kill undid counts once: as it was in the end. Then
+MLflow is asked for every point of its curves, and the final weights are compared with those of the unbroken run.
 
 The exit status is 1 if a promise is broken. Equal weights are promised to one worker with data.ordered = true only:
 with several, each has its own place in the stream when a kill comes, so that what is left is dealt out differently.
