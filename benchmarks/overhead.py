@@ -45,6 +45,7 @@ from pipelines.recipe import Recipe, load_recipe
 from resnet_core.augment import augment, step_generator
 from resnet_core.schedule import LrSchedule
 
+RAY_NICENESS = 15  # of Ray's workers (RAY_worker_niceness): the plain loop's processes yield as much
 RECORD_EVERY = 10
 
 # What comes after what until the first step is done: (what the time was spent on, the event that ends it).
@@ -84,6 +85,7 @@ class Round:
 
 def plain_worker(rank: int, job: Plain, results: SimpleQueue[float]) -> None:
     """One process of the plain loop; rank 0 puts the rate."""
+    os.nice(RAY_NICENESS)
     torch.set_num_threads(job.recipe.compute.threads_per_worker)
     if job.workers > 1:
         where = f"tcp://127.0.0.1:{job.port}"
