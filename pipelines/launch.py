@@ -10,8 +10,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from infra.storage import pyarrow_filesystem
-from pipelines.data.ingest import IngestConfig, Stream, build_dataset
-from pipelines.data.ledger import Ledger
+from pipelines.data.ingest import IngestConfig, Stream, remaining
 from pipelines.mailbox import Event
 from pipelines.recipe import Recipe
 from pipelines.worker import Job, train_worker, user_error
@@ -46,7 +45,7 @@ def launch(recipe: Recipe, stream: Stream, mailbox: ActorHandle[Any]) -> None:
     run = recipe.run
     filesystem, path = pyarrow_filesystem(stream.run_uri)
     # local mode takes the dataset itself, a worker group asks IngestConfig
-    dataset: Any = partial(_local_dataset, stream) if run.num_workers == 0 else _placeholder
+    dataset: Any = partial(remaining, stream, world_size=1) if run.num_workers == 0 else _placeholder
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"job": Job(recipe=recipe, stream=stream, mailbox=mailbox)},
@@ -73,15 +72,6 @@ def launch(recipe: Recipe, stream: Stream, mailbox: ActorHandle[Any]) -> None:
         if found is None:
             raise
         raise found from None
-
-
-def _local_dataset(stream: Stream) -> ray.data.Dataset:
-    from infra.storage import open_store
-    from pipelines.checkpoint import RunFolder
-
-    newest = RunFolder(open_store(stream.run_uri)).newest(logging.getLogger(__name__).warning)
-    ledger = Ledger.from_arrays(newest.ledger) if newest else Ledger(stream.manifest.splits[stream.split])
-    return build_dataset(stream, newest.step if newest else 0, ledger, world_size=1)
 
 
 def _placeholder() -> None:

@@ -71,14 +71,17 @@ class IngestConfig(ray.train.DataConfig):
     def configure(
         self, datasets: Any, world_size: int, worker_handles: Any, worker_node_ids: Any, **_: Any
     ) -> list[dict[str, Any]]:
-        newest = RunFolder(open_store(self._stream.run_uri)).newest(logger.warning)
-        base = newest.step if newest else 0
-        ledger = (
-            Ledger.from_arrays(newest.ledger) if newest else Ledger(self._stream.manifest.splits[self._stream.split])
-        )
-        dataset = build_dataset(self._stream, base, ledger, world_size)
+        dataset = remaining(self._stream, world_size)
         hints = None if self._stream.ordered else worker_node_ids
         return [{"train": part} for part in dataset.streaming_split(world_size, equal=True, locality_hints=hints)]
+
+
+def remaining(stream: Stream, world_size: int) -> ray.data.Dataset:
+    """What the newest committed checkpoint of the run leaves of its plan."""
+    newest = RunFolder(open_store(stream.run_uri)).newest(logger.warning)
+    if newest is None:
+        return build_dataset(stream, 0, Ledger(stream.manifest.splits[stream.split]), world_size)
+    return build_dataset(stream, newest.step, Ledger.from_arrays(newest.ledger), world_size)
 
 
 def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) -> ray.data.Dataset:
