@@ -9,6 +9,15 @@ from infra.errors import UserError
 
 # Ray's own start takes every core it finds; data tasks need some beside the workers even on the smallest machine.
 _LEAST_LOCAL_CPUS = 4
+# What a Ray that ends with this command need not watch: no dashboard reads it, no cloud takes its node away. On two
+# cores it all comes off the training (docs/results.md, overhead).
+_UNWATCHED = {
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_metrics_report_interval_ms": "60000",
+    "RAY_raylet_report_resources_period_milliseconds": "1000",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "30000",
+}
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -48,8 +57,10 @@ def _start(ray) -> None:  # type: ignore[no-untyped-def]
             ray.init(logging_level="ERROR", log_to_driver=False, runtime_env=_code())
         else:
             cpus = max(_LEAST_LOCAL_CPUS, os.cpu_count() or 1)
+            for name, value in _UNWATCHED.items():
+                os.environ.setdefault(name, value)
             ray.init(
-                address="local", num_cpus=cpus, dashboard_host="127.0.0.1", logging_level="ERROR", log_to_driver=False
+                address="local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address or 'this machine'}: {error}") from error

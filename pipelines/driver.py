@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pipelines.progress_line import ProgressLine
 
 _ROOT = Path(__file__).resolve().parents[1]
+_TAKE_EVERY_S = 0.5
 
 
 def train(recipe: Recipe, console: Console) -> Outcome:
@@ -227,9 +228,9 @@ def _carry(mailbox: ActorHandle[Any], tracker: Tracker, line: ProgressLine, done
     from pipelines.mailbox import Message, Recorded
 
     while True:
-        last = done.is_set()
+        last = done.wait(_TAKE_EVERY_S)
         try:
-            messages: list[Message] = ray.get(mailbox.take.remote(0.0 if last else 0.5))
+            messages: list[Message] = ray.get(mailbox.take.remote())
         except ray.exceptions.RayError:  # the cluster is gone, and the main thread knows
             return
         for message in messages:

@@ -6,7 +6,6 @@ missed: the history of records is part of every checkpoint.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 import ray
@@ -44,17 +43,12 @@ class Mailbox:
     """First in, first out."""
 
     def __init__(self) -> None:
-        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._messages: list[Message] = []
 
-    async def put(self, message: Message) -> None:
-        await self._messages.put(message)
+    def put(self, message: Message) -> None:
+        self._messages.append(message)
 
-    async def take(self, timeout_s: float) -> list[Message]:
-        """All messages there are, waiting for the first one for `timeout_s` at most."""
-        try:
-            messages = [await asyncio.wait_for(self._messages.get(), timeout_s)]
-        except TimeoutError:
-            return []
-        while not self._messages.empty():
-            messages.append(self._messages.get_nowait())
+    def take(self) -> list[Message]:
+        """All messages there are."""
+        messages, self._messages = self._messages, []
         return messages
