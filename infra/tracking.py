@@ -154,6 +154,19 @@ class Tracker:
         self._thread.join(timeout_s)
         return not self._queue
 
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until MLflow has everything queued so far; False where that takes longer than ``timeout_s``."""
+        patience = time.monotonic() + timeout_s
+        while self._queue and time.monotonic() < patience:
+            time.sleep(0.1)
+        return not self._queue
+
+    def away(self) -> UserError:
+        """What to tell the user where the rest could not be delivered."""
+        return UserError(
+            f"MLflow at {self._tracking.description} is still away: the same command delivers the rest later"
+        )
+
     def _artifact(self, name: str, data: bytes) -> None:
         path = PurePosixPath(name)
 

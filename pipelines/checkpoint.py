@@ -35,6 +35,7 @@ SCORED = "scored.safetensors"
 RUN = "run.json"
 FINISHED = "finished.json"
 ACCURACY = "test/accuracy"
+_HEAD = ("step", "metrics", "recipe", "data_digest")  # of checkpoint.json, beside the list of files
 NEWEST_KEPT = 2  # the newest, and the one to fall back on
 
 Warn = Callable[[str], None]
@@ -105,13 +106,20 @@ class RunFolder:
     def __init__(self, store: Store) -> None:
         self.store = store
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON object of the run, or None where there is none yet."""
+    def read_json(self, name: str, *keys: str) -> dict[str, Any] | None:
+        """A JSON object of the run that has these keys, or None where there is none yet; UserError if it is damaged."""
         try:
-            content: dict[str, Any] = json.loads(self.store.read(name))
+            content = json.loads(self.store.read(name))
         except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise UserError(f"{self._damaged(name)}: {error}") from error
+        if not isinstance(content, dict) or not content.keys() >= set(keys):
+            raise UserError(f"{self._damaged(name)}: no JSON object of {', '.join(keys)}")
         return content
+
+    def _damaged(self, name: str) -> str:
+        return f"{self.store.description}/{name} is damaged (delete it and run the same command again)"
 
     def write_json(self, name: str, content: Mapping[str, Any], *, if_absent: bool = False) -> None:
         self.store.write(name, json.dumps(dict(content), indent=1, sort_keys=True).encode(), if_absent=if_absent)
@@ -138,14 +146,13 @@ class RunFolder:
         for name, data in files.items():
             if hashlib.sha256(data).hexdigest() != head["files"][name]["sha256"]:
                 raise UserError(f"{self.store.description}/{folder}/{name} is not what was saved: its sha256 disagrees")
-        keys = ("step", "metrics", "recipe", "data_digest")
-        return Checkpoint(**{key: head[key] for key in keys}, files=files)
+        return Checkpoint(**{key: head[key] for key in _HEAD}, files=files)
 
     def head(self, step: int) -> dict[str, Any] | None:
         """What checkpoint.json says of a checkpoint, whose files are not verified; None where it is damaged or gone."""
         try:
-            return self.read_json(f"{_folder(step)}/{COMMIT}")
-        except ValueError:
+            return self.read_json(f"{_folder(step)}/{COMMIT}", *_HEAD, "files")
+        except UserError:
             return None
 
     def newest(self, warn: Warn) -> Checkpoint | None:
@@ -170,15 +177,15 @@ class RunFolder:
     def _by_accuracy(self) -> list[int]:
         scored = []
         for step in self.steps():
-            metrics = json.loads(self.store.read(f"{_folder(step)}/{COMMIT}"))["metrics"]
-            if ACCURACY in metrics:
-                scored.append((metrics[ACCURACY], step))
+            head = self.head(step)
+            if head and ACCURACY in head["metrics"]:
+                scored.append((head["metrics"][ACCURACY], step))
         return [step for _, step in sorted(scored, reverse=True)]
 
     def _drop(self, step: int) -> None:
         """Remove a checkpoint, its commit first, so that it is never half there."""
-        files = json.loads(self.store.read(f"{_folder(step)}/{COMMIT}"))["files"]
-        for name in (COMMIT, *files):
+        head = self.head(step)
+        for name in (COMMIT, *(head["files"] if head else ())):
             self.store.delete(f"{_folder(step)}/{name}")
 
     def _first_whole(self, steps: Any, warn: Warn) -> Checkpoint | None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pipelines.progress_line import ProgressLine
 
 _ROOT = Path(__file__).resolve().parents[1]
+_RUN_KEYS = ("run_id", "data_digest", "trajectory")  # of run.json
+_FINISHED_KEYS = ("run_id", "step", "accuracy")  # of finished.json; the rest has defaults
 _TAKE_EVERY_S = 0.5
 
 
@@ -46,11 +48,11 @@ def train(recipe: Recipe, console: Console) -> Outcome:
     store = open_store(recipe.data.uri)
     if recipe.data.uri.startswith("s3://"):  # what is wrong is told at once, not after a minute of patience
         store.check_access(write=False)
-    done = folder.read_json(FINISHED)
+    done = folder.read_json(FINISHED, *_FINISHED_KEYS)
     if done is not None:  # its data may be gone by now
         _check_same_run(folder, recipe, load_manifest(store) if store.exists(MANIFEST) else None)
         console.print(f"run {recipe.run_name} is finished: nothing to do")
-        return Outcome(**done)
+        return Outcome.from_json(done)
     manifest = _find_data(recipe, store, console)
     recipe = _fitted(recipe, manifest)
     _check_same_run(folder, recipe, manifest)
@@ -71,7 +73,7 @@ def train(recipe: Recipe, console: Console) -> Outcome:
     finally:
         delivered = tracker.finish(status, timeout_s=DELIVERY_PATIENCE_S if status == "FINISHED" else 10.0)
     if not delivered:
-        raise UserError(f"MLflow at {tracking.description} is still away: the same command delivers the rest later")
+        raise tracker.away()
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
     folder.write_json(FINISHED, outcome.to_json())
     return outcome
@@ -121,7 +123,7 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
 
 def _check_same_run(folder: RunFolder, recipe: Recipe, manifest: Manifest | None) -> None:
     """A run goes on with the recipe and the data set that it, and every checkpoint in its folder, began with."""
-    known = folder.read_json(RUN)
+    known = folder.read_json(RUN, *_RUN_KEYS)
     if known is not None:
         _check_same(f"run {recipe.run_name}", known["data_digest"], known["trajectory"], recipe, manifest)
     for step in folder.steps():
@@ -149,7 +151,7 @@ def _start_tracker(
     recipe: Recipe, manifest: Manifest, folder: RunFolder, tracking: Tracking, console: Console
 ) -> Tracker:
     """The run in MLflow, new or the one this folder began; what a checkpoint has recorded is brought up to date."""
-    known = folder.read_json(RUN) or {}
+    known = folder.read_json(RUN, *_RUN_KEYS) or {}
     info = RunInfo(
         experiment=recipe.run.experiment,
         name=recipe.run_name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,10 @@ class Outcome:
     example: str = ""  # URI of a held-out picture to try the model on
     seconds: float = 0.0
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Outcome:
+        return cls(**{name: content[name] for name in cls.__slots__ if name in content})
+
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
 
@@ -52,7 +55,8 @@ def conclude(
     outcome = partial(Outcome, run_id=tracker.run_id, step=newest.step, accuracy=best.metrics["test/accuracy"])
     if not recipe.run.register_as:
         return outcome()
-    _wait_for_delivery(tracker, tracking)
+    if not tracker.drain(DELIVERY_PATIENCE_S):
+        raise tracker.away()
     from pipelines.register import register_checkpoint
     from pipelines.scoring import EvalData, example_images
 
@@ -94,11 +98,3 @@ def _draw(
         for image, label, predicted, probability in columns
     ]
     tracker.figure("plots/mistakes.png", plots.mistakes(sheet))
-
-
-def _wait_for_delivery(tracker: Tracker, tracking: Tracking) -> None:
-    patience = time.monotonic() + DELIVERY_PATIENCE_S
-    while tracker.pending:
-        if time.monotonic() > patience:
-            raise UserError(f"MLflow at {tracking.description} is still away: the same command delivers the rest later")
-        time.sleep(0.1)

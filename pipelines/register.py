@@ -104,7 +104,7 @@ def _gate(tracking: Tracking, name: str, challenger: Score, data: EvalData) -> D
 
 
 def _run_id(folder: RunFolder) -> str:
-    known = folder.read_json(RUN)
+    known = folder.read_json(RUN, "run_id")
     if known is None:
         raise UserError(f"{folder.store.description} has no {RUN}: without its MLflow run it cannot be registered")
     return str(known["run_id"])

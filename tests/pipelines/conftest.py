@@ -1,8 +1,7 @@
-"""A small data set of coloured pictures, a network that tells them apart, and Ray where a test needs its tasks."""
+"""A small data set of coloured pictures, and a network that tells them apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,22 +29,6 @@ STEP = 30
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def ray_tasks() -> Iterator[None]:
-    """Ray on two CPUs, unless tests before these have started it."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    with pytest.MonkeyPatch.context() as environment:
-        environment.delenv("RAY_ADDRESS", raising=False)
-        environment.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 def picture(colour: tuple[int, int, int], seed: int) -> Image.Image:

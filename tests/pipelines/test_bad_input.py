@@ -22,7 +22,7 @@ from infra.errors import UserError
 from infra.mlflow_client import Tracking, connect
 from infra.s3_server import serve_s3
 from infra.storage import LocalStore
-from pipelines.checkpoint import RUN, RunFolder
+from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.recipe import load_recipe
 from tests.pipelines.conftest import COLOURS, Coloured, coloured
 
@@ -234,6 +234,15 @@ def test_run_of_another_data_set(begun, tmp_path: Path) -> None:
     ended = shell.train(f"run.name={BEGUN}", f"data.uri={other.store.uri}")
     refused(ended, f"run {BEGUN} was trained on data set ", f"holds {other.manifest.name}", "run.name")
     assert shell.files() == before
+
+
+@pytest.mark.parametrize("name", [RUN, FINISHED])
+@pytest.mark.parametrize("content", ["{", "[]", '{"step": 1}', "\xff"])
+def test_damaged_record_of_a_run(shell: Shell, name: str, content: str) -> None:
+    record = shell.folder / "runs" / "demo" / name
+    record.parent.mkdir(parents=True)
+    record.write_bytes(content.encode("latin-1"))
+    refused(shell.train(), f"/runs/demo/{name} is damaged", "delete it")
 
 
 @pytest.mark.parametrize("other", ["recipe", "data set"])

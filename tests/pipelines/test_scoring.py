@@ -79,7 +79,7 @@ def test_ranks_add_up_to_the_whole(colours: Coloured, weights: dict[str, torch.T
     assert float(sum(sums.loss for sums, _ in parts)) == pytest.approx(float(whole.loss), rel=1e-5)
 
 
-@pytest.mark.usefixtures("ray_tasks")
+@pytest.mark.usefixtures("ray_local")
 def test_tasks_give_what_this_process_would(colours: Coloured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.scoring._ITEM_ROWS", (4, 4))
     data = dataclasses.replace(colours.data, window=1)
@@ -92,7 +92,7 @@ def test_tasks_give_what_this_process_would(colours: Coloured, monkeypatch: pyte
     assert sum(len(batch.labels_B) for batch in batches) == 30
 
 
-@pytest.mark.usefixtures("ray_tasks")
+@pytest.mark.usefixtures("ray_local")
 def test_a_damaged_shard_is_one_line_also_from_a_task(colours: Coloured, tmp_path: Path) -> None:
     shutil.copytree(colours.store.uri, tmp_path / "data")
     shard = colours.manifest.shards_of("test")[-1]
