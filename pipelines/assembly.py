@@ -10,8 +10,8 @@ from pipelines.recipe import Recipe
 from resnet_core.compute import compile_forward, to_memory_format
 from resnet_core.ema import Ema
 from resnet_core.loop import Cadence
+from resnet_core.models import build_model
 from resnet_core.optim import build_optimizer
-from resnet_core.resnet import build_model
 from resnet_core.schedule import epoch_end_step, total_steps
 from resnet_core.state import TrainState
 from resnet_core.step import StepConfig

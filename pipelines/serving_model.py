@@ -17,7 +17,7 @@ from infra.storage import open_store
 from pipelines.checkpoint import Checkpoint, RunFolder, Warn
 from pipelines.recipe import Recipe, build_recipe
 from resnet_core.config import AugmentConfig
-from resnet_core.resnet import build_model
+from resnet_core.models import build_model
 
 
 class ServedClassifier(nn.Module):

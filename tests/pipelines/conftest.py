@@ -19,7 +19,7 @@ from pipelines.data.sources import open_source
 from pipelines.recipe import build_recipe
 from pipelines.scoring import EvalData
 from resnet_core.config import ModelConfig
-from resnet_core.resnet import build_model
+from resnet_core.models import build_model
 
 COLOURS = {"azure": (40, 90, 230), "lime": (60, 220, 40), "scarlet": (225, 50, 60)}
 SIZE = 16

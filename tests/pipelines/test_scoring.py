@@ -17,7 +17,7 @@ from pipelines.scoring import EvalData, eval_batches, example_images, score_bloc
 from pipelines.serving_model import ServedClassifier
 from resnet_core.config import ModelConfig
 from resnet_core.evaluate import evaluate
-from resnet_core.resnet import build_model
+from resnet_core.models import build_model
 from resnet_core.step import StepConfig
 
 from .conftest import SIZE, Coloured, hand_computed

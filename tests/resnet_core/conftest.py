@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from resnet_core.config import OptimConfig
 from resnet_core.ema import Ema
+from resnet_core.models.resnet import PaddingShortcut, ResNet, Variant, cifar_stem, initialize
 from resnet_core.optim import build_optimizer
-from resnet_core.resnet import PaddingShortcut, ResNet, Variant, cifar_stem, initialize
 from resnet_core.state import TrainState
 from resnet_core.step import Microbatch
 

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_core.config import OptimConfig
 from resnet_core.evaluate import EvalBatch, evaluate
+from resnet_core.models.resnet import PaddingShortcut, ResNet, Variant, cifar_stem
 from resnet_core.optim import build_optimizer
-from resnet_core.resnet import PaddingShortcut, ResNet, Variant, cifar_stem
 from resnet_core.state import TrainState
 from resnet_core.step import Microbatch, Share, StepConfig, train_step
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from resnet_core.config import ModelConfig, OptimConfig
+from resnet_core.models import build_model
 from resnet_core.optim import build_optimizer, param_groups
-from resnet_core.resnet import build_model
 
 
 def model() -> nn.Module:

@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from resnet_core.config import ModelConfig, ModelName, OptimConfig
+from resnet_core.models.resnet import VARIANTS, BlockPlan, PaddingShortcut, build_model, stage_plan
 from resnet_core.optim import build_optimizer
-from resnet_core.resnet import VARIANTS, BlockPlan, PaddingShortcut, build_model, stage_plan
 
 # name, parameters, spatial side and channels before the pooling of a 64-pixel image
 TABLE = [

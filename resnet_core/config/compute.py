@@ -1,0 +1,31 @@
+"""How a worker computes: the recipe's section `compute`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from resnet_core.config.check import require, require_choice
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ComputeConfig:
+    """How a worker computes; none of it changes what is computed, beyond rounding."""
+
+    precision: Precision = "fp32"
+    """bf16 = autocast: weights, norms' statistics and the loss stay fp32."""
+    channels_last: bool = True
+    compile: bool = False
+    microbatch_size: int = 0
+    """Most images in one forward pass of one worker; 0 = the worker's whole share of the step."""
+    threads_per_worker: int = 1
+    """Torch's threads within one operation, on CPU workers; 0 = torch's own default."""
+    deterministic: bool = False
+    """Refuse operations whose result may differ from run to run."""
+
+    def __post_init__(self) -> None:
+        require_choice("compute.precision", self.precision, Precision)
+        require(self.microbatch_size >= 0, "compute.microbatch_size", "at least 0", self.microbatch_size)
+        require(self.threads_per_worker >= 0, "compute.threads_per_worker", "at least 0", self.threads_per_worker)
