@@ -93,7 +93,7 @@ def plain_worker(rank: int, job: Plain, results: SimpleQueue[float]) -> None:
     recipe, device = job.recipe, torch.device("cpu")
     arrays = open_source(job.source, holdout=0.0, seed=recipe.prepare.seed).splits["train"]
     assert isinstance(arrays, Arrays)
-    state = build_state(recipe, device, job.workers)
+    state = build_state(recipe, device, job.workers, len(arrays))
     schedule = LrSchedule.build(recipe.schedule, recipe.optim, len(arrays))
     began = 0.0
     for step, (images, labels) in enumerate(batches(job, arrays, rank)):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infra.plot_style import FAINT, INK, frame, new_figure
 from infra.records import Record
 
 if TYPE_CHECKING:
@@ -19,10 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-_DPI = 130
 _COLORS = {"train": "#8da0b8", "test": "#c8553d", "other": "#2a6f77"}
-_INK = "#2b2d33"
-_FAINT = "#d5d8dd"
 _CELLS = "Blues"
 _MAX_LABELLED_CLASSES = 30  # beyond these, class names on the axes of a matrix cannot be read
 _MAX_NUMBERED_CLASSES = 15  # beyond these, numbers in its cells cannot
@@ -70,7 +68,7 @@ def confusion(matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> F
     beside the pairs that are confused most."""
     if len(class_names) <= _MAX_LABELLED_CLASSES:
         return _labelled_confusion(matrix, class_names)
-    figure = _figure(13.5, 7)
+    figure = new_figure(13.5, 7)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
     _binned_matrix(figure, left, matrix)
     _confused_pairs(right, matrix, class_names)
@@ -81,7 +79,7 @@ def mistakes(sheet: Sequence[Mistake]) -> Figure:
     """A grid of wrongly classified pictures, each titled "true → predicted" with the probability of the latter."""
     columns = max(1, min(_SHEET_COLUMNS, len(sheet)))
     rows = max(1, math.ceil(len(sheet) / columns))
-    figure = _figure(2.0 * columns, 2.35 * rows)
+    figure = new_figure(2.0 * columns, 2.35 * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
@@ -89,9 +87,9 @@ def mistakes(sheet: Sequence[Mistake]) -> Figure:
         smooth = "nearest" if min(mistake.image.shape[:2]) < _MIN_SHOWN_PIXELS else "antialiased"
         axis.imshow(mistake.image, cmap="gray", interpolation=smooth)
         answer = f"{_short(mistake.predicted)}  {mistake.probability:.0%}"
-        axis.set_title(f"{_short(mistake.label)}\n→ {answer}", fontsize=8, color=_INK, linespacing=1.3)
+        axis.set_title(f"{_short(mistake.label)}\n→ {answer}", fontsize=8, color=INK, linespacing=1.3)
     if not sheet:
-        figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", color=_INK)
+        figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", color=INK)
     return figure
 
 
@@ -106,17 +104,17 @@ def _series(records: Iterable[Record]) -> Series:
 
 
 def _curve(series: Series, label: str, scale: float, steps_per_epoch: float | None) -> Figure:
-    figure = _figure(8, 4.5)
+    figure = new_figure(8, 4.5)
     axis = figure.subplots()
     for key, (steps, values) in sorted(series.items()):
         kind = key.partition("/")[0]
         style = _line_style(kind, key, points=len(steps))
         axis.plot(steps, np.asarray(values) * scale, label=key, **style)
-    _frame(axis, "step", label)
+    frame(axis, "step", label)
     last = max(steps[-1] for steps, _ in series.values())
     if steps_per_epoch and last / steps_per_epoch <= _MAX_EPOCH_MARKS:
         for end in np.arange(steps_per_epoch, last + 0.5, steps_per_epoch):
-            axis.axvline(end, color=_FAINT, linewidth=0.8, zorder=0)
+            axis.axvline(end, color=FAINT, linewidth=0.8, zorder=0)
         axis.set_xlabel("step (vertical lines: ends of epochs)")
     if len(series) > 1:
         axis.legend(frameon=False, fontsize=9)
@@ -138,7 +136,7 @@ def _line_style(kind: str, key: str, *, points: int) -> Mapping[str, Any]:
 def _labelled_confusion(matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> Figure:
     classes = len(class_names)
     side = max(4.5, 1.8 + 0.55 * classes if classes <= _MAX_NUMBERED_CLASSES else 2 + 0.36 * classes)
-    figure = _figure(side + 1, side)
+    figure = new_figure(side + 1, side)
     axis = figure.subplots()
     shares = _row_shares(matrix)
     image = axis.imshow(shares, cmap=_CELLS, vmin=0, vmax=1)
@@ -147,7 +145,7 @@ def _labelled_confusion(matrix: NDArray[np.integer[Any]], class_names: Sequence[
     axis.set_yticks(range(classes), names, fontsize=9)
     if classes <= _MAX_NUMBERED_CLASSES:
         for (row, column), count in np.ndenumerate(matrix):
-            color = "white" if shares[row, column] > 0.5 else _INK  # noqa: PLR2004 - the middle of the colour scale
+            color = "white" if shares[row, column] > 0.5 else INK  # noqa: PLR2004 - the middle of the colour scale
             if count:
                 axis.text(column, row, f"{count:,}", ha="center", va="center", fontsize=8, color=color)
     _matrix_frame(figure, axis, image, "share of the true class")
@@ -165,7 +163,7 @@ def _binned_matrix(figure: Figure, axis: Axes, matrix: NDArray[np.integer[Any]])
     axis.set_xticks([])
     axis.set_yticks([])
     correct = np.trace(matrix) / max(1, matrix.sum())
-    axis.set_title(f"{len(matrix):,} classes in {bins} groups; {correct:.1%} correct", fontsize=10, color=_INK)
+    axis.set_title(f"{len(matrix):,} classes in {bins} groups; {correct:.1%} correct", fontsize=10, color=INK)
     _matrix_frame(figure, axis, image, "share of the true group (log)")
 
 
@@ -177,46 +175,29 @@ def _confused_pairs(axis: Axes, matrix: NDArray[np.integer[Any]], class_names: S
     pairs = [pair for pair in pairs if wrong[pair]]
     counts = [int(wrong[pair]) for pair in pairs]
     bars = axis.barh(range(len(pairs)), counts, color=_COLORS["test"], height=0.65)
-    axis.bar_label(bars, padding=3, fontsize=8, color=_INK)
+    axis.bar_label(bars, padding=3, fontsize=8, color=INK)
     names = [f"{_short(class_names[true])} → {_short(class_names[predicted])}" for true, predicted in pairs]
     axis.set_yticks(range(len(pairs)), names, fontsize=8)
     axis.invert_yaxis()
-    _frame(axis, "", "")
+    frame(axis, "", "")
     axis.grid(visible=False)
     axis.set_xticks([])
-    axis.set_title("most confused: true → predicted, images", fontsize=10, color=_INK)
+    axis.set_title("most confused: true → predicted, images", fontsize=10, color=INK)
 
 
 def _row_shares(counts: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     return np.asarray(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)))
 
 
-def _figure(width: float, height: float) -> Figure:
-    """Size in inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained")
-
-
-def _frame(axis: Axes, x_label: str, y_label: str) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["left", "bottom"]].set_color(_FAINT)
-    axis.tick_params(colors=_INK, labelsize=9, length=0)
-    axis.grid(axis="y", color=_FAINT, linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.set_xlabel(x_label, color=_INK)
-    axis.set_ylabel(y_label, color=_INK)
-
-
 def _matrix_frame(figure: Figure, axis: Axes, image: Any, bar_label: str) -> None:
     axis.spines[:].set_visible(False)
-    axis.tick_params(colors=_INK, length=0)
-    axis.set_xlabel("predicted", color=_INK)
-    axis.set_ylabel("true", color=_INK)
+    axis.tick_params(colors=INK, length=0)
+    axis.set_xlabel("predicted", color=INK)
+    axis.set_ylabel("true", color=INK)
     bar = figure.colorbar(image, ax=axis, shrink=0.75, pad=0.02)
     bar.outline.set_visible(False)
-    bar.set_label(bar_label, color=_INK, fontsize=9)
-    bar.ax.tick_params(labelsize=8, colors=_INK, length=0)
+    bar.set_label(bar_label, color=INK, fontsize=9)
+    bar.ax.tick_params(labelsize=8, colors=INK, length=0)
 
 
 def _short(name: str) -> str:

@@ -2,44 +2,149 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from infra.errors import UserError
+from infra.storage import open_store
 from pipelines.data.ingest import Stream
 from pipelines.feed import Steps
 from pipelines.recipe import Recipe
+from resnet_core.augment import step_generator
+from resnet_core.averaging import WeightAverage, equal, exponential
+from resnet_core.batchnorm import synchronize
 from resnet_core.compute import compile_forward, to_memory_format
-from resnet_core.ema import Ema
+from resnet_core.config import ModelConfig
+from resnet_core.curriculum import Phase
 from resnet_core.loop import Cadence
-from resnet_core.models import build_model
-from resnet_core.optim import build_optimizer
-from resnet_core.schedule import epoch_end_step, total_steps
+from resnet_core.losses import LossConfig
+from resnet_core.models import (
+    ResNet,
+    build_model,
+    from_timm,
+    grow,
+    load_weights,
+    set_drop_path,
+    set_generator,
+)
+from resnet_core.optim import add_new_parameters, build_optimizer
+from resnet_core.schedule import epoch_end_step, ramp, to_steps, total_steps
 from resnet_core.state import TrainState
 from resnet_core.step import StepConfig
 
+_EVERY_RANK = -1  # draws that no rank may make differently
 
-def build_state(recipe: Recipe, device: torch.device, world_size: int) -> TrainState:
-    """Model, optimizer and their wrappers, equal on every rank; in this order: device, layout, EMA, DDP, compile."""
+
+def build_state(recipe: Recipe, device: torch.device, world_size: int, samples: int) -> TrainState:
+    """Model, optimizer and their wrappers as they are at step 0, equal on every rank, for an epoch of `samples`.
+
+    In this order: device, layout, synchronized BatchNorm, average, DDP, compile.
+    """
     torch.manual_seed(recipe.run.seed)
-    model = to_memory_format(build_model(recipe.model).to(device), recipe.compute.channels_last)
+    network = build_model(recipe.phases(samples)[0].model)
+    if recipe.model.init_from:
+        _load_start(network, recipe.model)
+    network = network.to(device)
+    model: nn.Module = to_memory_format(network, recipe.compute.channels_last)
+    if recipe.optim.sync_batch_norm:
+        model = _synchronized(model, world_size)
     optimizer = build_optimizer(model, recipe.optim)
-    ema = Ema(model, recipe.optim.ema_decay) if recipe.optim.ema_decay else None
+    average = average_of(model, recipe, samples)
+    forward = _wrapped(model, recipe, device, world_size)
+    return TrainState(model=model, forward=forward, optimizer=optimizer, average=average)
+
+
+def _load_start(network: ResNet, config: ModelConfig) -> None:
+    folder, _, name = config.init_from.rpartition("/")
+    try:
+        tensors = safetensors.torch.load(open_store(folder or ".").read(name))
+        load_weights(network, from_timm(tensors), new_head=config.new_head)
+    except FileNotFoundError as error:
+        raise UserError(f"model.init_from: there is no {config.init_from}") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(f"model.init_from: {config.init_from} is not a safetensors file: {error}") from error
+    except ValueError as error:
+        raise UserError(f"model.init_from: {config.init_from} does not fit {config.name}: {error}") from error
+
+
+def deepen(state: TrainState, recipe: Recipe, phase: Phase, world_size: int) -> None:
+    """Grow the network, its average, its optimizer and its wrappers to the depth of `phase`; what it computes stays."""
+    for network in (state.model, state.average and state.average.model):
+        if network is not None:
+            assert isinstance(network, ResNet)
+            generator = step_generator(recipe.run.seed, phase.first_step, _EVERY_RANK, torch.device("cpu"))
+            grow(network, phase.model.variant.depths, generator)
+    if state.average:
+        state.average.model.requires_grad_(False)
+    if recipe.optim.sync_batch_norm:
+        state.model = _synchronized(state.model, world_size)
+    add_new_parameters(state.optimizer, state.model, recipe.optim)
+    state.forward = state.model  # lets go of the old wrapper, and of its hooks, before there is a new one
+    state.forward = _wrapped(state.model, recipe, state.device, world_size)
+
+
+def _wrapped(model: nn.Module, recipe: Recipe, device: torch.device, world_size: int) -> nn.Module:
+    """What a step calls."""
     forward = model
     if world_size > 1:
         ids = [device.index] if device.type == "cuda" else None
         forward = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
     if recipe.compute.compile:
         compile_forward(forward)
-    return TrainState(model=model, forward=forward, optimizer=optimizer, ema=ema)
+    return forward
 
 
-def step_config(recipe: Recipe) -> StepConfig:
-    """What a step does with a batch, by the recipe."""
+def average_of(model: nn.Module, recipe: Recipe, samples: int) -> WeightAverage | None:
+    """The average of the model's weights that the recipe asks for, if any."""
+    optim, schedule = recipe.optim, recipe.schedule
+    if optim.ema_decay:
+        return WeightAverage(model, exponential(optim.ema_decay, every=optim.ema_every, warmup=optim.ema_warmup))
+    if not optim.average_from:
+        return None
+    start = to_steps(optim.average_from, schedule.unit, samples, optim.global_batch_size)
+    if start >= total_steps(schedule, samples, optim.global_batch_size):
+        raise UserError(f"optim.average_from = {optim.average_from} leaves no step before schedule.length to average")
+    return WeightAverage(model, equal(start))
+
+
+def _synchronized(model: nn.Module, world_size: int) -> nn.Module:
+    try:
+        return synchronize(model, world_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def step_config(recipe: Recipe, mean_image_HWC: Tensor | None = None) -> StepConfig:
+    """What a step does with a batch and with its gradient, by the recipe; the mean image is on the model's device."""
     return StepConfig(
         augment=recipe.augment,
-        label_smoothing=recipe.optim.label_smoothing,
+        mean_image_HWC=mean_image_HWC,
+        loss=LossConfig.of(recipe.optim),
+        clip_norm=recipe.optim.clip_norm,
+        sam_rho=recipe.optim.sam_rho,
+        sam_every=recipe.optim.sam_every,
         precision=recipe.compute.precision,
         channels_last=recipe.compute.channels_last,
     )
+
+
+def before_step(recipe: Recipe, samples: int, world_size: int) -> Callable[[TrainState, int, torch.Generator], None]:
+    """What a step's number decides in the model: depth, rates of stochastic depth, and where random masks come from."""
+    schedule, masked = recipe.schedule, bool(recipe.model.drop_path or recipe.model.dropout)
+    ramp_steps = to_steps(schedule.drop_path_ramp, schedule.unit, samples, recipe.optim.global_batch_size)
+    grows_at = {phase.first_step: phase for phase in recipe.phases(samples)[1:]} if recipe.curriculum.model else {}
+
+    def prepare(state: TrainState, step: int, generator: torch.Generator) -> None:
+        if step in grows_at:
+            deepen(state, recipe, grows_at[step], world_size)
+        if masked:
+            set_generator(state.model, generator)
+            set_drop_path(state.model, ramp(step, ramp_steps))
+
+    return prepare
 
 
 def feed_steps(recipe: Recipe, stream: Stream, world_size: int) -> Steps:
@@ -51,6 +156,7 @@ def feed_steps(recipe: Recipe, stream: Stream, world_size: int) -> Steps:
         global_batch_size=recipe.optim.global_batch_size,
         world_size=world_size,
         microbatch_size=recipe.compute.microbatch_size,
+        repeats=recipe.data.repeats,
     )
 
 

@@ -1,7 +1,7 @@
 """A run's folder in object storage, and its checkpoints: safetensors and JSON, the list of hashes last.
 
     RUN/run.json                    the MLflow run, the recipe and the data set that the run began with
-    RUN/checkpoints/step-00001234/  model, ema, optimizer, ledger, scored, records, recipe; then checkpoint.json
+    RUN/checkpoints/step-00001234/  model, ema, optimizer, inputs, ledger, scored, records, recipe; then checkpoint.json
     RUN/finished.json               the run is done: what came of it
 
 `checkpoint.json` holds the sha256 of every other file. A checkpoint without it, or that disagrees with it, is never
@@ -32,9 +32,12 @@ COMMIT = "checkpoint.json"
 RECORDS = "records.jsonl"
 LEDGER = "ledger.safetensors"
 SCORED = "scored.safetensors"
+INPUTS = "inputs.safetensors"
+MEAN_IMAGE = "mean_image"
 RUN = "run.json"
 FINISHED = "finished.json"
 ACCURACY = "test/accuracy"
+_OTHER = (LEDGER, SCORED, INPUTS)  # tensors that are no part of the training state
 _HEAD = ("step", "metrics", "recipe", "data_digest")  # of checkpoint.json, beside the list of files
 NEWEST_KEPT = 2  # the newest, and the one to fall back on
 
@@ -56,7 +59,7 @@ class Checkpoint:
         """ "model", "optimizer" and, if averaged, "ema", by tensor name."""
         from safetensors.torch import load
 
-        groups = [name for name in self.files if name.endswith(".safetensors") and name not in (LEDGER, SCORED)]
+        groups = [name for name in self.files if name.endswith(".safetensors") and name not in _OTHER]
         return {name.removesuffix(".safetensors"): load(self.files[name]) for name in groups}
 
     @property
@@ -72,6 +75,13 @@ class Checkpoint:
         from safetensors.numpy import load
 
         return load(self.files[LEDGER])
+
+    @property
+    def mean_image(self) -> npt.NDArray[np.float32] | None:
+        """Of the training split, H x W x 3 in [0, 1], if the network's inputs are taken from it."""
+        from safetensors.numpy import load
+
+        return load(self.files[INPUTS])[MEAN_IMAGE] if INPUTS in self.files else None
 
     @property
     def scored(self) -> dict[str, npt.NDArray[Any]] | None:

@@ -22,7 +22,7 @@ from pipelines import cli
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
 from pipelines.outcome import DELIVERY_PATIENCE_S, Outcome, conclude
-from pipelines.recipe import Recipe, build_recipe
+from pipelines.recipe import DEFAULTS, Recipe, build_recipe
 from resnet_core.schedule import total_samples, total_steps
 
 if TYPE_CHECKING:
@@ -116,8 +116,11 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     if recipe.model.num_classes not in (0, classes):
         raise UserError(f"model.num_classes is {recipe.model.num_classes}, and data set {manifest.name} has {classes}")
     workers, batch = max(1, recipe.run.num_workers), recipe.optim.global_batch_size
-    if batch % workers:
-        raise UserError(f"optim.global_batch_size = {batch} does not divide among run.num_workers = {workers}")
+    if batch % (workers * recipe.data.repeats):
+        among = f"run.num_workers = {workers}"
+        views = f" and data.repeats = {recipe.data.repeats}" if recipe.data.repeats > 1 else ""
+        raise UserError(f"optim.global_batch_size = {batch} does not divide among {among}{views}")
+    recipe.phases(manifest.splits[recipe.data.train_split])
     return build_recipe({}, {**recipe.flat(), "model.num_classes": classes}, where=recipe.name)
 
 
@@ -141,10 +144,10 @@ def _check_same(what: str, data_digest: str, began: dict[str, Any], recipe: Reci
             f"{what} was trained on data set {data_digest[:16]}, {recipe.data.uri} holds {manifest.name}: {hint}"
         )
     now = recipe.trajectory()
-    changed = [key for key in {**began, **now} if began.get(key) != now.get(key)]
-    if changed:
-        key = changed[0]
-        raise UserError(f"{what} began with another recipe ({key} = {began.get(key)!r}, now {now.get(key)!r}): {hint}")
+    for key in {**began, **now}:
+        before, after = (keys.get(key, DEFAULTS.get(key)) for keys in (began, now))
+        if before != after:
+            raise UserError(f"{what} began with another recipe ({key} = {before!r}, now {after!r}): {hint}")
 
 
 def _start_tracker(
@@ -177,17 +180,19 @@ def _train_and_register(
 ) -> Outcome:
     from pipelines.data.ingest import Stream
 
-    samples = manifest.splits[recipe.data.train_split]
-    steps = total_steps(recipe.schedule, samples, recipe.optim.global_batch_size)
+    samples, batch = manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size
+    views = recipe.data.repeats
+    steps = total_steps(recipe.schedule, samples, batch)
     if folder.steps()[-1:] != [steps]:
         stream = Stream(
             manifest=manifest,
             data_uri=open_store(recipe.data.uri).uri,
             run_uri=folder.store.uri,
             crop=recipe.data.at(recipe.data.image_size),
+            sizes=tuple((phase.first_step * batch // views, phase.image_size) for phase in recipe.phases(samples)),
             split=recipe.data.train_split,
             seed=recipe.run.seed,
-            total_samples=total_samples(recipe.schedule, samples, recipe.optim.global_batch_size),
+            total_samples=max(1, total_samples(recipe.schedule, samples, batch) // views),
             task_mb=recipe.data.task_mb,
             ordered=recipe.data.ordered,
         )

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from infra.errors import UserError
 from pipelines.data.ingest import FILLER
 from resnet_core.step import Microbatch, Share
 
@@ -24,22 +25,39 @@ Rows = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Steps:
-    """How the run's samples become steps: the last step also takes the remainder."""
+    """How the run's samples become steps: the last step also takes the remainder.
+
+    A sample is a row of the stream; with `repeats` it is that many images of a step.
+    """
 
     total_samples: int
     total_steps: int
-    global_batch_size: int
+    global_batch_size: int  # images
     world_size: int
-    microbatch_size: int  # 0 = no limit
+    microbatch_size: int  # images; 0 = no limit
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.images_per_rank % self.repeats:
+            raise UserError(
+                f"optim.global_batch_size = {self.global_batch_size} over {self.world_size} worker(s) does not divide "
+                f"by data.repeats = {self.repeats}"
+            )
+
+    @property
+    def images_per_rank(self) -> int:
+        return self.global_batch_size // self.world_size
 
     @property
     def rows_per_rank(self) -> int:
-        return self.global_batch_size // self.world_size
+        return self.images_per_rank // self.repeats
 
     def count(self, step: int) -> int:
-        """Samples of the 0-based `step` over all ranks."""
+        """Images of the 0-based `step` over all ranks."""
         last = self.total_steps - 1
-        return self.total_samples - last * self.global_batch_size if step == last else self.global_batch_size
+        if step < last:
+            return self.global_batch_size
+        return self.total_samples * self.repeats - last * self.global_batch_size
 
 
 class Feed:
@@ -87,9 +105,10 @@ class Feed:
             if not len(kept["id"]):
                 continue
             self._marks.append((kept["epoch"].astype(np.int64), kept["id"].astype(np.int64)))
-            self.images += len(kept["id"])
-            batch = Microbatch(images_BHWC=self._to_device(kept["image"]), labels_B=self._to_device(kept["label"]))
-            limit = self._steps.microbatch_size or self._steps.rows_per_rank
+            images, labels = _flatten(kept["image"], kept["label"], self._steps.repeats)
+            self.images += len(labels)
+            batch = Microbatch(images_BHWC=self._to_device(images), labels_B=self._to_device(labels))
+            limit = self._steps.microbatch_size or self._steps.images_per_rank
             batches.extend(batch.split(limit))
         return Share(microbatches=batches, count=self._steps.count(step), world_size=self._steps.world_size)
 
@@ -132,6 +151,18 @@ class Feed:
             self._ahead.put(error)
         else:
             self._ahead.put(None)
+
+
+def _flatten(
+    images: npt.NDArray[Any], labels: npt.NDArray[Any], repeats: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Views as images of their own: the first of every sample, then the second of every sample, and so on.
+
+    Not sample after sample: mixing pairs neighbours, and a microbatch should have as many different samples as it can.
+    """
+    if repeats == 1:
+        return images, labels
+    return images.swapaxes(0, 1).reshape(-1, *images.shape[2:]), np.tile(labels, repeats)
 
 
 def _by_image_size(rows: list[Rows]) -> list[Rows]:

@@ -23,7 +23,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from infra.errors import UserError
 from pipelines.data.decode import CropConfig
 from pipelines.data.write import PrepareConfig
-from resnet_core.config import AugmentConfig, ComputeConfig, ModelConfig, OptimConfig, ScheduleConfig
+from resnet_core.config import (
+    AugmentConfig,
+    ComputeConfig,
+    CurriculumConfig,
+    ModelConfig,
+    OptimConfig,
+    ScheduleConfig,
+)
+from resnet_core.curriculum import Batches, Phase, phases
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = "mnist5k"
@@ -112,6 +120,7 @@ class Recipe(BaseModel):
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    curriculum: CurriculumConfig = CurriculumConfig()
     compute: ComputeConfig = ComputeConfig()
     run: RunConfig = RunConfig()
 
@@ -126,14 +135,26 @@ class Recipe(BaseModel):
         return hashlib.sha256(json.dumps(self.trajectory(), sort_keys=True).encode()).hexdigest()
 
     def trajectory(self) -> dict[str, Any]:
-        """Flat dotted keys that decide the trained weights (the data set itself is named by its manifest's digest)."""
+        """Flat dotted keys that decide the trained weights (the data set itself is named by its manifest's digest).
+
+        Defaults are left out, so that a run keeps its name when a later version knows more keys.
+        """
         left_out = {"name", "data.uri", "data.source", "data.task_mb", "model.num_classes"}  # set by the data
         sections = ("prepare.", "compute.", "run.")
         return {
             key: value
             for key, value in self.flat().items()
             if key in {"run.seed", "compute.precision"} or not (key in left_out or key.startswith(sections))
+            if value != DEFAULTS[key]
         }
+
+    def phases(self, samples_per_epoch: int) -> tuple[Phase, ...]:
+        """The curriculum in steps; UserError if it does not fit the schedule or the model."""
+        batches = Batches(samples_per_epoch=samples_per_epoch, size=self.optim.global_batch_size)
+        try:
+            return phases(self.curriculum, self.schedule, batches, image_size=self.data.image_size, model=self.model)
+        except ValueError as error:
+            raise UserError(f"{self.name}: {error}") from error
 
     def flat(self) -> dict[str, Any]:
         """Every key as `section.key`; tuples as lists."""
@@ -153,6 +174,11 @@ SECTIONS = {
     name: field.annotation
     for name, field in Recipe.model_fields.items()
     if field.annotation is not None and dataclasses.is_dataclass(field.annotation)
+}
+DEFAULTS: dict[str, Any] = {"name": ""} | {
+    f"{name}.{field.name}": list(field.default) if isinstance(field.default, tuple) else field.default
+    for name, section in SECTIONS.items()
+    for field in dataclasses.fields(section)
 }
 
 

@@ -1,17 +1,19 @@
-"""Exact scoring of a whole split: every sample once, in id order, through plain Ray tasks.
+"""Exact scoring of a whole split: every sample once, through plain Ray tasks; a score may be that of several views.
 
 Not through Ray Data: its equal split drops tail rows, and a static split by rank needs no coordinator. The tasks load
 this module, so it imports no torch.
 
-Shapes: B images, S pixels a side, K classes.
+Shapes: B images, H and W pixels, S the side of a crop, K classes.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,20 +25,55 @@ from pipelines.data.decode import CropConfig
 from pipelines.data.manifest import Manifest
 from pipelines.data.plan import WorkItem, eval_items, rows_within
 from pipelines.data.task import Block, TaskConfig, load_item
+from pipelines.data.whole import column, load_whole
 
 if TYPE_CHECKING:
     import ray
     import torch
 
-    from resnet_core.evaluate import EvalBatch
+    from resnet_core.evaluate import EvalBatch, EvalSums
 
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-"""uint8 B x S x S x 3 to probabilities B x K."""
+"""uint8 B x H x W x 3 to probabilities B x K; where views are crops, H = W = S."""
+ViewName = Literal["centre", "flip", "ten_crop", "multi_scale", "multi_scale_flip"]
 
 _ITEM_BYTES = 16 * 2**20  # decoded: hides the cost of a task, and a few in flight fit into any memory
 _ITEM_ROWS = (64, 4096)  # bounds of it, whatever the size of the images
-_PREDICT_ROWS = 128  # activations of one forward pass stay below a gigabyte on a CPU
+_WHOLE_BYTES = 64 * 2**20  # of whole images at all scales, which come row group by row group or in parts of one
+_WHOLE_ASPECT = 4 / 3  # of a photograph
+_PREDICT_PIXELS = 128 * 224**2  # activations of one forward pass stay below a gigabyte on a CPU
+_PREDICT_ROWS = 128
+_IMAGES_NDIM = 4
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a class that a softmax rounded to zero
+_PAPER_CROP = 224
+_PAPER_SCALES = (224, 256, 384, 480, 640)  # He et al. 2015, Section 3.4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Views:
+    """What of an image is shown to a model. Its score is the mean of the probabilities of all views.
+
+    centre: the central crop. flip: that and its mirror image. ten_crop: the corners and the centre of the central
+    square of `eval_resize` pixels, and their mirror images. multi_scale: the whole image at several scales, at every
+    position of the crop (`resnet_core.views.Dense`). multi_scale_flip: that and the mirror images.
+    """
+
+    name: ViewName = "centre"
+    scales: tuple[int, ...] = ()
+    """multi_scale: pixels of the shorter side; none = the paper's, in proportion to its crop of 224 pixels."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether views are whole images."""
+        return self.name.startswith("multi_scale")
+
+    @property
+    def mirrored(self) -> bool:
+        return self.name.endswith("flip")
+
+    def scales_for(self, size: int) -> tuple[int, ...]:
+        """The scales for a crop of `size` pixels a side."""
+        return self.scales or tuple(round(scale * size / _PAPER_CROP) for scale in _PAPER_SCALES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,21 +90,46 @@ class EvalData:
     world_size: int = 1
     window: int = 3
     """Tasks in flight, finished ones included: bounds what waits in the object store."""
+    views: Views = field(default_factory=Views)
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """Shorter sides of whole images, in pixels; none where views are crops."""
+        return self.views.scales_for(self.crop.image_size) if self.views.whole else ()
 
     @property
     def item_rows(self) -> int:
         """About how many rows one task decodes."""
-        return rows_within(_ITEM_BYTES, self.crop.image_size, least=_ITEM_ROWS[0], most=_ITEM_ROWS[1])
+        if self.views.whole:
+            side = math.ceil(math.sqrt(_WHOLE_ASPECT * sum(scale**2 for scale in self.scales)))
+            return rows_within(_WHOLE_BYTES, side, least=1, most=_ITEM_ROWS[1])
+        return rows_within(_ITEM_BYTES, self._loaded.image_size, least=_ITEM_ROWS[0], most=_ITEM_ROWS[1])
 
     def items(self, item_rows: int) -> list[WorkItem]:
         """This rank's work. Raises UserError where the data set has no such split."""
-        size = self.crop.image_size
-        return eval_items(self.manifest, self.split, self.rank, self.world_size, image_size=size, item_rows=item_rows)
+        self.manifest.require_split(self.split)
+        share = self.manifest.splits[self.split] / self.world_size
+        # a row group has more whole images than fit into a task: as if there were that many more ranks
+        parts = math.ceil(share / item_rows) if self.views.whole else 1
+        first, count, size = self.rank * parts, self.world_size * parts, self._loaded.image_size
+        return [
+            item
+            for part in range(first, first + parts)
+            for item in eval_items(self.manifest, self.split, part, count, image_size=size, item_rows=item_rows)
+        ]
 
     def load(self, item: WorkItem, rows_per_block: int) -> Iterator[Block]:
         """What the task of an item does."""
-        config = TaskConfig(crop=self.crop.at(self.crop.image_size), train=False, seed=0, rows_per_block=rows_per_block)
+        if self.views.whole:
+            return load_whole(self.store, self.manifest, item, self.scales)
+        config = TaskConfig(crop=self._loaded, train=False, seed=0, rows_per_block=rows_per_block)
         return load_item(self.store, self.manifest, item, config)
+
+    @property
+    def _loaded(self) -> CropConfig:
+        """The crop that tasks make: the device takes the ten from the square that they all lie in."""
+        crop = self.crop.at(self.crop.image_size)
+        return dataclasses.replace(crop, image_size=crop.eval_resize) if self.views.name == "ten_crop" else crop
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +137,20 @@ class SplitScore(Score):
     """What a model scored on a whole split, as the gate compares it and as people read it."""
 
     top5_accuracy: float  # 0 to 1
+    calibration_error: float  # expected, 0 to 1
+    class_counts: tuple[int, ...]  # images of each class
+    class_correct: tuple[int, ...]  # those that were predicted right
+
+    @property
+    def class_accuracy(self) -> tuple[float | None, ...]:
+        """0 to 1; None for a class without images."""
+        return tuple(
+            right / count if count else None for right, count in zip(self.class_correct, self.class_counts, strict=True)
+        )
 
 
 def score_blocks(data: EvalData) -> Iterator[Block]:
-    """This rank's samples as blocks of numpy columns (`pipelines.data.task.load_item`), in id order.
+    """This rank's samples as blocks of numpy columns: crops in id order (`load_item`), or whole images (`load_whole`).
 
     Each item is loaded by a Ray task, `data.window` of them at a time, or in this process where Ray is not running.
 
@@ -108,28 +180,58 @@ def eval_batches(data: EvalData, device: torch.device, batch_size: int) -> Itera
 
     from resnet_core.evaluate import EvalBatch
 
-    for block in _split(data, batch_size):
-        yield EvalBatch(  # torch.tensor copies: blocks from the object store cannot be written to
-            images_BHWC=torch.tensor(block["image"], device=device),
-            labels_B=torch.tensor(block["label"], device=device),
-            ids_B=torch.tensor(block["id"], device=device),
-        )
+    for block in score_blocks(data):
+        for rows in _split(block, batch_size):
+            yield EvalBatch(  # torch.tensor copies: blocks from the object store cannot be written to
+                images_BHWC=torch.tensor(rows["image"], device=device),
+                labels_B=torch.tensor(rows["label"], device=device),
+                ids_B=torch.tensor(rows["id"], device=device),
+            )
 
 
 def score_model(predict: Predict, data: EvalData) -> SplitScore:
-    """Score whatever answers with probabilities, such as a registered model, with the same sums as training does.
+    """Score whatever answers with probabilities, such as a registered model, with the same sums as training does."""
+    sums = sum_scores(predict, data)
+    return SplitScore(
+        count=int(sums.count),
+        data_digest=data.manifest.digest,
+        class_counts=tuple(sums.confusion.sum(dim=1).tolist()),
+        class_correct=tuple(sums.confusion.diagonal().tolist()),
+        **sums.metrics(),
+    )
 
-    A probability that was rounded to zero counts as the least normal float32, a loss of 87.3.
+
+def sum_scores(predict: Predict, data: EvalData) -> EvalSums:
+    """This rank's part of `score_model`; those of all ranks add up to the whole.
+
+    Nothing is padded, and views are averaged image by image, so that no score depends on what else is in a batch. A
+    probability that was rounded to zero counts as the least normal float32, a loss of 87.3.
     """
     import torch
 
     from resnet_core.evaluate import EvalSums
+    from resnet_core.views import mean_probabilities
 
     sums = EvalSums(len(data.manifest.class_names), torch.device("cpu"))
-    for block in _split(data, _PREDICT_ROWS):
-        probabilities = torch.from_numpy(predict(np.array(block["image"], dtype=np.uint8)))
-        sums.update(probabilities.clamp(min=_LEAST_PROBABILITY).log(), torch.tensor(block["label"]))
-    return SplitScore(count=int(sums.count), data_digest=data.manifest.digest, **sums.metrics())
+    for block in score_blocks(data):
+        for rows in _split(block, _predict_rows(block)):
+            views = _views(rows, data)
+            probabilities = mean_probabilities(torch.from_numpy(predict(view.numpy())) for view in views)
+            sums.update(probabilities.clamp(min=_LEAST_PROBABILITY).log(), torch.tensor(rows["label"]))
+    return sums
+
+
+def ensemble(members: Sequence[Predict]) -> Predict:
+    """Several models as one: the mean of their probabilities."""
+    import torch
+
+    from resnet_core.views import mean_probabilities
+
+    def predict(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        mean: npt.NDArray[np.float32] = mean_probabilities(torch.from_numpy(one(images)) for one in members).numpy()
+        return mean
+
+    return predict
 
 
 def example_images(data: EvalData, count: int) -> npt.NDArray[np.uint8]:
@@ -139,10 +241,31 @@ def example_images(data: EvalData, count: int) -> npt.NDArray[np.uint8]:
     return images
 
 
-def _split(data: EvalData, rows: int) -> Iterator[Block]:
-    for block in score_blocks(data):
-        for begin in range(0, len(block["id"]), rows):
-            yield {name: column[begin : begin + rows] for name, column in block.items()}
+def _views(block: Block, data: EvalData) -> Iterator[torch.Tensor]:
+    """Every view of a block's images, uint8 B x H x W x 3 each."""
+    import torch
+
+    from resnet_core.views import mirrored, ten_crops
+
+    for name in map(column, data.scales) if data.views.whole else ("image",):
+        images = torch.tensor(block[name])  # copies: blocks from the object store cannot be written to
+        if data.views.name == "ten_crop":
+            yield from ten_crops(images, data.crop.image_size)
+        elif data.views.mirrored:
+            yield from mirrored(images)
+        else:
+            yield images
+
+
+def _predict_rows(block: Block) -> int:
+    """How many of a block's images go through a model at once: fewer where they are large."""
+    pixels = max(math.prod(values.shape[1:3]) for values in block.values() if values.ndim == _IMAGES_NDIM)
+    return max(1, min(_PREDICT_ROWS, _PREDICT_PIXELS // pixels))
+
+
+def _split(block: Block, rows: int) -> Iterator[Block]:
+    for begin in range(0, len(block["id"]), rows):
+        yield {name: values[begin : begin + rows] for name, values in block.items()}
 
 
 def _load(data: EvalData, item: WorkItem, rows: int) -> list[Block]:

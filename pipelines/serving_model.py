@@ -5,6 +5,7 @@ Shapes: B images, H and W pixels, K classes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -16,8 +17,10 @@ from infra.errors import UserError
 from infra.storage import open_store
 from pipelines.checkpoint import Checkpoint, RunFolder, Warn
 from pipelines.recipe import Recipe, build_recipe
-from resnet_core.config import AugmentConfig
-from resnet_core.models import build_model
+from resnet_core.augment import at_size, center_of
+from resnet_core.config import AugmentConfig, ModelConfig
+from resnet_core.config.variants import VARIANTS
+from resnet_core.models import build_model, depths_of
 
 
 class ServedClassifier(nn.Module):
@@ -26,11 +29,11 @@ class ServedClassifier(nn.Module):
     center: Tensor
     scale: Tensor
 
-    def __init__(self, model: nn.Module, augment: AugmentConfig) -> None:
+    def __init__(self, model: nn.Module, augment: AugmentConfig, mean_image_HWC: Tensor | None = None) -> None:
         super().__init__()
         self.model = model
         # buffers, so that they are exported with the model and follow it to its device
-        self.register_buffer("center", 255 * torch.tensor(augment.mean))
+        self.register_buffer("center", 255 * torch.as_tensor(center_of(augment, mean_image_HWC)))
         self.register_buffer("scale", 255 * torch.tensor(augment.std))
         self.eval().requires_grad_(False)
 
@@ -38,12 +41,14 @@ class ServedClassifier(nn.Module):
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """On the CPU, in fp32, with the averaged weights where there are any."""
         recipe = recipe_of(checkpoint)
-        model = build_model(recipe.model)
+        model = build_model(network_of(checkpoint, recipe))
         model.load_state_dict(checkpoint.weights)
-        return cls(model, recipe.augment)
+        mean_image = checkpoint.mean_image
+        return cls(model, recipe.augment, None if mean_image is None else torch.from_numpy(mean_image))
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
-        images_BCHW = ((images_BHWC.float() - self.center) / self.scale).permute(0, 3, 1, 2)
+        center = self.center if self.center.ndim == 1 else at_size(self.center, *images_BHWC.shape[1:3])
+        images_BCHW = ((images_BHWC.float() - center) / self.scale).permute(0, 3, 1, 2)
         probabilities_BK: Tensor = self.model(images_BCHW).softmax(dim=1)
         return probabilities_BK
 
@@ -58,6 +63,13 @@ class ServedClassifier(nn.Module):
 def recipe_of(checkpoint: Checkpoint) -> Recipe:
     """The resolved recipe that a checkpoint was trained by, its number of classes filled in."""
     return build_recipe({}, checkpoint.recipe, where=f"recipe of checkpoint {checkpoint.step}")
+
+
+def network_of(checkpoint: Checkpoint, recipe: Recipe) -> ModelConfig:
+    """The network at the checkpoint's step: one that still grows is not yet as deep as the recipe's."""
+    depths = depths_of(checkpoint.weights)
+    names = [name for name in recipe.curriculum.model if VARIANTS[name].depths == depths]
+    return replace(recipe.model, name=names[0]) if names else recipe.model
 
 
 def open_run(uri: str) -> RunFolder:

@@ -13,7 +13,7 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import save as save_tensors
 
 from infra.records import Record
-from pipelines.checkpoint import LEDGER, RECORDS, SCORED, Checkpoint, RunFolder
+from pipelines.checkpoint import INPUTS, LEDGER, MEAN_IMAGE, RECORDS, SCORED, Checkpoint, RunFolder
 from pipelines.data.ledger import Ledger
 from pipelines.feed import Feed
 from pipelines.recipe import Recipe
@@ -33,6 +33,8 @@ class Sink:
     ledger: Ledger
     split_start: int
     history: list[Record]
+    mean_image: npt.NDArray[np.float32] | None = None
+    """What the network's inputs are taken from, H x W x 3, if it is an image."""
     scored: dict[str, npt.NDArray[np.generic]] | None = None
     """Details of the latest evaluation, for the save that follows it."""
 
@@ -65,6 +67,8 @@ class Sink:
         }
         if metrics and self.scored:
             files[SCORED] = save_arrays(self.scored)
+        if self.mean_image is not None:
+            files[INPUTS] = save_arrays({MEAN_IMAGE: self.mean_image})
         files[LEDGER] = save_arrays(self.ledger.to_arrays())
         files[RECORDS] = "".join(record.to_json() + "\n" for record in self.history).encode()
         files["recipe.toml"] = self.recipe.to_toml().encode()

@@ -1,7 +1,8 @@
-"""What can be evaluated: a run's checkpoint or a registered model, and the data that it is scored on."""
+"""What can be evaluated: checkpoints of runs and registered models, alone or together, and the data for it."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,25 +15,28 @@ from pipelines.checkpoint import Checkpoint, Warn
 from pipelines.data.decode import CropConfig
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.recipe import Recipe, build_recipe
-from pipelines.scoring import EvalData, Predict
+from pipelines.scoring import EvalData, Predict, Views, ensemble
 
 MODELS = "models:/"
-CROP_KEYS = ("data.image_size", "data.eval_resize")
+SIZE_KEY, RESIZE_KEY = CROP_KEYS = ("data.image_size", "data.eval_resize")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """What the user asked for; None = as in training."""
 
-    target: str
-    """A run's folder, models:/NAME@ALIAS or models:/NAME/VERSION."""
-    step: int | None = None
-    """Of a run: the checkpoint's; None = the best one."""
+    targets: tuple[str, ...]
+    """Runs' folders, models:/NAME@ALIAS or models:/NAME/VERSION; several are an ensemble."""
+    steps: tuple[int, ...] = ()
+    """Of every run: the checkpoints'; none = the best one."""
     data: str | None = None
     """URI of the data set."""
     split: str | None = None
     home: str = "runs"
     """Folder of MLflow's database without MLFLOW_TRACKING_URI."""
+    views: Views = field(default_factory=Views)
+    size: int | None = None
+    """Side of the crop, in pixels; the shorter side of the resized image keeps its proportion to it."""
     crop: Mapping[str, Any] = field(default_factory=dict)
     """Overrides of `CROP_KEYS`."""
 
@@ -49,55 +53,80 @@ class Target:
 
 
 def open_target(request: Request, warn: Warn) -> Target:
-    """Load the model, on the GPU where a checkpoint finds one, and find its data.
+    """Load the models, on the GPU where a checkpoint finds one, and find their data.
 
     Raises:
-        UserError: no such model or data set, or their classes or image sizes differ.
+        UserError: no such model or data set, its classes or image sizes differ, or it cannot be shown these views.
     """
+    _check_request(request)
+    members = []
+    for target in request.targets:
+        if target.startswith(MODELS):
+            members.append(_registered(request, target))
+        else:
+            members.extend(_of_run(request, target, step, warn) for step in request.steps or (None,))
+    for member in members:
+        member.data.manifest.require_split(member.data.split)
+        _check_classes(member)
+        _check_views(member)
+    return members[0] if len(members) == 1 else _together(members)
+
+
+def _check_request(request: Request) -> None:
     for key in request.crop:
         if key not in CROP_KEYS:
             raise UserError(f"--set {key}: evaluate.py takes {' and '.join(CROP_KEYS)} only")
-    target = _registered(request) if request.target.startswith(MODELS) else _of_run(request, warn)
-    target.data.manifest.require_split(target.data.split)
-    _check_classes(target)
-    return target
+    if request.size is not None and request.size < 1:
+        raise UserError(f"--size must be at least 1, got {request.size}")
+    if request.size is not None and SIZE_KEY in request.crop:
+        raise UserError(f"--size and --set {SIZE_KEY} say the same: give one of them")
+    if request.views.scales and not request.views.whole:
+        raise UserError(f"--scales is for --views multi_scale and multi_scale_flip, not {request.views.name}")
+    if min(request.views.scales, default=1) < 1:
+        raise UserError(f"--scales must be at least 1, got {min(request.views.scales)}")
 
 
-def _of_run(request: Request, warn: Warn) -> Target:
+def _of_run(request: Request, target: str, step: int | None, warn: Warn) -> Target:
     import torch
 
     from pipelines.serving_model import ServedClassifier, find_checkpoint, open_run, recipe_of
     from resnet_core.compute import pick_device
+    from resnet_core.views import Dense
 
-    checkpoint = find_checkpoint(open_run(request.target), request.step, warn)
+    checkpoint = find_checkpoint(open_run(target), step, warn)
     recipe = recipe_of(checkpoint)
     data = _data(request, recipe.data.uri, recipe.data.eval_split, recipe.data)
-    classifier = ServedClassifier.from_checkpoint(checkpoint).to(pick_device(use_gpu=torch.cuda.is_available()))
+    classifier = ServedClassifier.from_checkpoint(checkpoint)
+    if data.views.whole:
+        classifier.model = Dense(classifier.model, data.crop.image_size)
     return Target(
-        description=f"{request.target}, step {checkpoint.step}",
-        predict=classifier.predict,
+        description=f"{target}, step {checkpoint.step}",
+        predict=classifier.to(pick_device(use_gpu=torch.cuda.is_available())).predict,
         class_names=_class_names(checkpoint, recipe, data.manifest),
         data=data,
     )
 
 
-def _registered(request: Request) -> Target:
-    if request.step is not None:
+def _registered(request: Request, target: str) -> Target:
+    if request.steps:
         raise UserError("--step is for a run's folder: name a version of the registered model instead")
-    model = load(resolve_tracking(request.home), request.target)
-    about = model.metadata
+    model = load(resolve_tracking(request.home), target)
+    about, uri = model.metadata, model.version.uri
     size = about["image_size"]
-    data = _data(
-        request, about["data_uri"], about["split"], CropConfig(image_size=size, eval_resize=about["eval_resize"])
-    )
+    if request.views.whole:
+        raise UserError(
+            f"--views {request.views.name}: {uri} was exported for {size}x{size} pixels: give its run's folder instead"
+        )
+    crop = CropConfig(image_size=size, eval_resize=about["eval_resize"])
+    data = _data(request, about["data_uri"], about["split"], crop)
     if data.crop.image_size != size:
-        raise UserError(f"--set data.image_size: {model.version.uri} was exported for {size}x{size} pixels")
-    return Target(
-        description=model.version.uri, predict=model.predict, class_names=tuple(about["class_names"]), data=data
-    )
+        asked = f"--set {SIZE_KEY}" if request.size is None else "--size"
+        raise UserError(f"{asked}: {uri} was exported for {size}x{size} pixels")
+    return Target(description=uri, predict=model.predict, class_names=tuple(about["class_names"]), data=data)
 
 
-def _data(request: Request, uri: str, split: str, crop: CropConfig) -> EvalData:
+def _data(request: Request, uri: str, split: str, trained: CropConfig) -> EvalData:
+    crop = trained.at(request.size or trained.image_size)
     values = {"uri": "none", "image_size": crop.image_size, "eval_resize": crop.eval_resize}
     wanted = build_recipe({"data": values}, request.crop, where="--set").data
     store = open_store(request.data or uri)
@@ -106,7 +135,47 @@ def _data(request: Request, uri: str, split: str, crop: CropConfig) -> EvalData:
         manifest=load_manifest(store),
         crop=wanted.at(wanted.image_size),
         split=request.split or split,
+        views=request.views,
     )
+
+
+def _check_views(target: Target) -> None:
+    crop = target.data.crop
+    if target.data.views.name == "ten_crop" and crop.eval_resize <= crop.image_size:
+        raise UserError(
+            f"--views ten_crop: {target.description} takes crops of {crop.image_size} pixels from images of "
+            f"{crop.eval_resize}, so all would be the same: give a larger --set {RESIZE_KEY}"
+        )
+
+
+def _together(members: list[Target]) -> Target:
+    """An ensemble: all members must be shown the same pixels."""
+    for one, other in itertools.pairwise(members):
+        if one.data.manifest.digest != other.data.manifest.digest or one.data.split != other.data.split:
+            raise UserError(
+                f"{one.description} and {other.description} were evaluated on {_place(one)} and {_place(other)}: "
+                "name one with --data and --split"
+            )
+        if _pixels(one) != _pixels(other):
+            raise UserError(
+                f"{one.description} takes {_pixels(one)}, {other.description} {_pixels(other)}: "
+                f"set {SIZE_KEY} and {RESIZE_KEY} for all of them with --set"
+            )
+    return Target(
+        description="ensemble of " + "; ".join(member.description for member in members),
+        predict=ensemble([member.predict for member in members]),
+        class_names=members[0].class_names,
+        data=members[0].data,
+    )
+
+
+def _place(target: Target) -> str:
+    return f"split {target.data.split} of {target.data.manifest.name}"
+
+
+def _pixels(target: Target) -> str:
+    crop = target.data.crop
+    return f"{crop.image_size} of {crop.eval_resize} pixels"
 
 
 def _class_names(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> tuple[str, ...]:

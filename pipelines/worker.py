@@ -19,6 +19,7 @@ from pipelines.data.ledger import Ledger
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.recipe import Recipe
 from pipelines.system_metrics import Sampler
+from resnet_core.curriculum import phase_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from ray.actor import ActorHandle
+    from torch import Tensor
 
     from pipelines.feed import Feed
+    from pipelines.scoring import EvalData
     from pipelines.sink import Sink
-    from resnet_core.evaluate import EvalSums, Mistakes
+    from resnet_core.evaluate import EvalBatch, EvalSums, Mistakes
     from resnet_core.state import TrainState
     from resnet_core.step import Share
 
@@ -78,15 +81,16 @@ class _Worker:
             self.sampler = Sampler(context.get_node_rank(), lambda record: self._send(Recorded(record=record)))
 
     def run(self) -> None:
-        from pipelines.assembly import build_state, cadence_of, step_config
+        from pipelines.assembly import before_step, build_state, cadence_of, step_config
         from resnet_core.loop import Run, fit
         from resnet_core.schedule import LrSchedule
 
-        state = build_state(self.recipe, self.device, self.world_size)
-        self.sink = sink = self._resume(state)
-        self._tell(Event(text=f"training on {self.world_size} worker(s) from step {state.step}"))
         recipe, stream = self.recipe, self.job.stream
         samples = stream.manifest.splits[stream.split]
+        state = build_state(recipe, self.device, self.world_size, samples)
+        self.sink = sink = self._resume(state)
+        self.step = step_config(recipe, None if sink.mean_image is None else self._tensor(sink.mean_image))
+        self._tell(Event(text=f"training on {self.world_size} worker(s) from step {state.step}"))
         self.asked_at = time.monotonic()
         fit(
             state,
@@ -94,13 +98,16 @@ class _Worker:
             Run(
                 schedule=LrSchedule.build(recipe.schedule, recipe.optim, samples),
                 cadence=cadence_of(recipe, samples, self.steps.total_steps),
-                step=step_config(recipe),
+                step=self.step,
                 recorder=_Recorder(self, sink),
                 sink=sink,
                 evaluate=self._evaluate,
                 telemetry=self._telemetry,
                 seed=recipe.run.seed,
                 rank=self.rank,
+                history=[(record.step, record.metrics) for record in sink.history],
+                before_step=before_step(recipe, samples, self.world_size),
+                final_batches=self._training_images if recipe.optim.exact_bn_images else None,
             ),
         )
         sink.wait()
@@ -115,16 +122,23 @@ class _Worker:
 
     def _resume(self, state: TrainState) -> Sink:
         """Load the checkpoint that the stream continues, and know what was consumed and recorded until there."""
+        from pipelines.assembly import deepen
         from pipelines.sink import Sink
 
         manifest, split = self.job.stream.manifest, self.job.stream.split
-        ledger, history = Ledger(manifest.splits[split]), []
+        ledger, history, mean_image = Ledger(manifest.splits[split]), [], None
         base = self.feed.base()
         if base:
             checkpoint = self.folder.load(base)
+            phase = phase_at(self.recipe.phases(manifest.splits[split]), base - 1)  # of the last step done
+            if phase.first_step:
+                deepen(state, self.recipe, phase, self.world_size)
             state.load_tensors(checkpoint.tensors)
             state.step = base
             ledger, history = Ledger.from_arrays(checkpoint.ledger), checkpoint.records
+            mean_image = checkpoint.mean_image
+        elif self.recipe.augment.pixel_mean:
+            mean_image = self._mean_image()
         return Sink(
             rank=self.rank,
             feed=self.feed,
@@ -134,33 +148,71 @@ class _Worker:
             ledger=ledger,
             split_start=manifest.split_start(split),
             history=history,
+            mean_image=mean_image,
         )
 
+    def _mean_image(self) -> npt.NDArray[np.float32]:
+        """Of the training split's centre crops; each rank reads its part."""
+        import torch
+
+        from pipelines.data.mean_image import ImageSum
+        from pipelines.scoring import score_blocks
+        from resnet_core.collective import sum_over_ranks_
+
+        self._tell(Event(text="computing the mean image of the training split"))
+        part = ImageSum.of(score_blocks(self._data(self.job.stream.split)), self.recipe.data.image_size)
+        total = sum_over_ranks_(self._tensor(part.total.astype("int64"))).cpu().numpy()
+        count = sum_over_ranks_(torch.tensor(part.count, device=self.device))
+        return ImageSum(total=total, count=int(count)).mean()
+
+    def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
+        import torch
+
+        return torch.tensor(values, device=self.device)
+
     def _evaluate(self, state: TrainState) -> Mapping[str, float]:
-        from pipelines.assembly import step_config
-        from pipelines.scoring import EvalData, eval_batches
         from resnet_core.evaluate import evaluate
 
         began = time.monotonic()
-        data = EvalData(
-            store=open_store(self.job.stream.data_uri),
-            manifest=self.job.stream.manifest,
-            crop=self.job.stream.crop,
-            split=self.recipe.data.eval_split,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-        batches = eval_batches(data, self.device, batch_size=max(1, self.steps.rows_per_rank))
         sums, mistakes = evaluate(
             state.scored_model,
-            batches,
-            step_config(self.recipe),
+            self._batches(self.recipe.data.eval_split, self.steps.images_per_rank),
+            self.step,
             num_classes=self.recipe.model.num_classes,
             max_mistakes=MISTAKES_SHOWN,
         )
         self.sink.scored = _details(sums, mistakes)
         self.asked_at += time.monotonic() - began  # not part of the training rate
         return sums.metrics()
+
+    def _training_images(self) -> Iterator[Tensor]:
+        """This rank's part of the training images for BatchNorm's exact statistics, in batches as in training."""
+        missing = -(-self.recipe.optim.exact_bn_images // self.world_size)
+        size = self.steps.images_per_rank
+        for batch in self._batches(self.job.stream.split, min(size, self.steps.microbatch_size or size)):
+            yield batch.images_BHWC[:missing]
+            missing -= len(batch.images_BHWC)
+            if missing <= 0:
+                return
+
+    def _batches(self, split: str, batch_size: int) -> Iterator[EvalBatch]:
+        """This rank's part of a split on the device, as it is: no augmentation."""
+        from pipelines.scoring import eval_batches
+
+        return eval_batches(self._data(split), self.device, batch_size=batch_size)
+
+    def _data(self, split: str) -> EvalData:
+        from pipelines.scoring import EvalData
+
+        stream = self.job.stream
+        return EvalData(
+            store=open_store(stream.data_uri),
+            manifest=stream.manifest,
+            crop=stream.crop,
+            split=split,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
 
     def _telemetry(self) -> dict[str, float]:
         """Rate and share of time without data since it was last asked, over all ranks."""

@@ -1,6 +1,6 @@
-"""What the device does to a batch of images: pure functions of tensors and a generator.
+"""What the device does to each image of a batch: pure functions of tensors and a generator, no waiting for the device.
 
-Shapes: B images, H and W pixels, C = 3 channels.
+Shapes: B images, H and W pixels, C = 3 channels. Mixing images with each other is `resnet_core.mixing`'s.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from resnet_core.config import AugmentConfig, Rgb
+from resnet_core.erasing import random_erase_
+from resnet_core.photometric import jitter_color_, shift_lighting_
 
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
@@ -30,21 +33,68 @@ def random_flip(images_BHWC: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(heads, images_BHWC.flip(2), images_BHWC)
 
 
-@lru_cache(maxsize=8)
-def _channel_constants(mean: Rgb, std: Rgb, device: torch.device) -> tuple[Tensor, Tensor]:
-    # cached, because making them anew in each step would stall a GPU for the copy
-    return 255 * torch.tensor(mean, device=device), 255 * torch.tensor(std, device=device)
+def normalize(images_BHWC: Tensor, mean: Rgb | Tensor, std: Rgb) -> Tensor:
+    """uint8 B x H x W x C to float32 B x C x H x W, (x / 255 - mean) / std; channels_last in memory.
+
+    Args:
+        mean: per channel, or a mean image H x W x C on the images' device, with images in [0, 1]. A mean image of
+            another size is resampled (bilinear, antialiased): a curriculum's phase, or evaluation at another scale.
+    """
+    return _normalize_(images_BHWC.float(), mean, std)
 
 
-def normalize(images_BHWC: Tensor, mean: Rgb, std: Rgb) -> Tensor:
-    """uint8 B x H x W x C to float32 B x C x H x W, (x / 255 - mean) / std; channels_last in memory."""
-    center, scale = _channel_constants(mean, std, images_BHWC.device)
-    return images_BHWC.float().sub_(center).div_(scale).permute(0, 3, 1, 2)
+def augment(
+    images_BHWC: Tensor, config: AugmentConfig, generator: torch.Generator, mean_image_HWC: Tensor | None = None
+) -> Tensor:
+    """Training images: uint8 B x H x W x C to float32 B x C x H x W.
 
-
-def augment(images_BHWC: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Training images: uint8 B x H x W x C to float32 B x C x H x W."""
+    Args:
+        mean_image_HWC: of the training split, in [0, 1]; wanted by `config.pixel_mean`.
+    """
+    mean = center_of(config, mean_image_HWC)
     if config.flip:
         # before normalizing: a quarter of the bytes
         images_BHWC = random_flip(images_BHWC, generator)
-    return normalize(images_BHWC, config.mean, config.std)
+    images_BHWC = images_BHWC.float()  # a copy, so that what follows may work in place
+    if config.color_jitter:
+        jitter_color_(images_BHWC, config.color_jitter, generator)
+    if config.lighting:
+        shift_lighting_(images_BHWC, config.lighting, generator)
+    images_BCHW = _normalize_(images_BHWC, mean, config.std)
+    if config.erase_prob:
+        random_erase_(images_BCHW, config, generator)
+    return images_BCHW
+
+
+def center_of(config: AugmentConfig, mean_image_HWC: Tensor | None) -> Rgb | Tensor:
+    """What `normalize` subtracts: `config.mean`, or the mean image if the recipe wants it.
+
+    Raises:
+        ValueError: it does, and there is none.
+    """
+    if not config.pixel_mean:
+        return config.mean
+    if mean_image_HWC is None:
+        raise ValueError("augment.pixel_mean needs the mean image of the training split")
+    return mean_image_HWC
+
+
+def _normalize_(images_BHWC: Tensor, mean: Rgb | Tensor, std: Rgb) -> Tensor:
+    device, (height, width) = images_BHWC.device, images_BHWC.shape[1:3]
+    center = 255 * at_size(mean, height, width) if isinstance(mean, Tensor) else _times_255(mean, device)
+    return images_BHWC.sub_(center).div_(_times_255(std, device)).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=8)
+def _times_255(rgb: Rgb, device: torch.device) -> Tensor:
+    # cached, because making it anew in each step would stall a GPU for the copy
+    return 255 * torch.tensor(rgb, device=device)
+
+
+def at_size(image_HWC: Tensor, height: int, width: int) -> Tensor:
+    """The image resampled, if it has another size."""
+    if image_HWC.shape[:2] == (height, width):
+        return image_HWC
+    image_1CHW = image_HWC.permute(2, 0, 1).unsqueeze(0)
+    resized = F.interpolate(image_1CHW, (height, width), mode="bilinear", antialias=True)
+    return resized.squeeze(0).permute(1, 2, 0)

@@ -16,6 +16,7 @@ from resnet_core.collective import concatenate_ranks, max_over_ranks_, share_buf
 from resnet_core.step import StepConfig, eval_step
 
 TOP = 5
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,13 +29,18 @@ class EvalBatch:
 
 
 class EvalSums:
-    """What a split's metrics are made of. Top-1 and the count are read off the confusion matrix."""
+    """What a split's metrics are made of. Top-1, the count and the classes are read off the confusion matrix."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.top5 = torch.zeros((), dtype=torch.int64, device=device)
         self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
         """K x K images: row = label, column = prediction."""
+        self.calibration = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=device)
+        """Images predicted right less the sum of their confidences, per bin of confidence.
+
+        In any order the same: up to a million images a bin, float64 has room for every bit of a float32 confidence.
+        """
 
     @property
     def count(self) -> Tensor:
@@ -47,22 +53,45 @@ class EvalSums:
     def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
         num_classes = len(self.confusion)
         ranked = logits_BK.topk(min(TOP, num_classes), dim=1).indices
-        cells = labels_B * num_classes + ranked[:, 0]
+        predicted_B = ranked[:, 0]
+        cells = labels_B * num_classes + predicted_B
         self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
         self.top5 += (ranked == labels_B[:, None]).any(dim=1).sum()
         self.loss += F.cross_entropy(logits_BK, labels_B, reduction="none").sum(dtype=torch.float64)
+        confidence_B = logits_BK.softmax(dim=1).amax(dim=1)
+        excess_B = (predicted_B == labels_B).double() - confidence_B
+        self.calibration.index_add_(0, _calibration_bin(confidence_B), excess_B)
 
     def all_reduce(self) -> None:
         """Add up the sums of all ranks, all of which call this."""
-        for sums in (self.loss, self.top5, self.confusion):
+        for sums in (self.loss, self.top5, self.confusion, self.calibration):
             sum_over_ranks_(sums)
 
     def metrics(self) -> dict[str, float]:
-        """Means: "loss", "accuracy", "top5_accuracy". ValueError if nothing was scored; waits for the device."""
-        loss, top1, top5, count = torch.stack([self.loss, self.top1, self.top5, self.count]).tolist()
+        """Means: "loss", "accuracy", "top5_accuracy", "calibration_error".
+
+        The last is the expected calibration error in equal bins (Guo et al. 2017, arXiv 1706.04599, Equation 3).
+        ValueError if nothing was scored; waits for the device.
+        """
+        gap = self.calibration.abs().sum()
+        loss, top1, top5, gap, count = torch.stack([self.loss, self.top1, self.top5, gap, self.count]).tolist()
         if not count:
             raise ValueError("nothing was scored: the split has no images")
-        return {"loss": loss / count, "accuracy": top1 / count, "top5_accuracy": top5 / count}
+        return {
+            "loss": loss / count,
+            "accuracy": top1 / count,
+            "top5_accuracy": top5 / count,
+            "calibration_error": gap / count,
+        }
+
+    def class_accuracy(self) -> Tensor:
+        """Float64 K: the share of each class's images that were predicted right, NaN for a class without images."""
+        return self.confusion.diagonal().double() / self.confusion.sum(dim=1)
+
+
+def _calibration_bin(confidence_B: Tensor) -> Tensor:
+    """Index of the bin ](m - 1) / M, m / M] that each confidence is in."""
+    return ((confidence_B * CALIBRATION_BINS).ceil().long() - 1).clamp(0, CALIBRATION_BINS - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

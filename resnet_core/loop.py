@@ -7,11 +7,16 @@ one unbroken run gives, states and records alike, because nothing but the state 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from resnet_core.augment import step_generator
+from resnet_core.batchnorm import reestimate_batchnorm
 from resnet_core.ports import CheckpointSink, Recorder
+from resnet_core.reaction import Point
 from resnet_core.schedule import LrSchedule
 from resnet_core.state import TrainState
 from resnet_core.step import Share, StepConfig, Sums, train_step
@@ -56,6 +61,12 @@ class Run:
     """What the caller measures, such as images/s, since it was last asked; the device has just been waited for."""
     seed: int
     rank: int = 0
+    history: Sequence[Point] = ()
+    """What was recorded until the state's step: a schedule may react to it."""
+    before_step: Callable[[TrainState, int, torch.Generator], None] | None = None
+    """Called with the 0-based step and its generator before each update, e.g. to set the rates of stochastic depth."""
+    final_batches: Callable[[], Iterable[Tensor]] | None = None
+    """Training images, uint8 B x H x W x C, for BatchNorm's exact statistics; asked for after the last update."""
 
 
 def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
@@ -64,32 +75,48 @@ def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
     FloatingPointError if a recorded value is not finite; RuntimeError if the shares end too early.
     """
     sums = Sums.zeros(state.device)
+    reaction = run.schedule.react(run.history)
+
+    def record(metrics: Mapping[str, float]) -> None:
+        nonlocal reaction
+        _check_finite(state.step, metrics)
+        run.recorder.log(state.step, metrics)
+        reaction = run.schedule.react([(state.step, metrics)], reaction)
+
     for step, share in zip(range(state.step, run.cadence.total_steps), shares, strict=False):
-        lr = run.schedule(step)
+        lr = run.schedule(step, reaction)
         generator = step_generator(run.seed, step, run.rank, state.device)
+        if run.before_step:
+            run.before_step(state, step, generator)
         sums += train_step(state, share, lr=lr, config=run.step, generator=generator)
         state.step += 1
         if run.cadence.logs(state.step):
-            _record(run, state.step, {**_named("train", sums.means()), "lr": lr, **run.telemetry()})
+            record({**_named("train", sums.means()), "lr": lr, **run.telemetry()})
             sums = Sums.zeros(state.device)
         metrics = None
         if run.cadence.evaluates(state.step):
+            _settle_statistics(state, run)
             metrics = run.evaluate(state)
-            _record(run, state.step, _named("test", metrics))
+            record(_named("test", metrics))
         if run.cadence.saves(state.step):
             run.sink.save(state, metrics)
     if state.step < run.cadence.total_steps:
         raise RuntimeError(f"the training data ended at step {state.step} of {run.cadence.total_steps}")
 
 
+def _settle_statistics(state: TrainState, run: Run) -> None:
+    """After the last update, BatchNorm's exact statistics for the model that is scored and kept, if wanted."""
+    if run.final_batches and state.step == run.cadence.total_steps:
+        reestimate_batchnorm(state.scored_model, run.final_batches(), run.step)
+
+
 def _named(kind: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{kind}/{name}": value for name, value in metrics.items()}
 
 
-def _record(run: Run, step: int, metrics: Mapping[str, float]) -> None:
+def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise FloatingPointError(
                 f"{name} is {value} at step {step}: lower optim.lr_per_256 or lengthen schedule.warmup"
             )
-    run.recorder.log(step, metrics)

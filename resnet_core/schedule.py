@@ -1,4 +1,4 @@
-"""Durations become steps here, once; the learning rate is a pure function of the step.
+"""Durations become steps here, once; the learning rate is a pure function of the step and of the records before it.
 
 A run of S_total samples has S = max(1, floor(S_total / global_batch)) steps; the last one also takes the remainder.
 """
@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from resnet_core.config import OptimConfig, ScheduleConfig, Unit
+from resnet_core.reaction import Point, Reaction
 
 
 def to_steps(value: float, unit: Unit, samples_per_epoch: int, global_batch_size: int) -> int:
@@ -38,26 +40,9 @@ def epoch_end_step(epoch: int, samples_per_epoch: int, global_batch_size: int, t
     return min(total_steps, max(1, epoch * samples_per_epoch // global_batch_size))
 
 
-def lr_factor(
-    step: int, config: ScheduleConfig, *, warmup_steps: int, milestone_steps: tuple[int, ...], total_steps: int
-) -> float:
-    """Factor of the peak rate at the 0-based `step`: warmup_start_factor at 0, 1 at warmup_steps, then the shape.
-
-    "cosine" and "linear" reach end_factor at total_steps, one past the last step, as torch's schedulers do.
-    """
-    if step < warmup_steps:
-        return config.warmup_start_factor + (1 - config.warmup_start_factor) * step / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
-    match config.shape:
-        case "constant":
-            return 1.0
-        case "step":
-            return float(config.gamma ** bisect_right(milestone_steps, step))
-        case "linear":
-            remaining = 1 - progress
-        case "cosine":
-            remaining = (1 + math.cos(math.pi * progress)) / 2
-    return config.end_factor + (1 - config.end_factor) * remaining
+def ramp(step: int, ramp_steps: int) -> float:
+    """0 at the 0-based step 0, 1 from `ramp_steps` on, straight in between; 1 throughout where there is no ramp."""
+    return min(1.0, step / ramp_steps) if ramp_steps else 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,33 +51,93 @@ class LrSchedule:
 
     config: ScheduleConfig
     peak_lr: float
-    warmup_steps: int
-    milestone_steps: tuple[int, ...]
     total_steps: int
+    warmup_steps: int = 0
+    milestone_steps: tuple[int, ...] = ()
+    point_steps: tuple[int, ...] = ()
 
     @classmethod
     def build(cls, schedule: ScheduleConfig, optim: OptimConfig, samples_per_epoch: int) -> LrSchedule:
-        batch = optim.global_batch_size
-        total = total_steps(schedule, samples_per_epoch, batch)
-        warmup = to_steps(schedule.warmup, schedule.unit, samples_per_epoch, batch)
+        def steps(value: float) -> int:
+            return to_steps(value, schedule.unit, samples_per_epoch, optim.global_batch_size)
+
+        total = total_steps(schedule, samples_per_epoch, optim.global_batch_size)
         return cls(
             config=schedule,
             peak_lr=optim.peak_lr,
-            # a run so short that it is all warm-up would otherwise never see its peak
-            warmup_steps=min(warmup, total - 1),
-            milestone_steps=tuple(
-                to_steps(value, schedule.unit, samples_per_epoch, batch) for value in schedule.milestones
-            ),
             total_steps=total,
+            # a run so short that it is all warm-up would otherwise never see its peak
+            warmup_steps=min(steps(schedule.warmup), total - 1),
+            milestone_steps=tuple(map(steps, schedule.milestones)),
+            point_steps=tuple(map(steps, schedule.points)),
         )
 
-    def __call__(self, step: int) -> float:
-        """Learning rate of the 0-based `step`."""
-        factor = lr_factor(
-            step,
-            self.config,
-            warmup_steps=self.warmup_steps,
-            milestone_steps=self.milestone_steps,
-            total_steps=self.total_steps,
-        )
-        return self.peak_lr * factor
+    def react(self, points: Iterable[Point], reaction: Reaction | None = None) -> Reaction:
+        """What the records of a run, in their order, have led to; `reaction` sums up those before them."""
+        reaction = reaction or Reaction()
+        for point in points:
+            reaction = reaction.after(point, self.config, self.warmup_steps)
+        return reaction
+
+    def __call__(self, step: int, reaction: Reaction | None = None) -> float:
+        """Learning rate of the 0-based `step`, after the records that `reaction` sums up."""
+        return self.peak_lr * self.factor(step, reaction or Reaction())
+
+    def factor(self, step: int, reaction: Reaction) -> float:
+        """Factor of the peak: the warm-up from warmup_start_factor at 0 to 1 at warmup_steps, then the shape.
+
+        What falls to end_factor reaches it at total_steps, one past the last step, as with torch's schedulers.
+        """
+        if self.config.warmup_until_error and not reaction.warm:
+            return self.config.warmup_start_factor
+        return self._warmup(step) if step < self.warmup_steps else self._shape(step, reaction)
+
+    def _warmup(self, step: int) -> float:
+        start, steps = self.config.warmup_start_factor, self.warmup_steps
+        if self.config.shape == "one_cycle":
+            return start + (1 - start) * (1 - _cosine(step / steps))
+        match self.config.warmup_shape:
+            case "linear":
+                return start + (1 - start) * step / steps
+            case "constant":
+                return start
+            case "exponential":
+                return float(start ** (1 - step / steps))
+
+    def _shape(self, step: int, reaction: Reaction) -> float:
+        config = self.config
+        match config.shape:
+            case "constant":
+                return 1.0
+            case "step":
+                return float(config.gamma ** bisect_right(self.milestone_steps, step))
+            case "piecewise":
+                return _interpolate(step, self.point_steps, config.factors)
+            case "plateau":
+                return max(float(config.gamma**reaction.falls), config.end_factor)
+            case _:
+                return config.end_factor + (1 - config.end_factor) * self._remaining(step)
+
+    def _remaining(self, step: int) -> float:
+        """What is left of the way down: 1 at the end of the warm-up, 0 at total_steps."""
+        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        match self.config.shape:
+            case "linear":
+                return 1 - progress
+            case "poly":
+                return float((1 - progress) ** self.config.power)
+            case _:  # cosine, one_cycle
+                return _cosine(progress)
+
+
+def _cosine(progress: float) -> float:
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def _interpolate(step: int, points: Sequence[int], factors: Sequence[float]) -> float:
+    right = bisect_right(points, step)
+    if right in (0, len(points)):
+        return factors[max(0, right - 1)]
+    left = right - 1
+    share = (step - points[left]) / (points[right] - points[left])
+    return factors[left] + share * (factors[right] - factors[left])

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resnet_core.ema import Ema
+from resnet_core.averaging import WeightAverage
+from resnet_core.optim import state_tensors
 
 Tensors = dict[str, dict[str, Tensor]]
-MOMENTUM = "momentum_buffer"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,29 +20,34 @@ class TrainState:
 
     model: nn.Module
     forward: nn.Module  # what a step calls: the model, or a wrapper around it such as DDP
-    optimizer: torch.optim.SGD
-    ema: Ema | None = None
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None = None
     step: int = 0
 
     @property
     def scored_model(self) -> nn.Module:
         """The model to evaluate and to ship: the averaged weights where there are any."""
-        return self.ema.model if self.ema else self.model
+        return self.average.model if self.average else self.model
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether BatchNorm takes its statistics over all ranks, which then must all make the same forward passes."""
+        return any(isinstance(module, nn.SyncBatchNorm) for module in self.model.modules())
 
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
     def tensors(self) -> Tensors:
-        """The live tensors by group and name: "model", "ema" if there is one, "optimizer".
+        """The live tensors by group and name: "model", "ema" if there is an average, "optimizer".
 
-        Momentum is named after its parameter, `momentum_buffer.layer1.0.conv1.weight`; before the first step it is
-        zero, which SGD treats as it treats none.
+        The optimizer's are named after its parameters, `momentum_buffer.layer1.0.conv1.weight`; before the first step
+        they are what it would start with.
         """
         groups: Tensors = {"model": dict(self.model.state_dict())}
-        if self.ema:
-            groups["ema"] = dict(self.ema.model.state_dict())
-        groups["optimizer"] = self._momentum()
+        if self.average:
+            groups["ema"] = dict(self.average.model.state_dict())
+        groups["optimizer"] = state_tensors(self.optimizer, self.model)
         return groups
 
     def snapshot(self) -> Tensors:
@@ -65,22 +70,6 @@ class TrainState:
         _check_same_layout(mine, theirs)
         for name, tensor in mine.items():
             tensor.copy_(theirs[name])
-
-    def _momentum(self) -> dict[str, Tensor]:
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        return {
-            f"{MOMENTUM}.{names[parameter]}": self._momentum_of(parameter)
-            for group in self.optimizer.param_groups
-            for parameter in group["params"]
-            if group["momentum"]
-        }
-
-    def _momentum_of(self, parameter: Tensor) -> Tensor:
-        slot = self.optimizer.state[parameter]
-        if slot.get(MOMENTUM) is None:
-            slot[MOMENTUM] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        buffer: Tensor = slot[MOMENTUM]
-        return buffer
 
 
 def _flat(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,24 +10,36 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
 
-from resnet_core.augment import augment, normalize
-from resnet_core.collective import sum_over_ranks_
+from resnet_core.augment import augment, center_of, normalize
+from resnet_core.collective import max_over_ranks_, sum_over_ranks_
 from resnet_core.compute import autocast, memory_format
 from resnet_core.config import AugmentConfig, Precision
+from resnet_core.losses import LossConfig, sum_loss
+from resnet_core.mixing import mix
+from resnet_core.sam import climbed
 from resnet_core.state import TrainState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepConfig:
-    """What a step does with a batch."""
+    """What a step does with a batch, and with its gradient."""
 
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    label_smoothing: float = 0.0
+    mean_image_HWC: Tensor | None = None
+    """Of the training split, in [0, 1]; wanted by augment.pixel_mean."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    clip_norm: float = 0.0  # 0 = none
+    sam_rho: float = 0.0  # 0 = no sharpness-aware steps
+    sam_every: int = 1
     precision: Precision = "fp32"
     channels_last: bool = True
+
+    def climbs(self, step: int) -> bool:
+        """Whether the 0-based `step` is sharpness-aware: the last of every sam_every."""
+        return self.sam_rho > 0 and (step + 1) % self.sam_every == 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,34 +95,59 @@ class Sums:
 
 
 def train_step(state: TrainState, share: Share, *, lr: float, config: StepConfig, generator: torch.Generator) -> Sums:
-    """One SGD update from the shares of all ranks; returns this rank's sums.
+    """One update from the shares of all ranks; returns this rank's sums, of the weights as they were.
 
-    Each image weighs world_size / count, and DDP averages over ranks: the gradient is that of the mean loss of the
-    whole global batch, however it is split over ranks and microbatches.
+    The gradient is that of the mean loss of the whole global batch, however it is split over ranks and microbatches. A
+    sharpness-aware step takes it a second time where the first one leads, of the same images under the same draws.
     """
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    sums = Sums.zeros(state.device)
-    last = len(share.microbatches) - 1
-    for index, batch in enumerate(share.microbatches):
-        with _gradient_exchange(state.forward, wanted=index == last):
-            loss, batch_sums = _forward(state.forward, batch, config, generator)
-            (loss * (share.world_size / share.count)).backward()
-        sums += batch_sums
-    if not share.microbatches:
-        _contribute_nothing(state.forward, state.device, config)
+    draws = generator.get_state()
+    sums = _accumulate_gradients(state, share, config, generator)
+    if config.climbs(state.step):
+        generator.set_state(draws)
+        with climbed(state.model, config.sam_rho):
+            _accumulate_gradients(state, share, config, generator)
+    if config.clip_norm:
+        clip_grad_norm_(state.model.parameters(), config.clip_norm)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
-    if state.ema:
-        state.ema.update(state.model)
+    if state.average:
+        state.average.update(state.model, state.step)
     return sums
 
 
 @torch.no_grad()
 def eval_step(model: nn.Module, images_BHWC: Tensor, config: StepConfig) -> Tensor:
     """Float32 logits, B x K, of uint8 images as they are: no augmentation. The model's mode is the caller's."""
-    images_BCHW = normalize(images_BHWC, config.augment.mean, config.augment.std)
-    return _logits(model, images_BCHW, config).float()
+    center = center_of(config.augment, config.mean_image_HWC)
+    return _logits(model, normalize(images_BHWC, center, config.augment.std), config).float()
+
+
+def _accumulate_gradients(state: TrainState, share: Share, config: StepConfig, generator: torch.Generator) -> Sums:
+    """Each image weighs world_size / count, and DDP averages over ranks."""
+    sums = Sums.zeros(state.device)
+    rounds = _rounds(state, share)
+    for index in range(rounds):
+        with _gradient_exchange(state.forward, wanted=index == rounds - 1):
+            if index < len(share.microbatches):
+                loss, batch_sums = _forward(state.forward, share.microbatches[index], config, generator)
+                (loss * (share.world_size / share.count)).backward()
+                sums += batch_sums
+            else:
+                _contribute_nothing(state, config)
+    return sums
+
+
+def _rounds(state: TrainState, share: Share) -> int:
+    """Forward passes of this rank: one per microbatch, and one at least, since all take part in the last exchange.
+
+    Synchronized BatchNorms meet in every pass, so that all ranks have as many as the one that has most.
+    """
+    own = max(1, len(share.microbatches))
+    if not state.synchronized:
+        return own
+    return int(max_over_ranks_(torch.tensor(own, device=state.device)))
 
 
 def _logits(forward: nn.Module, images_BCHW: Tensor, config: StepConfig) -> Tensor:
@@ -123,9 +160,11 @@ def _logits(forward: nn.Module, images_BCHW: Tensor, config: StepConfig) -> Tens
 def _forward(
     forward: nn.Module, batch: Microbatch, config: StepConfig, generator: torch.Generator
 ) -> tuple[Tensor, Sums]:
-    logits_BK = _logits(forward, augment(batch.images_BHWC, config.augment, generator), config).float()
-    loss = F.cross_entropy(logits_BK, batch.labels_B, reduction="sum", label_smoothing=config.label_smoothing)
-    correct = (logits_BK.detach().argmax(dim=1) == batch.labels_B).sum()
+    images_BCHW = augment(batch.images_BHWC, config.augment, generator, config.mean_image_HWC)
+    images_BCHW, targets = mix(images_BCHW, batch.labels_B, config.augment, generator)
+    logits_BK = _logits(forward, images_BCHW, config).float()
+    loss = sum_loss(logits_BK, targets, config.loss)
+    correct = (logits_BK.detach().argmax(dim=1) == targets.dominant_B).sum()
     sums = Sums(
         loss=loss.detach().double(),
         correct=correct.double(),
@@ -135,17 +174,20 @@ def _forward(
 
 
 def _gradient_exchange(forward: nn.Module, *, wanted: bool) -> AbstractContextManager[None]:
-    """Ranks exchange gradients once per step, in the backward pass of their last microbatch."""
+    """Ranks exchange gradients once per backward pass over a share, in that of their last microbatch."""
     if wanted or not isinstance(forward, DistributedDataParallel):
         return nullcontext()
     return forward.no_sync()
 
 
-def _contribute_nothing(forward: nn.Module, device: torch.device, config: StepConfig) -> None:
-    """Gradients of exactly zero, through a batch of no rows; eval mode, since such a batch has no statistics."""
+def _contribute_nothing(state: TrainState, config: StepConfig) -> None:
+    """Gradients of exactly zero, through a batch of no rows.
+
+    In eval mode, since such a batch has no statistics; synchronized BatchNorms have those of the other ranks.
+    """
     side = 32  # any size will do
-    forward.eval()
+    state.forward.train(state.synchronized)
     # a compiled backward pass of no rows fails in torch 2.15, and would be compiled for a step that is rare
     with torch.compiler.set_stance("force_eager"):
-        _logits(forward, torch.zeros(0, 3, side, side, device=device), config).sum().backward()
-    forward.train()
+        _logits(state.forward, torch.zeros(0, 3, side, side, device=state.device), config).sum().backward()
+    state.forward.train()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,10 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _RESIZE = Image.Resampling.BILINEAR
 _CROP_ATTEMPTS = 10
 
-TrainCrop = Literal["random_resized", "pad", "center"]
+TrainCrop = Literal["random_resized", "scale_jitter", "pad", "center"]
+Policy = Literal["", "trivial_augment_wide", "rand_augment", "three_augment"]
+MOST_MAGNITUDE = 10
+"""Upper end of RandAugment's scale, as timm has it."""
 
 
 class DecodeError(Exception):
@@ -33,35 +36,60 @@ class DecodeError(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CropConfig:
-    """How a stored image becomes an S x S input."""
+    """How a stored image becomes S x S inputs: crop, policy, and how many of them."""
 
     image_size: int = 224
     """S, pixels."""
     train_crop: TrainCrop = "random_resized"
-    """random_resized: random region, resized (Inception); pad: zero-pad, then random crop (CIFAR); center: as eval."""
+    """random_resized: random region, resized (Inception); scale_jitter: resized at random, then random crop (He et al.
+    2015, 3.4); pad: zero-pad, then random crop (CIFAR); center: as eval."""
     scale: tuple[float, float] = (0.08, 1.0)
     """random_resized: region's share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """random_resized: region's width over height."""
+    jitter_min: int = 256
+    """scale_jitter: least pixels of the resized shorter side, which is uniform and never below image_size."""
+    jitter_max: int = 480
+    """scale_jitter: most pixels of it, itself included."""
     pad: int = 4
     """pad: zero pixels on each side."""
     eval_resize: int = 256
     """Evaluation and "center": pixels of the shorter side before the centre crop."""
+    policy: Policy = ""
+    """What changes a training crop at random, image by image (`pipelines.data.policies`); "" = nothing does."""
+    policy_ops: int = 2
+    """rand_augment: operations drawn per image; each is applied with probability one half."""
+    policy_magnitude: float = 9.0
+    """rand_augment: strength of the operations in [0, 10], as timm counts it."""
+    policy_magnitude_std: float = 0.0
+    """rand_augment: deviation of the strength, drawn anew for each operation."""
+    policy_increasing: bool = False
+    """rand_augment: every operation grows with the strength; else some shrink, as first published."""
+    repeats: int = 1
+    """Views of a training sample that share a step, each with its own crop and policy (Hoffer et al. 2020)."""
 
     def __post_init__(self) -> None:
         _require(self.image_size >= 1, "image_size", "must be at least 1", self.image_size)
         _require(self.eval_resize >= 1, "eval_resize", "must be at least 1", self.eval_resize)
         _require(self.pad >= 0, "pad", "must be at least 0", self.pad)
-        known = ("random_resized", "pad", "center")
-        _require(self.train_crop in known, "train_crop", f"must be one of {', '.join(known)}", self.train_crop)
+        _require_choice("train_crop", self.train_crop, TrainCrop)
         _require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "must be 0 < low <= high <= 1", self.scale)
         _require(0 < self.ratio[0] <= self.ratio[1], "ratio", "must be 0 < low <= high", self.ratio)
+        _require(self.jitter_min <= self.jitter_max, "jitter_max", "must be at least data.jitter_min", self.jitter_max)
+        _require_choice("policy", self.policy, Policy)
+        _require(self.policy_ops >= 1, "policy_ops", "must be at least 1", self.policy_ops)
+        within = 0 <= self.policy_magnitude <= MOST_MAGNITUDE
+        _require(within, "policy_magnitude", f"must be in [0, {MOST_MAGNITUDE}]", self.policy_magnitude)
+        spread = self.policy_magnitude_std
+        _require(0 <= spread < math.inf, "policy_magnitude_std", "must be finite, at least 0", spread)
+        _require(self.repeats >= 1, "repeats", "must be at least 1", self.repeats)
 
     def at(self, size: int) -> CropConfig:
-        """The same crop at another S: a curriculum's phase."""
-        resize = round(self.eval_resize * size / self.image_size)
+        """The same crop at another S, lengths in proportion: a curriculum's phase."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(CropConfig)}
-        return CropConfig(**{**fields, "image_size": size, "eval_resize": resize})
+        lengths = ("eval_resize", "jitter_min", "jitter_max")
+        scaled = {name: round(fields[name] * size / self.image_size) for name in lengths}
+        return CropConfig(**{**fields, **scaled, "image_size": size})
 
 
 def open_rgb(data: bytes) -> Image.Image:
@@ -103,6 +131,8 @@ def train_crop(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -
     """One random view of `image`, uint8 SxSx3; flips are left to the device."""
     if crop.train_crop == "random_resized":
         return _random_resized(image, crop, rng)
+    if crop.train_crop == "scale_jitter":
+        return _scale_jitter(image, crop, rng)
     if crop.train_crop == "pad":
         return _pad_crop(image, crop, rng)
     return eval_crop(image, crop)
@@ -115,10 +145,14 @@ def eval_crop(image: Image.Image, crop: CropConfig) -> npt.NDArray[np.uint8]:
 
 def resize_shorter(image: Image.Image, size: int) -> Image.Image:
     """The shorter side to `size` pixels, the longer one in proportion, rounded down as in torchvision."""
-    short = min(image.size)
-    if short == size:
+    if min(image.size) == size:
         return image
-    return image.resize((max(1, image.width * size // short), max(1, image.height * size // short)), _RESIZE)
+    return image.resize(_size_by_shorter(image.width, image.height, size), _RESIZE)
+
+
+def _size_by_shorter(width: int, height: int, size: int) -> tuple[int, int]:
+    short = min(width, height)
+    return max(1, width * size // short), max(1, height * size // short)
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
@@ -165,6 +199,29 @@ def _largest_box(width: int, height: int, ratio: tuple[float, float]) -> tuple[i
     return left, top, left + w, top + h
 
 
+def _scale_jitter(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    # The crop of the resized image, of which nothing else is computed: here the filter has to see what is around it.
+    box = jittered_box(image.width, image.height, crop, rng)
+    return np.asarray(image.resize((crop.image_size, crop.image_size), _RESIZE, box=box))
+
+
+def jittered_box(
+    width: int, height: int, crop: CropConfig, rng: np.random.Generator
+) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom), in the pixels of an image, of a random crop of the image resized at random.
+
+    The shorter side of the resized image is uniform in [jitter_min, jitter_max], and the crop begins at any of its
+    pixels. Source: He et al. 2015, section 3.4.
+    """
+    least, most = (max(crop.image_size, each) for each in (crop.jitter_min, crop.jitter_max))
+    shorter = int(rng.integers(least, most + 1))
+    resized_width, resized_height = _size_by_shorter(width, height, shorter)
+    left = int(rng.integers(resized_width - crop.image_size + 1))
+    top = int(rng.integers(resized_height - crop.image_size + 1))
+    across, down = width / resized_width, height / resized_height
+    return left * across, top * down, (left + crop.image_size) * across, (top + crop.image_size) * down
+
+
 def _pad_crop(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     left = _padded_offset(image.width, crop, rng)
     top = _padded_offset(image.height, crop, rng)
@@ -177,6 +234,11 @@ def _padded_offset(length: int, crop: CropConfig, rng: np.random.Generator) -> i
     if slack < 0:
         return _centred(length, crop.image_size)
     return int(rng.integers(slack + 1)) - crop.pad
+
+
+def _require_choice(field: str, value: str, choices: object) -> None:
+    names = get_args(choices)
+    _require(value in names, field, f"must be one of {', '.join(filter(None, names))}", value)
 
 
 def _require(condition: bool, field: str, what: str, value: object) -> None:

@@ -22,7 +22,7 @@ from pipelines.checkpoint import RunFolder
 from pipelines.data.decode import CropConfig
 from pipelines.data.ledger import Ledger
 from pipelines.data.manifest import Manifest
-from pipelines.data.plan import Plan, WorkItem, plan_items, rows_within
+from pipelines.data.plan import Plan, Sizes, WorkItem, plan_items, rows_within
 from pipelines.data.quiet import quiet
 from pipelines.data.task import Block, TaskConfig, load_item
 
@@ -42,22 +42,23 @@ class Stream:
     data_uri: str
     run_uri: str
     crop: CropConfig
+    sizes: Sizes
     split: str
     seed: int
-    total_samples: int
+    total_samples: int  # of the whole run; each is one row, however many views of it are trained on
     task_mb: int
     ordered: bool
 
     @property
     def plan(self) -> Plan:
-        size = self.crop.image_size
+        largest = max(size for _, size in self.sizes)
         return Plan(
             manifest=self.manifest,
             split=self.split,
             seed=self.seed,
             total_samples=self.total_samples,
-            item_rows=rows_within(self.task_mb * 2**20, size, least=64, most=8192),
-            image_size=size,
+            item_rows=rows_within(self.task_mb * 2**20 // self.crop.repeats, largest, least=64, most=8192),
+            sizes=self.sizes,
         )
 
 
@@ -92,7 +93,7 @@ def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) ->
     def plan(_: Any) -> Iterator[dict[str, Any]]:
         rows = [item.to_row() for item in plan_items(stream.plan, ledger)]
         if filler:
-            rows.append(_filler_item(filler, stream.crop.image_size).to_row())
+            rows.append(_filler_item(filler, stream.sizes[-1][1]).to_row())
         for begin in range(0, len(rows), _PLAN_ROWS):
             part = rows[begin : begin + _PLAN_ROWS]
             yield {key: [row[key] for row in part] for key in part[0]}
@@ -117,11 +118,12 @@ def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) ->
 
 
 def _load(stream: Stream, item: WorkItem) -> Iterator[Block]:
-    if not item.pieces:
-        yield _filler_block(item.rows, item.image_size)
-        return
-    rows = rows_within(_BLOCK_BYTES, item.image_size, least=16, most=1024)
+    images = rows_within(_BLOCK_BYTES, item.image_size, least=16, most=1024)
+    rows = max(1, images // stream.crop.repeats)
     config = TaskConfig(crop=stream.crop, train=True, seed=stream.seed, rows_per_block=rows)
+    if not item.pieces:
+        yield _filler_block(item.rows, config.image_shape(item.image_size))
+        return
     yield from load_item(open_store(stream.data_uri), stream.manifest, item, config)
 
 
@@ -129,9 +131,9 @@ def _filler_item(rows: int, image_size: int) -> WorkItem:
     return WorkItem(epoch=FILLER, pieces=(), rows=rows, image_size=image_size)
 
 
-def _filler_block(rows: int, side: int) -> Block:
+def _filler_block(rows: int, image_shape: tuple[int, ...]) -> Block:
     return {
-        "image": np.zeros((rows, side, side, 3), dtype=np.uint8),
+        "image": np.zeros((rows, *image_shape), dtype=np.uint8),
         "label": np.zeros(rows, dtype=np.int64),
         "id": np.full(rows, FILLER, dtype=np.int64),
         "epoch": np.full(rows, FILLER, dtype=np.int32),

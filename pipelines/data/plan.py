@@ -8,8 +8,10 @@ how their rows are ordered does not depend on the ledger: a restart follows the 
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ from pipelines.data.rng import Purpose, permutation, stream
 
 ITEM_ROWS = 512
 
+Sizes = tuple[tuple[int, int], ...]
+"""Crops by phase of the run: (its first sample, side in pixels), the first phase beginning at 0."""
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
@@ -75,7 +79,11 @@ class Plan:
     seed: int
     total_samples: int  # of the whole run, from its first step; may end inside an epoch
     item_rows: int = ITEM_ROWS  # about how many rows one work item has
-    image_size: int  # side of the crop, pixels
+    sizes: Sizes
+
+    def size_at(self, sample: int) -> int:
+        """Side of the crop of an item that begins at the run's `sample`."""
+        return self.sizes[bisect_right(self.sizes, sample, key=itemgetter(0)) - 1][1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +181,8 @@ def _epoch_items(plan: Plan, groups: _Groups, ledger: Ledger, epoch: int, limit:
                 keep[item_order(plan.seed, epoch, ids)[limit - before :]] = False
             if not keep.any():
                 continue
-        yield groups.item(members, keep, epoch=epoch, image_size=plan.image_size)
+        size = plan.size_at(epoch * groups.total + before)
+        yield groups.item(members, keep, epoch=epoch, image_size=size)
 
 
 def eval_items(

@@ -1,4 +1,7 @@
-"""What a data task runs: one work item in, blocks of uint8 images out. Imports no torch, so that a task starts fast."""
+"""What a data task runs: one work item in, blocks of uint8 images out.
+
+Imports no torch, so that a task starts fast, unless the recipe names a policy.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
 _FETCH_THREADS = 8  # row groups of one item fetched at once: object storage answers slowly but many at a time
 
 Block = dict[str, npt.NDArray[np.generic]]
-Crop = Callable[["Image.Image", int], npt.NDArray[np.uint8]]
+Pixels = npt.NDArray[np.uint8]
+Crop = Callable[["Image.Image", int], Pixels]
 
 
 class BadSample(UserError):
@@ -42,6 +46,11 @@ class TaskConfig:
     seed: int
     rows_per_block: int
 
+    def image_shape(self, size: int) -> tuple[int, ...]:
+        """Of what one sample becomes: one view, or several."""
+        view = (size, size, 3)
+        return (self.crop.repeats, *view) if self.train and self.crop.repeats > 1 else view
+
 
 def load_item(store: Store, manifest: Manifest, item: WorkItem, config: TaskConfig) -> Iterator[Block]:
     """Fetch, verify, decode and crop an item.
@@ -50,30 +59,31 @@ def load_item(store: Store, manifest: Manifest, item: WorkItem, config: TaskConf
 
     Yields:
         Blocks of at most `rows_per_block` rows: image uint8 [n,S,S,3], label int64 [n], id int64 [n], epoch int32 [n].
+        In training with r > 1 repeats, image has r views of each sample: [n,r,S,S,3].
 
     Raises:
         UserError: a shard is missing (IntegrityError: differs from the manifest).
         BadSample: an image does not decode.
     """
-    table = _fetch(store, manifest, item)
+    table = fetch_item(store, manifest, item)
     ids, labels = table["id"].to_numpy(), table["label"].to_numpy().astype(np.int64)
     order = item_order(config.seed, item.epoch, ids) if config.train else np.arange(len(ids))
     order = order[item.kept(len(ids))[order]]
     crop = _cropper(item, config)
     for begin in range(0, len(order), config.rows_per_block):
         rows = order[begin : begin + config.rows_per_block]
-        images = np.empty((len(rows), item.image_size, item.image_size, 3), dtype=np.uint8)
+        images = np.empty((len(rows), *config.image_shape(item.image_size)), dtype=np.uint8)
         for place, row in enumerate(rows.tolist()):
             try:
                 picture = open_record(table["image"][row].as_py(), manifest.stored)
             except DecodeError as error:
-                raise _bad_sample(manifest, table, row, error) from error
+                raise bad_sample(manifest, table, row, error) from error
             images[place] = crop(picture, int(ids[row]))
         epochs = np.full(len(rows), item.epoch, dtype=np.int32)
         yield {"image": images, "label": labels[rows], "id": ids[rows], "epoch": epochs}
 
 
-def _fetch(store: Store, manifest: Manifest, item: WorkItem) -> pa.Table:
+def fetch_item(store: Store, manifest: Manifest, item: WorkItem) -> pa.Table:
     """All rows of an item's pieces, in the order of the pieces."""
     import pyarrow as pa
 
@@ -90,10 +100,27 @@ def _cropper(item: WorkItem, config: TaskConfig) -> Crop:
     crop = config.crop.at(item.image_size)
     if not config.train:
         return lambda image, _: eval_crop(image, crop)
-    return lambda image, sample_id: train_crop(image, crop, generator(config.seed, Purpose.CROP, item.epoch, sample_id))
+    change = _policy(crop)
+
+    def views(image: Image.Image, sample_id: int) -> Pixels:
+        first = item.epoch * crop.repeats  # how often the sample was shown before
+        streams = (generator(config.seed, Purpose.CROP, first + view, sample_id) for view in range(crop.repeats))
+        shown = [change(train_crop(image, crop, rng), rng) for rng in streams]
+        return np.stack(shown) if crop.repeats > 1 else shown[0]
+
+    return views
 
 
-def _bad_sample(manifest: Manifest, table: pa.Table, row: int, reason: DecodeError) -> BadSample:
+def _policy(crop: CropConfig) -> Callable[[Pixels, np.random.Generator], Pixels]:
+    """What happens to a crop; it draws on from the stream that drew the crop."""
+    if not crop.policy:
+        return lambda pixels, _: pixels
+    from pipelines.data.policies import build_policy
+
+    return build_policy(crop)
+
+
+def bad_sample(manifest: Manifest, table: pa.Table, row: int, reason: DecodeError) -> BadSample:
     sample_id, key = table["id"][row].as_py(), table["key"][row].as_py()
     ends = np.cumsum([shard.rows for shard in manifest.shards])
     shard = manifest.shards[int(np.searchsorted(ends, sample_id, side="right"))]

@@ -5,24 +5,34 @@ A value that cannot be trained with raises ValueError naming its field as the re
 
 from resnet_core.config.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, Rgb
 from resnet_core.config.compute import ComputeConfig, Precision
-from resnet_core.config.model import CifarName, Family, ImageNetName, ModelConfig, ModelName
-from resnet_core.config.optim import OptimConfig
-from resnet_core.config.schedule import ScheduleConfig, Shape, Unit
+from resnet_core.config.curriculum import CurriculumConfig
+from resnet_core.config.model import DropPathShape, Family, ModelConfig
+from resnet_core.config.optim import Loss, MomentumForm, OptimConfig, OptimizerName
+from resnet_core.config.schedule import ScheduleConfig, Shape, Unit, WarmupShape
+from resnet_core.config.variants import VARIANTS, CifarName, ImageNetName, ModelName, Variant
 
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "VARIANTS",
     "AugmentConfig",
     "CifarName",
     "ComputeConfig",
+    "CurriculumConfig",
+    "DropPathShape",
     "Family",
     "ImageNetName",
+    "Loss",
     "ModelConfig",
     "ModelName",
+    "MomentumForm",
     "OptimConfig",
+    "OptimizerName",
     "Precision",
     "Rgb",
     "ScheduleConfig",
     "Shape",
     "Unit",
+    "Variant",
+    "WarmupShape",
 ]

@@ -2,32 +2,131 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from resnet_core.config.check import require, require_choice
+from resnet_core.config.variants import (
+    VARIANTS,
+    ActivationKind,
+    AttentionKind,
+    BlockOrder,
+    CifarName,
+    ModelName,
+    Projection,
+    ShortcutOption,
+    Stem,
+    StrideOn,
+    Variant,
+)
 
-ImageNetName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-CifarName = Literal["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202"]
-ModelName = Literal[ImageNetName, CifarName]
 Family = Literal["imagenet", "cifar"]
+DropPathShape = Literal["linear", "uniform"]
+Published = Literal[""]
+"""As the name has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which network. The names are torchvision's for ImageNet and the paper's (Section 4.2) for CIFAR."""
+    """Which network: a published name, and what is to differ from it; the names' sources are in `variants.py`.
+
+    Where "" is allowed, it stands for what the name has.
+    """
 
     name: ModelName = "resnet20"
     num_classes: int = 0
     """Outputs of the last layer; 0 = as many as the data set has (filled in by the pipeline)."""
+    in_channels: int = 3
+    init_from: str = ""
+    """Weights to start from: a safetensors file or its s3:// URI, by our, torchvision's or timm's names."""
+    new_head: bool = False
+    """Leave the last layer of `init_from` out: for other classes."""
     zero_init_last: bool = False
-    """Start every residual branch at zero, through the scale of its last norm (Goyal et al. 2017, Section 5.1)."""
+    """Start every residual branch at zero, through its last scale (Goyal et al. 2017, Section 5.1)."""
+    shortcut: Literal[Published, ShortcutOption] = ""
+    """A = zero padding where the shape changes, B = projection there, C = projections everywhere (Section 4.1)."""
+    stride_on: Literal[Published, StrideOn] = ""
+    """Which convolution of a bottleneck halves the image: 1x1 = the paper's (v1), 3x3 = torchvision's (v1.5)."""
+    block_order: Literal[Published, BlockOrder] = ""
+    """pre = norm and activation in front of each convolution (v2, He et al. 2016)."""
+    stem: Literal[Published, Stem] = ""
+    """deep = three 3x3 convolutions (ResNet-C and -D); cifar = one 3x3 at full size, no pooling."""
+    projection: Literal[Published, Projection] = ""
+    """avgpool = average pooling before a projection, in the place of its stride (ResNet-D)."""
+    attention: Literal[Published, AttentionKind] = ""
+    """At the end of every residual branch; SE and CBAM have 1/16 as many channels inside, in ResNet-RS 1/4."""
+    activation: ActivationKind = "relu"
+    blur_pool: bool = False
+    """Blur in front of convolutions of stride two (Zhang 2019), where FFCV's ImageNet recipe does."""
+    drop_path: float = 0.0
+    """Stochastic depth: the largest chance that a branch is left out for an image (Huang et al. 2016)."""
+    drop_path_shape: DropPathShape = "linear"
+    """Over depth: linear = climbing to `drop_path` at the last block; uniform = the same everywhere."""
+    dropout: float = 0.0
+    """Chance that a feature is left out before the last layer."""
+    activation_checkpointing: bool = False
+    """Compute activations inside blocks a second time in the backward pass rather than keep them."""
 
     def __post_init__(self) -> None:
         require_choice("model.name", self.name, ModelName)
         require(self.num_classes >= 0, "model.num_classes", "at least 0", self.num_classes)
+        require(not self.new_head or bool(self.init_from), "model.new_head", "false without init_from", self.new_head)
+        require(self.in_channels >= 1, "model.in_channels", "at least 1", self.in_channels)
+        require_choice("model.activation", self.activation, ActivationKind)
+        require_choice("model.drop_path_shape", self.drop_path_shape, DropPathShape)
+        for field, choices in _OVERRIDES.items():
+            if getattr(self, field):
+                require_choice(f"model.{field}", getattr(self, field), choices)
+        require(0 <= self.drop_path < 1, "model.drop_path", "in [0, 1)", self.drop_path)
+        require(0 <= self.dropout < 1, "model.dropout", "in [0, 1)", self.dropout)
+        self._check_that_overrides_apply()
 
     @property
     def family(self) -> Family:
         """Which of the paper's two designs: four stages for ImageNet, or three narrow ones for CIFAR."""
         return "cifar" if self.name in get_args(CifarName) else "imagenet"
+
+    @property
+    def variant(self) -> Variant:
+        """The network of this name with this section's changes."""
+        changes: dict[str, Any] = {field: value for field in _OVERRIDES if (value := getattr(self, field))}
+        if self.stem == "cifar":
+            changes["stem_pool"] = "none"
+        elif self.stem and VARIANTS[self.name].stem_pool == "none":
+            changes["stem_pool"] = "max"
+        return replace(
+            VARIANTS[self.name],
+            **changes,
+            activation=self.activation,
+            blur_pool=self.blur_pool,
+            in_channels=self.in_channels,
+        )
+
+    def _check_that_overrides_apply(self) -> None:
+        """A key that could not change anything is a mistake."""
+        variant = self.variant
+        plain = VARIANTS[self.name].shortcut == "none"
+        require(not (plain and self.shortcut), "model.shortcut", '"" for a plain network', self.shortcut)
+        require(not (plain and self.drop_path), "model.drop_path", "0 for a plain network", self.drop_path)
+        require(
+            not self.stride_on or variant.block == "bottleneck",
+            "model.stride_on",
+            '"" for a network of basic blocks',
+            self.stride_on,
+        )
+        require(
+            not self.projection or variant.shortcut in ("B", "C"),
+            "model.projection",
+            f'"" with shortcut {variant.shortcut}, which has no projections',
+            self.projection,
+        )
+
+
+_OVERRIDES = {
+    "shortcut": ShortcutOption,
+    "stride_on": StrideOn,
+    "block_order": BlockOrder,
+    "stem": Stem,
+    "projection": Projection,
+    "attention": AttentionKind,
+}

@@ -4,35 +4,96 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from resnet_core.config.check import require
+from resnet_core.config.check import require, require_choice
+
+OptimizerName = Literal["sgd", "lars", "lamb", "adamw"]
+MomentumForm = Literal["torch", "caffe"]
+Loss = Literal["cross_entropy", "bce", "bce_sum"]
+
+_WITH_MOMENTUM = ("sgd", "lars")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """SGD with momentum, its loss, and the average of the weights it leaves behind."""
+    """How a gradient becomes an update, of which loss it is, and the average of the weights that comes of it."""
 
     global_batch_size: int = 256
     """Images per step over all workers; it does not change with their number."""
     lr_per_256: float = 0.1
     """Peak learning rate per 256 images of the global batch (linear scaling, Goyal et al. 2017)."""
+    optimizer: OptimizerName = "sgd"
     momentum: float = 0.9
+    """Of "sgd" and "lars"."""
+    momentum_form: MomentumForm = "torch"
+    """ "torch": v := m v + g, w -= lr v. "caffe": v := m v + lr g, w -= v, as the paper's and MLPerf's; the two part
+    where the rate changes."""
     nesterov: bool = False
+    beta1: float = 0.9
+    """Of "lamb" and "adamw", as are beta2 and eps: decay of the gradient's mean."""
+    beta2: float = 0.999
+    """Decay of the squared gradient's mean."""
+    eps: float = 1e-8
+    """Added to a divisor; of "lars" too. "lamb" is published with 1e-6."""
+    trust_coefficient: float = 0.001
+    """Of "lars": the rate of a tensor as a share of its norm over its gradient's (eta)."""
     weight_decay: float = 1e-4
     decay_norm_and_bias: bool = False
-    """Also decay norm scales, norm shifts and biases, as the paper does."""
+    """Treat norm scales, norm shifts and biases as any other weight, as the paper does: otherwise they are neither
+    decayed nor, by "lars" and "lamb", scaled to their norm."""
+    clip_norm: float = 0.0
+    """Longest gradient over all parameters; a longer one is scaled down to it. 0 = any."""
+    sam_rho: float = 0.0
+    """Sharpness-aware steps (Foret et al. 2021): how far away the gradient is taken; 0 = where the weights are."""
+    sam_every: int = 1
+    """Steps from one sharpness-aware step to the next, each of which costs two gradients."""
+    loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
+    bce_threshold: float = 0.0
+    """Of "bce": smoothed and mixed targets above it become 1, the others 0; 0 = they stay as they are."""
     ema_decay: float = 0.0
-    """Share of the averaged weights kept at each step; 0 = no average."""
+    """Share of the averaged weights kept at each update of the average; 0 = no average."""
+    ema_every: int = 1
+    """Steps from one update of the average to the next."""
+    ema_warmup: bool = False
+    """Keep at most (1 + t) / (10 + t) at update t = 0, 1, …, so that the average soon forgets its start."""
+    average_from: float = 0.0
+    """In schedule.unit: from there on, the equal average of the weights after each step; 0 = no such average.
+    BatchNorm's statistics are those of the last step: set exact_bn_images with it (Izmailov et al. 2018, Section 3.2).
+    """
+    exact_bn_images: int = 0
+    """Training images over which BatchNorm's statistics are computed anew after the last step, as in the paper's
+    release; 0 = keep the moving averages."""
+    sync_batch_norm: bool = False
+    """BatchNorm over the images of all workers in a forward pass, not of each alone; on GPUs."""
 
     def __post_init__(self) -> None:
-        require(self.global_batch_size >= 1, "optim.global_batch_size", "at least 1", self.global_batch_size)
-        require(0 < self.lr_per_256 < math.inf, "optim.lr_per_256", "positive and finite", self.lr_per_256)
-        require(0 <= self.momentum < 1, "optim.momentum", "in [0, 1)", self.momentum)
-        require(not self.nesterov or self.momentum > 0, "optim.nesterov", "false without momentum", self.nesterov)
-        require(0 <= self.weight_decay < math.inf, "optim.weight_decay", "finite, at least 0", self.weight_decay)
-        require(0 <= self.label_smoothing < 1, "optim.label_smoothing", "in [0, 1)", self.label_smoothing)
-        require(0 <= self.ema_decay < 1, "optim.ema_decay", "in [0, 1)", self.ema_decay)
+        self._check_choices()
+        self._check_ranges()
+        has_momentum = self.optimizer in _WITH_MOMENTUM and self.momentum > 0
+        require(not self.nesterov or has_momentum, "optim.nesterov", "false without momentum", self.nesterov)
+        require(
+            not (self.average_from and self.ema_decay),
+            "optim.average_from",
+            "0 beside optim.ema_decay: a run has one average",
+            self.average_from,
+        )
+
+    def _check_choices(self) -> None:
+        require_choice("optim.optimizer", self.optimizer, OptimizerName)
+        require_choice("optim.momentum_form", self.momentum_form, MomentumForm)
+        require_choice("optim.loss", self.loss, Loss)
+
+    def _check_ranges(self) -> None:
+        for name, least in (("global_batch_size", 1), ("sam_every", 1), ("ema_every", 1), ("exact_bn_images", 0)):
+            require(getattr(self, name) >= least, f"optim.{name}", f"at least {least}", getattr(self, name))
+        for name in ("lr_per_256", "trust_coefficient"):
+            require(0 < getattr(self, name) < math.inf, f"optim.{name}", "positive and finite", getattr(self, name))
+        for name in ("weight_decay", "eps", "clip_norm", "sam_rho", "average_from"):
+            require(0 <= getattr(self, name) < math.inf, f"optim.{name}", "finite, at least 0", getattr(self, name))
+        for name in ("momentum", "beta1", "beta2", "label_smoothing", "bce_threshold", "ema_decay"):
+            require(0 <= getattr(self, name) < 1, f"optim.{name}", "in [0, 1)", getattr(self, name))
 
     @property
     def peak_lr(self) -> float:

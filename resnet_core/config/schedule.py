@@ -10,7 +10,8 @@ from typing import Literal
 from resnet_core.config.check import require, require_choice
 
 Unit = Literal["epochs", "steps"]
-Shape = Literal["cosine", "linear", "step", "constant"]
+Shape = Literal["cosine", "linear", "step", "constant", "poly", "piecewise", "one_cycle", "plateau"]
+WarmupShape = Literal["linear", "constant", "exponential"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,35 +19,97 @@ class ScheduleConfig:
     """How long to train, and the learning rate on the way as a factor of its peak."""
 
     unit: Unit = "epochs"
-    """Of length, warmup and milestones."""
+    """Of length, warmup, milestones, points and drop_path_ramp."""
     length: float = 90.0
     warmup: float = 0.0
-    """Linear climb from warmup_start_factor to the peak."""
+    """Climb from warmup_start_factor to the peak."""
     warmup_start_factor: float = 0.0
+    warmup_shape: WarmupShape = "linear"
+    """"constant" stays at warmup_start_factor until the warm-up ends; "exponential" climbs by a constant ratio."""
+    warmup_until_error: float = 0.0
+    """In place of `warmup`: stay at warmup_start_factor until the recorded training error is below this (0.8 for the
+    paper's ResNet-110, Section 4.2); 0 = off."""
     shape: Shape = "cosine"
     milestones: tuple[float, ...] = ()
     """Where the shape "step" multiplies the rate by gamma."""
     gamma: float = 0.1
+    """Of "step" and "plateau"."""
     end_factor: float = 0.0
-    """Where "cosine" and "linear" arrive when the run ends."""
+    """Where "cosine", "linear", "poly" and "one_cycle" arrive when the run ends, and the least of "plateau"."""
+    power: float = 1.0
+    """Of "poly": the share of the way that is left, to this power; 1 is "linear"."""
+    points: tuple[float, ...] = ()
+    """Where "piecewise", which has no warm-up besides, has its factors; straight in between, level outside."""
+    factors: tuple[float, ...] = ()
+    patience: int = 10
+    """Evaluations in a row without progress that "plateau" bears; one more multiplies the rate by gamma."""
+    threshold: float = 1e-4
+    """Progress is a test error below the best one by more than this share of all images."""
+    drop_path_ramp: float = 0.0
+    """Stochastic depth climbs linearly from none to its rates over this; 0 = at its rates from the first step on."""
 
     def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_ranges()
+        self._check_warmup()
+        self._check_milestones()
+        self._check_points()
+        self._check_whole_steps()
+
+    def _check_choices(self) -> None:
         require_choice("schedule.unit", self.unit, Unit)
         require_choice("schedule.shape", self.shape, Shape)
+        require_choice("schedule.warmup_shape", self.warmup_shape, WarmupShape)
+
+    def _check_ranges(self) -> None:
         require(0 < self.length < math.inf, "schedule.length", "positive and finite", self.length)
         require(
             0 <= self.warmup < self.length, "schedule.warmup", f"in [0, {self.length}), its length apart", self.warmup
         )
+        for name in ("warmup_start_factor", "end_factor"):
+            require(0 <= getattr(self, name) <= 1, f"schedule.{name}", "in [0, 1]", getattr(self, name))
+        for name in ("warmup_until_error", "threshold"):
+            require(0 <= getattr(self, name) < 1, f"schedule.{name}", "in [0, 1)", getattr(self, name))
+        require(0 < self.gamma <= 1, "schedule.gamma", "in (0, 1]", self.gamma)
+        require(0 < self.power < math.inf, "schedule.power", "positive and finite", self.power)
+        require(self.patience >= 0, "schedule.patience", "at least 0", self.patience)
         require(
-            0 <= self.warmup_start_factor <= 1,
+            0 <= self.drop_path_ramp <= self.length,
+            "schedule.drop_path_ramp",
+            f"in [0, {self.length}], its length",
+            self.drop_path_ramp,
+        )
+
+    def _check_warmup(self) -> None:
+        until_error = self.warmup_until_error > 0
+        needs_start = until_error or (self.warmup > 0 and self.warmup_shape == "exponential")
+        require(
+            self.warmup_start_factor > 0 or not needs_start,
             "schedule.warmup_start_factor",
-            "in [0, 1]",
+            "positive for an exponential warm-up, and for one until an error",
             self.warmup_start_factor,
         )
-        require(0 < self.gamma <= 1, "schedule.gamma", "in (0, 1]", self.gamma)
-        require(0 <= self.end_factor <= 1, "schedule.end_factor", "in [0, 1]", self.end_factor)
-        self._check_milestones()
-        self._check_whole_steps()
+        has_own_rise = self.shape == "piecewise" or until_error
+        require(
+            not (self.warmup and has_own_rise),
+            "schedule.warmup",
+            '0 for the shape "piecewise", and beside warmup_until_error',
+            self.warmup,
+        )
+        if self.shape == "one_cycle":
+            require(self.warmup > 0, "schedule.warmup", 'positive for the shape "one_cycle"', self.warmup)
+            require(
+                self.warmup_shape == "linear",
+                "schedule.warmup_shape",
+                'left out for the shape "one_cycle", which rises by a cosine',
+                self.warmup_shape,
+            )
+        require(
+            not (until_error and self.shape == "piecewise"),
+            "schedule.warmup_until_error",
+            '0 for the shape "piecewise"',
+            self.warmup_until_error,
+        )
 
     def _check_milestones(self) -> None:
         given = bool(self.milestones)
@@ -61,14 +124,26 @@ class ScheduleConfig:
             self.milestones,
         )
 
+    def _check_points(self) -> None:
+        given = bool(self.points)
+        require(
+            given == (self.shape == "piecewise"), "schedule.points", 'given for the shape "piecewise" only', self.points
+        )
+        rises = all(low < high for low, high in pairwise(self.points))
+        within = all(0 <= point <= self.length for point in self.points)
+        require(
+            rises and within, "schedule.points", f"strictly increasing, from 0 to length ({self.length})", self.points
+        )
+        require(len(self.factors) == len(self.points), "schedule.factors", "as many as schedule.points", self.factors)
+        require(all(0 <= factor <= 1 for factor in self.factors), "schedule.factors", "in [0, 1]", self.factors)
+
     def _check_whole_steps(self) -> None:
         if self.unit == "epochs":
             return
-        for name, value in (("length", self.length), ("warmup", self.warmup)):
+        for name in ("length", "warmup", "drop_path_ramp"):
+            value = getattr(self, name)
             require(float(value).is_integer(), f"schedule.{name}", "a whole number of steps", value)
-        require(
-            all(float(value).is_integer() for value in self.milestones),
-            "schedule.milestones",
-            "whole numbers of steps",
-            self.milestones,
-        )
+        for name in ("milestones", "points"):
+            values = getattr(self, name)
+            whole = all(float(value).is_integer() for value in values)
+            require(whole, f"schedule.{name}", "whole numbers of steps", values)

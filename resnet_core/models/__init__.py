@@ -1,5 +1,21 @@
 """The networks: one family, from the paper's tables to what came after it."""
 
-from resnet_core.models.resnet import ResNet, build_model
+from resnet_core.models.blocks import ResidualBlock
+from resnet_core.models.growth import depths_of, grow
+from resnet_core.models.resnet import ResNet, build_model, set_drop_path, set_generator
+from resnet_core.models.weights import from_timm, from_torchvision, load_weights, to_timm, to_torchvision
 
-__all__ = ["ResNet", "build_model"]
+__all__ = [
+    "ResNet",
+    "ResidualBlock",
+    "build_model",
+    "depths_of",
+    "from_timm",
+    "from_torchvision",
+    "grow",
+    "load_weights",
+    "set_drop_path",
+    "set_generator",
+    "to_timm",
+    "to_torchvision",
+]

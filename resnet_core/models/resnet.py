@@ -1,224 +1,158 @@
-"""Residual networks as the paper's tables have them (He et al. 2015, arXiv 1512.03385).
+"""Residual networks: the paper's (He et al. 2015, arXiv 1512.03385) and what came after, each from one row of data.
 
-ImageNet, Table 1 (state_dict keys and shapes are torchvision's):
+    config/variants.py    the rows, one per published name
+    plan.py               a row as the shapes of its blocks and convolutions
+    stems.py, blocks.py, shortcuts.py, attention.py, activations.py, convs.py    the parts
+    growth.py, weights.py    blocks added during training; weights from and for other libraries
+    cost.py, published.py    what a network costs, beside the published figures: python -m resnet_core
 
-    name         block        blocks per stage   stage widths          parameters
-    resnet18     basic        2, 2,  2, 2        64, 128, 256, 512     11,689,512
-    resnet34     basic        3, 4,  6, 3                              21,797,672
-    resnet50     bottleneck   3, 4,  6, 3        (each x4 at its end)  25,557,032
-    resnet101    bottleneck   3, 4, 23, 3                              44,549,160
-    resnet152    bottleneck   3, 8, 36, 3                              60,192,808
+Names and shapes of tensors are torchvision's where it has the network. Any image size will do.
 
-CIFAR, Section 4.2 (6n + 2 layers, n basic blocks per stage, option-A shortcuts):
-
-    name         n            stage widths       parameters
-    resnet20     3            16, 32, 64            269,722
-    resnet32     5                                  464,154
-    resnet44     7                                  658,586
-    resnet56     9                                  853,018
-    resnet110    18                               1,727,962
-    resnet1202   200                             19,421,274
-
-Shapes: B images, C channels, H and W pixels, K classes. Any H and W will do.
+Shapes: B images, C channels, H and W pixels, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Iterator
+from itertools import repeat
 
+import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from resnet_core.config import ModelConfig, ModelName
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BlockPlan:
-    """Shape of one residual block: channels in, inside and out, and the stride of its first spatial step."""
-
-    in_channels: int
-    width: int
-    out_channels: int
-    stride: int
-
-    @property
-    def keeps_shape(self) -> bool:
-        return self.stride == 1 and self.in_channels == self.out_channels
-
-
-def stage_plan(
-    *, depths: Sequence[int], widths: Sequence[int], stem_channels: int, expansion: int
-) -> list[list[BlockPlan]]:
-    """The blocks of every stage. All stages but the first halve the image in their first block.
-
-    depths: blocks per stage; widths: channels inside a block, per stage; expansion: channels out per channel inside.
-    """
-    plan: list[list[BlockPlan]] = []
-    in_channels = stem_channels
-    for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-        out_channels = width * expansion
-        first = BlockPlan(
-            in_channels=in_channels, width=width, out_channels=out_channels, stride=1 if stage == 0 else 2
-        )
-        rest = BlockPlan(in_channels=out_channels, width=width, out_channels=out_channels, stride=1)
-        plan.append([first] + [rest] * (depth - 1))
-        in_channels = out_channels
-    return plan
-
-
-def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
-
-
-def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
-
-
-class BasicBlock(nn.Module):
-    """relu(x + F(x)) with F = 3x3, BN, relu, 3x3, BN (Figure 5, left)."""
-
-    expansion: ClassVar[int] = 1
-
-    def __init__(self, plan: BlockPlan, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.conv1 = conv3x3(plan.in_channels, plan.width, plan.stride)
-        self.bn1 = nn.BatchNorm2d(plan.width)
-        self.conv2 = conv3x3(plan.width, plan.out_channels)
-        self.bn2 = nn.BatchNorm2d(plan.out_channels)
-        self.downsample = shortcut
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        return self.bn2
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        out += self.downsample(x)
-        return F.relu(out, inplace=True)
-
-
-class Bottleneck(nn.Module):
-    """relu(x + F(x)) with F = 1x1, BN, relu, 3x3, BN, relu, 1x1, BN (Figure 5, right).
-
-    The stride is on the 3x3, as torchvision has it ("v1.5"); the paper's own model has it on the first 1x1.
-    """
-
-    expansion: ClassVar[int] = 4
-
-    def __init__(self, plan: BlockPlan, shortcut: nn.Module) -> None:
-        super().__init__()
-        self.conv1 = conv1x1(plan.in_channels, plan.width)
-        self.bn1 = nn.BatchNorm2d(plan.width)
-        self.conv2 = conv3x3(plan.width, plan.width, plan.stride)
-        self.bn2 = nn.BatchNorm2d(plan.width)
-        self.conv3 = conv1x1(plan.width, plan.out_channels)
-        self.bn3 = nn.BatchNorm2d(plan.out_channels)
-        self.downsample = shortcut
-
-    @property
-    def last_norm(self) -> nn.BatchNorm2d:
-        return self.bn3
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = F.relu(self.bn2(self.conv2(out)), inplace=True)
-        out = self.bn3(self.conv3(out))
-        out += self.downsample(x)
-        return F.relu(out, inplace=True)
-
-
-class PaddingShortcut(nn.Module):
-    """Option A: every stride-th pixel, and zeros for the channels that are new; no parameters."""
-
-    def __init__(self, plan: BlockPlan) -> None:
-        super().__init__()
-        self.stride = plan.stride
-        self.new_channels = plan.out_channels - plan.in_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
-
-
-def projection_shortcut(plan: BlockPlan) -> nn.Module:
-    """Option B, where the shape changes: 1x1 convolution and BN."""
-    return nn.Sequential(conv1x1(plan.in_channels, plan.out_channels, plan.stride), nn.BatchNorm2d(plan.out_channels))
-
-
-def imagenet_stem(channels: int) -> tuple[nn.Conv2d, nn.Module]:
-    """Two halvings: 7x7 convolution, 3x3 max pooling."""
-    conv = nn.Conv2d(3, channels, kernel_size=7, stride=2, padding=3, bias=False)
-    return conv, nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-
-
-def cifar_stem(channels: int) -> tuple[nn.Conv2d, nn.Module]:
-    """3x3 convolution at full size, no pooling."""
-    return conv3x3(3, channels), nn.Identity()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Variant:
-    """One row of the tables above."""
-
-    depths: tuple[int, ...]  # blocks per stage
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    block: type[BasicBlock] | type[Bottleneck] = BasicBlock
-    stem: Callable[[int], tuple[nn.Conv2d, nn.Module]] = imagenet_stem
-    shortcut: Callable[[BlockPlan], nn.Module] = projection_shortcut
-
-
-def _cifar(n: int) -> Variant:
-    return Variant(depths=(n, n, n), widths=(16, 32, 64), stem=cifar_stem, shortcut=PaddingShortcut)
-
-
-VARIANTS: dict[ModelName, Variant] = {
-    "resnet18": Variant(depths=(2, 2, 2, 2)),
-    "resnet34": Variant(depths=(3, 4, 6, 3)),
-    "resnet50": Variant(depths=(3, 4, 6, 3), block=Bottleneck),
-    "resnet101": Variant(depths=(3, 4, 23, 3), block=Bottleneck),
-    "resnet152": Variant(depths=(3, 8, 36, 3), block=Bottleneck),
-    "resnet20": _cifar(3),
-    "resnet32": _cifar(5),
-    "resnet44": _cifar(7),
-    "resnet56": _cifar(9),
-    "resnet110": _cifar(18),
-    "resnet1202": _cifar(200),
-}
+from resnet_core.config.model import DropPathShape, ModelConfig
+from resnet_core.config.variants import Variant
+from resnet_core.models.activations import activation
+from resnet_core.models.blocks import ResidualBlock, build_block
+from resnet_core.models.drop import draw_dropout, draw_survival, drop_rates
+from resnet_core.models.plan import stage_plan
+from resnet_core.models.recompute import recomputed
+from resnet_core.models.stems import stem_conv, stem_pool
 
 
 class ResNet(nn.Module):
     """Stem, stages of residual blocks, global average pooling, one linear layer."""
 
-    def __init__(self, variant: Variant, num_classes: int) -> None:
+    drop_rates_L: Tensor
+
+    def __init__(
+        self,
+        variant: Variant,
+        num_classes: int,
+        *,
+        drop_path: float = 0.0,
+        drop_path_shape: DropPathShape = "linear",
+        dropout: float = 0.0,
+        activation_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
-        stem_channels = variant.widths[0]
-        self.conv1, self.maxpool = variant.stem(stem_channels)
-        self.bn1 = nn.BatchNorm2d(stem_channels)
-        plan = stage_plan(
-            depths=variant.depths,
-            widths=variant.widths,
-            stem_channels=stem_channels,
-            expansion=variant.block.expansion,
-        )
+        self.variant = variant
+        self.drop_path, self.drop_path_shape, self.dropout = drop_path, drop_path_shape, dropout
+        self.activation_checkpointing = activation_checkpointing
+        self.drop_path_factor = 1.0
+        self.generator: torch.Generator | None = None
+        plan = stage_plan(variant)
+        channels, features = variant.widths[0], plan[-1][-1].out_channels
+        pre = variant.block_order == "pre"
+        self.conv1 = stem_conv(variant)
+        self.bn1 = nn.Identity() if pre else nn.BatchNorm2d(channels)
+        self.act1 = nn.Identity() if pre else activation(variant.activation, channels)
+        self.maxpool = stem_pool(variant)
         self.stages = [f"layer{number}" for number in range(1, len(plan) + 1)]
         for name, blocks in zip(self.stages, plan, strict=True):
-            self.add_module(name, nn.Sequential(*(self._block(variant, block) for block in blocks)))
+            self.add_module(name, nn.Sequential(*(build_block(block, variant) for block in blocks)))
+        self.norm = nn.BatchNorm2d(features) if pre else nn.Identity()
+        self.act = activation(variant.activation, features) if pre else nn.Identity()
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(plan[-1][-1].out_channels, num_classes)
-
-    @staticmethod
-    def _block(variant: Variant, plan: BlockPlan) -> nn.Module:
-        return variant.block(plan, nn.Identity() if plan.keeps_shape else variant.shortcut(plan))
+        self.fc = nn.Linear(features, num_classes)
+        self.spread_drop_rates()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """Logits, B x K."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images_BCHW)), inplace=True))
-        for name in self.stages:
-            x = getattr(self, name)(x)
-        logits: Tensor = self.fc(self.avgpool(x).flatten(1))
-        return logits
+        survivals, kept_BC = self._masks(images_BCHW.shape[0])
+        x = self._stem(images_BCHW)
+        for stage in self.stages:
+            x = self._stage(stage, x, survivals)
+        x = self.avgpool(self.act(self.norm(x))).flatten(1)
+        if kept_BC is not None:
+            x = x * kept_BC.to(x.dtype)
+        logits_BK: Tensor = self.fc(x)
+        return logits_BK
+
+    def features(self, images_BCHW: Tensor) -> dict[str, Tensor]:
+        """What every stage gives, by the paper's names of the stages: C2 (of conv2_x), C3, ...; no classifier.
+
+        In an ImageNet network C2 to C5 are 4, 8, 16 and 32 times smaller than the image. In a pre-activation network
+        they are the sums themselves, not yet normalized.
+        """
+        survivals, _ = self._masks(images_BCHW.shape[0])
+        x = self._stem(images_BCHW)
+        outputs: dict[str, Tensor] = {}
+        for number, stage in enumerate(self.stages, start=2):
+            x = outputs[f"C{number}"] = self._stage(stage, x, survivals)
+        return outputs
+
+    def blocks(self) -> list[tuple[str, ResidualBlock]]:
+        """Every block with its name, in the order of depth: layer1.0 first."""
+        return [
+            (f"{stage}.{index}", block)
+            for stage in self.stages
+            for index, block in enumerate(self.get_submodule(stage).children())
+            if isinstance(block, ResidualBlock)
+        ]
+
+    def spread_drop_rates(self) -> None:
+        """Spread the largest drop rate over the blocks that there are now."""
+        rates = drop_rates(self.drop_path, self.drop_path_shape, len(self.blocks()))
+        self.register_buffer("drop_rates_L", torch.tensor(rates, device=self.fc.weight.device), persistent=False)
+
+    def _stem(self, images_BCHW: Tensor) -> Tensor:
+        x: Tensor = self.maxpool(self.act1(self.bn1(self.conv1(images_BCHW))))
+        return x
+
+    def _stage(self, stage: str, x: Tensor, survivals: Iterator[Tensor | None]) -> Tensor:
+        twice = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        for block, survival in zip(self.get_submodule(stage).children(), survivals, strict=False):
+            x = recomputed(block, x, survival) if twice else block(x, survival)
+        return x
+
+    def _masks(self, batch: int) -> tuple[Iterator[Tensor | None], Tensor | None]:
+        """For each block what its images' branches are multiplied by, and the same for the features; None = 1."""
+        if not self.training or not (self.drop_path or self.dropout):
+            return repeat(None), None
+        survivals, kept_BC = self._draw_masks(batch)
+        return iter(survivals), kept_BC
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a new generator, or another factor, at every step must not mean to compile again
+    def _draw_masks(self, batch: int) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
+        rates_L = self.drop_rates_L * self.drop_path_factor
+        survivals: tuple[Tensor | None, ...] = (None,) * len(rates_L)
+        if self.drop_path:
+            survivals = draw_survival(rates_L, batch, self.generator)
+        if not self.dropout:
+            return survivals, None
+        shape_BC = (batch, self.fc.in_features)
+        return survivals, draw_dropout(self.dropout, shape_BC, rates_L.device, self.generator)
+
+
+def set_generator(model: nn.Module, generator: torch.Generator | None) -> None:
+    """Where the masks of stochastic depth and dropout come from, in `model` or inside it; None = torch's global one.
+
+    The generator is on the model's device and moves on with every forward pass in training mode.
+    """
+    for network in _networks(model):
+        network.generator = generator
+
+
+def set_drop_path(model: nn.Module, factor: float) -> None:
+    """Multiply the configured rates of stochastic depth: its schedule in time. A factor of 0 keeps every branch."""
+    for network in _networks(model):
+        if not 0 <= factor * network.drop_path < 1:
+            raise ValueError(f"model.drop_path times its factor must be in [0, 1): got {network.drop_path} x {factor}")
+        network.drop_path_factor = factor
+
+
+def _networks(model: nn.Module) -> Iterator[ResNet]:
+    return (module for module in model.modules() if isinstance(module, ResNet))
 
 
 def initialize(model: nn.Module, *, zero_init_last: bool) -> None:
@@ -229,14 +163,28 @@ def initialize(model: nn.Module, *, zero_init_last: bool) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif zero_init_last and isinstance(module, BasicBlock | Bottleneck):
-            nn.init.zeros_(module.last_norm.weight)
+    if zero_init_last:
+        for module in model.modules():
+            if isinstance(module, ResidualBlock):
+                zero_last_scale(module)
+
+
+def zero_last_scale(block: ResidualBlock) -> None:
+    """Start the block's residual branch at zero."""
+    nn.init.zeros_(block.last_norm.get_parameter("weight"))
 
 
 def build_model(config: ModelConfig) -> ResNet:
     """A freshly initialized network from torch's global generator; ValueError while the classes are unknown."""
     if config.num_classes < 1:
         raise ValueError(f"model.num_classes must be at least 1 to build a model: got {config.num_classes}")
-    model = ResNet(VARIANTS[config.name], config.num_classes)
+    model = ResNet(
+        config.variant,
+        config.num_classes,
+        drop_path=config.drop_path,
+        drop_path_shape=config.drop_path_shape,
+        dropout=config.dropout,
+        activation_checkpointing=config.activation_checkpointing,
+    )
     initialize(model, zero_init_last=config.zero_init_last)
     return model

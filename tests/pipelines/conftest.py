@@ -84,6 +84,11 @@ def coloured(root: Path, names: dict[str, tuple[int, int, int]], per_class: int,
         for index in range(per_class):
             image = picture(colour, seed + 1000 * place + index)
             image.save(root / "images" / name / f"{index:03d}.png")
+    return prepared(root)
+
+
+def prepared(root: Path) -> Coloured:
+    """The data set of the pictures below `root`/images."""
     source, store = open_source(str(root / "images"), holdout=0.5), LocalStore(uri=str(root / "data"))
     config = PrepareConfig(min_shards=2, holdout=0.5)
     stored = stored_form(source, config)

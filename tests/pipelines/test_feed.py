@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from infra.errors import UserError
 from pipelines.data.ingest import FILLER
 from pipelines.feed import Feed, Steps
 
@@ -23,9 +24,10 @@ def block(ids, *, base=0, side=2, epoch=0):
     }
 
 
-def steps(total, batch, world=1, microbatch=0):
-    whole = max(1, total // batch)
+def steps(total, batch, world=1, microbatch=0, repeats=1):
+    whole = max(1, total * repeats // batch)
     return Steps(
+        repeats=repeats,
         total_samples=total,
         total_steps=whole,
         global_batch_size=batch,
@@ -75,6 +77,38 @@ def test_images_of_two_sizes_become_batches_of_one_size_each():
     feed = Feed([block([0, 1], side=2), block([2, 3], side=4)], steps(4, 4), CPU)
     (share,) = feed.shares(0)
     assert [batch.images_BHWC.shape for batch in share.microbatches] == [(2, 2, 2, 3), (2, 4, 4, 3)]
+
+
+def repeated(ids, repeats, **options):
+    """View v of sample i has pixels of 10 i + v."""
+    rows = block(ids, **options)
+    views = 10 * rows["image"][:, None] + np.arange(repeats, dtype=np.uint8)[:, None, None, None]
+    return {**rows, "image": views}
+
+
+def test_repeated_samples_are_marked_once_and_shown_view_after_view():
+    feed = Feed([repeated([0, 1, 2], 2), repeated([3, 4], 2)], steps(5, 4, repeats=2), CPU)
+    shares = list(feed.shares(0))
+    assert [ids_of(share) for share in shares] == [[0, 10, 1, 11], [20, 30, 40, 21, 31, 41]]
+    labels = [[int(label) for batch in share.microbatches for label in batch.labels_B] for share in shares]
+    assert labels == [[0, 1, 0, 1], [2, 0, 1, 2, 0, 1]]
+    assert [share.count for share in shares] == [4, 6]
+    assert [len(batch) for batch in shares[1].microbatches] == [3, 3]
+    assert feed.drain_marks().tolist() == [[0, i] for i in range(5)]
+    assert feed.images == 10
+
+
+def test_repeated_samples_over_ranks_and_with_filler():
+    feed = Feed([repeated([0, 1, FILLER], 3)], steps(5, 12, world=2, repeats=3), CPU)
+    (share,) = feed.shares(0)
+    assert ids_of(share) == [0, 10, 1, 11, 2, 12]
+    assert share.count == 15
+    assert feed.drain_marks()[:, 1].tolist() == [0, 1]
+
+
+def test_a_batch_that_does_not_divide_by_the_repeats_is_refused():
+    with pytest.raises(UserError, match=r"global_batch_size = 8 over 2 worker\(s\) .* data\.repeats = 3"):
+        steps(100, 8, world=2, repeats=3)
 
 
 def test_an_error_of_the_stream_reaches_the_one_who_waits():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -28,6 +29,7 @@ def stream(ray_local, tmp_path_factory):
         data_uri=store.uri,
         run_uri=open_store(str(root / "run")).uri,
         crop=CropConfig(image_size=28, train_crop="pad", pad=2, eval_resize=28),
+        sizes=((0, 28),),
         split="train",
         seed=0,
         total_samples=2 * ROWS + 1001,
@@ -90,6 +92,27 @@ def test_a_finished_run_still_tells_every_worker_where_it_stands(stream):
     ledger.mark(2, whole[whole[:, 0] == 2, 1])
     parts = received(stream, 140, ledger, 2)
     assert [part.tolist() for part in parts] == [[[FILLER, FILLER, 140]], [[FILLER, FILLER, 140]]]
+
+
+def test_repeats_give_each_row_several_views(stream):
+    """Three quarters of a pass; the filler has the rows' shape."""
+    crop = dataclasses.replace(stream.crop, repeats=3)
+    repeated = dataclasses.replace(stream, crop=crop, total_samples=3001)
+    parts = build_dataset(repeated, 0, Ledger(ROWS), 2).streaming_split(2, equal=True)
+    blocks: list[list[dict[str, np.ndarray]]] = [[], []]
+
+    def read(rank):
+        blocks[rank].extend(parts[rank].iter_batches(batch_size=None, batch_format="numpy"))
+
+    threads = [threading.Thread(target=read, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows = [block for part in blocks for block in part]
+    assert {block["image"].shape[1:] for block in rows} == {(3, 28, 28, 3)}
+    ids = np.concatenate([block["id"] for block in rows])
+    assert (len(ids), np.count_nonzero(ids == FILLER), len(np.unique(ids))) == (3002, 1, 3002)
 
 
 def test_epochs_have_orders_of_their_own(stream):

@@ -54,10 +54,6 @@ def points(recipe, key, run_id):
     return [point.step for point in MlflowClient(tracking.uri).get_metric_history(run_id, key)]
 
 
-def weights(recipe):
-    return folder_of(recipe).newest(pytest.fail).tensors["model"]
-
-
 LOGGED = [5, 10, 15, 20, 25, 30, 31]
 
 
@@ -78,10 +74,26 @@ def test_local_mode_trains_and_a_finished_run_does_nothing(recipe_of):
     assert train(recipe, quiet()) == outcome
 
 
-def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch):
-    whole = recipe_of(run__num_workers=0, run__name="whole", data__ordered=True)
+EVERYTHING = {
+    "model__name": "resnet44",
+    "model__drop_path": 0.1,
+    "curriculum__until": [0.12, 0.3],  # epochs: steps 7 and 18
+    "curriculum__image_size": [16, 20, 28],
+    "curriculum__model": ["resnet20", "resnet32", "resnet44"],
+    "optim__ema_decay": 0.9,
+    "augment__flip": True,
+    "augment__mixup_alpha": 0.2,
+    "augment__cutmix_alpha": 1.0,
+    "augment__erase_prob": 0.25,
+    "augment__pixel_mean": True,
+}
+
+
+@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["as it is", "in the middle of a phase, everything on"])
+def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch, settings):
+    whole = recipe_of(run__num_workers=0, run__name="whole", data__ordered=True, **settings)
     train(whole, quiet())
-    broken = recipe_of(run__num_workers=0, run__name="broken", data__ordered=True)
+    broken = recipe_of(run__num_workers=0, run__name="broken", data__ordered=True, **settings)
     written = RunFolder.write
 
     def die_after_two(self, checkpoint, *, keep_best):
@@ -94,8 +106,11 @@ def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch):
         with pytest.raises(Exception, match="power cut"):
             train(broken, quiet())
     outcome = train(broken, quiet())
-    expected = weights(whole)
-    assert all(tensor.equal(expected[name]) for name, tensor in weights(broken).items())
+    expected, found = (folder_of(recipe).newest(pytest.fail).tensors for recipe in (whole, broken))
+    assert found.keys() == expected.keys() == {"model", "optimizer", *(["ema"] if settings else [])}
+    for group, tensors in found.items():
+        assert tensors.keys() == expected[group].keys()
+        assert [name for name, tensor in tensors.items() if not tensor.equal(expected[group][name])] == []
     assert points(broken, "train/loss", outcome.run_id) == LOGGED
 
 

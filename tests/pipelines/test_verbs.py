@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,10 @@ from infra.tracking import RunInfo, Tracker
 from pipelines import evaluate, predict, register
 from pipelines.checkpoint import RUN, RunFolder
 from pipelines.register import register_checkpoint
+from pipelines.scoring import SplitScore
+from pipelines.targets import Target
+from resnet_core.config import AugmentConfig, ModelConfig
+from resnet_core.models import build_model
 
 from .conftest import COLOURS, SIZE, STEP, Coloured, coloured, hand_computed, picture
 
@@ -190,16 +196,25 @@ def test_evaluate_is_what_one_computes_by_hand(
     file = tmp_path / "score.json"
     where, *step = target
     lines = command(evaluate, str(where).format(run=run_folder), *step, "--home", run_folder.parent, "--json", file)
-    table = dict(re.split(r"  +", line, maxsplit=1) for line in lines)
+    table = dict(re.split(r"  +", line, maxsplit=1) for line in lines[: lines.index("")])
+    assert re.fullmatch(r"\d+\.\d\d% expected error", table.pop("calibration"))
     assert table == {
         "model": "models:/colours/1" if target == CHAMPION else f"{run_folder}, step {40 if step else STEP}",
         "data set": f"{colours.manifest.name}, split test",
         "images": "30",
+        "views": f"centre crop, {SIZE}x{SIZE} of a shorter side of {SIZE}",
         "loss": f"{expected['loss']:.4f}",
         "top-1": f"{expected['accuracy']:.2%}",
         "top-5": "100.00%",
     }
+    wrong = 40 in target  # calls azure lime, and lime azure
+    shares = {"azure": 0.0, "lime": 0.0, "scarlet": 1.0} if wrong else dict.fromkeys(COLOURS, 1.0)
+    by_class = [line.split() for line in lines[lines.index("") + 1 :]]
+    assert by_class == [["class", "images", "top-1"], *([name, "10", f"{share:.2%}"] for name, share in shares.items())]
     score = json.loads(file.read_text())
+    assert score["class_accuracy"] == shares
+    assert score["class_counts"] == dict.fromkeys(COLOURS, 10)
+    assert 0 <= score["calibration_error"] <= 1
     assert score["loss"] == pytest.approx(expected["loss"], rel=1e-3, abs=1e-6)
     assert {key: score[key] for key in ("count", "accuracy", "data_digest", "split")} == {
         "count": 30,
@@ -212,6 +227,84 @@ def test_evaluate_is_what_one_computes_by_hand(
 def test_evaluate_takes_another_split_and_crop(command: Command, run_folder: Path, colours: Coloured) -> None:
     lines = command(evaluate, run_folder, "--split", "train", "--set", "data.eval_resize=20")
     assert lines[1].split() == ["data", "set", f"{colours.manifest.name},", "split", "train"]
+
+
+def scored(command: Command, folder: Path, *arguments: object) -> dict[str, Any]:
+    command(evaluate, *arguments, "--json", folder / "score.json")
+    found: dict[str, Any] = json.loads((folder / "score.json").read_text())
+    return found
+
+
+@pytest.mark.usefixtures("registered")
+def test_evaluate_shows_several_views(command: Command, run_folder: Path, home: Path, tmp_path: Path) -> None:
+    resize = ("--set", f"data.eval_resize={SIZE + 4}")
+    ten = scored(command, tmp_path, run_folder, "--views", "ten_crop", *resize)
+    exported = scored(command, tmp_path, CHAMPION[0], "--home", home, "--views", "ten_crop", *resize)
+    assert (ten["count"], ten["views"], ten["image_size"], ten["eval_resize"]) == (30, "ten_crop", SIZE, SIZE + 4)
+    assert exported["loss"] == pytest.approx(ten["loss"], rel=1e-3, abs=1e-6)
+    dense = scored(command, tmp_path, run_folder, "--views", "multi_scale", "--scales", "16,24")
+    assert (dense["scales"], dense["accuracy"]) == ([16, 24], 1.0)
+    larger = scored(command, tmp_path, run_folder, "--size", 2 * SIZE)
+    assert (larger["image_size"], larger["eval_resize"]) == (2 * SIZE, 2 * SIZE)
+    lines = command(evaluate, run_folder, "--views", "multi_scale_flip")
+    assert lines[3] == (
+        "views        whole images with a shorter side of 16, 18, 27, 34, 46, at every position of a 16x16 crop, "
+        "and their mirror images"
+    )
+
+
+def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(
+    command: Command, colours: Coloured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = SplitScore(
+        count=290,
+        data_digest="",
+        loss=1.0,
+        accuracy=0.5,
+        top5_accuracy=1.0,
+        calibration_error=0.1,
+        class_counts=(0, *[10] * 29),
+        class_correct=(0, *(number % 10 for number in range(1, 30))),
+    )
+    names = tuple(f"class{number}" for number in range(30))
+    target = Target(
+        description="m", predict=lambda images: images.astype(np.float32), class_names=names, data=colours.data
+    )
+    monkeypatch.setattr(evaluate, "open_target", lambda request, warn: target)
+    monkeypatch.setattr(evaluate, "score_model", lambda predict, data: score)
+    title, *rows = [line.split() for line in command(evaluate, "m")[9:]]
+    assert title == ["lowest", "20", "of", "30", "classes", "images", "top-1"]
+    assert rows[:3] == [["class10", "10", "0.00%"], ["class20", "10", "0.00%"], ["class1", "10", "10.00%"]]
+    assert len(rows) == 20
+
+
+@pytest.mark.usefixtures("registered")
+def test_several_models_are_an_ensemble(
+    command: Command, run_folder: Path, home: Path, colours: Coloured, weights: Weights, tmp_path: Path
+) -> None:
+    both = scored(command, tmp_path, run_folder, "--step", STEP, "--step", 40)
+    assert both["target"] == f"ensemble of {run_folder}, step {STEP}; {run_folder}, step 40"
+    # of azure one says what the other says of lime: the mean is as sure of one as of the other, and right of scarlet
+    assert both["class_accuracy"]["scarlet"] == 1.0
+    assert both["loss"] == pytest.approx(mean_loss(colours, [weights, swapped(weights)]), rel=1e-3)
+    mixed = scored(command, tmp_path, run_folder, CHAMPION[0], "--home", home)
+    assert mixed["loss"] == pytest.approx(hand_computed(colours, weights)["loss"], rel=1e-3, abs=1e-6)
+
+
+def mean_loss(colours: Coloured, members: list[Weights]) -> float:
+    """Of the mean of the members' probabilities, one image at a time."""
+    networks = []
+    for member in members:
+        networks.append(build_model(ModelConfig(name="resnet20", num_classes=3)).eval())
+        networks[-1].load_state_dict(member)
+    rows, augment = colours.columns("test"), AugmentConfig()
+    loss = 0.0
+    with torch.inference_mode():
+        for image, label in zip(rows["image"], rows["label"], strict=True):
+            pixels = (torch.tensor(image) / 255 - torch.tensor(augment.mean)) / torch.tensor(augment.std)
+            found = [network(pixels.permute(2, 0, 1)[None])[0].double().softmax(0) for network in networks]
+            loss -= float(torch.stack(found).mean(0)[label].log())
+    return loss / len(rows["label"])
 
 
 def refusal(command: Command, *arguments: object) -> str:
@@ -262,6 +355,55 @@ def test_bad_input_to_evaluate(command: Command, run_folder: Path, home: Path, t
         "--set data.image_size: models:/colours/1 was exported for 16x16 pixels"
     )
     assert refusal(command, evaluate, *model, "--step", 3).startswith("--step is for a run's folder")
+
+
+@pytest.mark.usefixtures("registered")
+def test_views_that_cannot_be_shown(command: Command, run_folder: Path, home: Path, tmp_path: Path) -> None:
+    model = ("models:/colours@champion", "--home", home)
+    exported = "models:/colours/1 was exported for 16x16 pixels"
+    assert refusal(command, evaluate, *model, "--size", 20) == f"--size: {exported}"
+    assert refusal(command, evaluate, *model, "--views", "multi_scale") == (
+        f"--views multi_scale: {exported}: give its run's folder instead"
+    )
+    assert refusal(command, evaluate, run_folder, "--views", "ten_crop") == (
+        f"--views ten_crop: {run_folder}, step {STEP} takes crops of 16 pixels from images of 16, so all would be the "
+        "same: give a larger --set data.eval_resize"
+    )
+    assert refusal(command, evaluate, run_folder, "--scales", "16,24") == (
+        "--scales is for --views multi_scale and multi_scale_flip, not centre"
+    )
+    dense = (run_folder, "--views", "multi_scale", "--scales")
+    assert refusal(command, evaluate, *dense, "16,x") == (
+        "--scales takes numbers of pixels such as 224,256,384, got '16,x'"
+    )
+    assert refusal(command, evaluate, *dense, "0,16") == "--scales must be at least 1, got 0"
+    assert refusal(command, evaluate, run_folder, "--size", 0) == "--size must be at least 1, got 0"
+    assert refusal(command, evaluate, run_folder, "--size", 20, "--set", "data.image_size=20") == (
+        "--size and --set data.image_size say the same: give one of them"
+    )
+
+
+@pytest.mark.usefixtures("registered")
+def test_models_that_make_no_ensemble(
+    command: Command, run_folder: Path, home: Path, colours: Coloured, weights: Weights, tmp_path: Path
+) -> None:
+    larger = dataclasses.replace(
+        colours.checkpoint(weights, {}), recipe={**colours.checkpoint(weights, {}).recipe, "data.image_size": 24}
+    )
+    RunFolder(LocalStore(uri=str(tmp_path / "larger"))).write(larger, keep_best=1)
+    assert refusal(command, evaluate, run_folder, tmp_path / "larger") == (
+        f"{run_folder}, step {STEP} takes 16 of 16 pixels, {tmp_path}/larger, step {STEP} 24 of 16 pixels: "
+        "set data.image_size and data.eval_resize for all of them with --set"
+    )
+    assert scored(command, tmp_path, run_folder, tmp_path / "larger", "--set", "data.image_size=16")["count"] == 30
+    elsewhere = coloured(tmp_path / "elsewhere", COLOURS, per_class=8, seed=50)
+    moved = {**larger.recipe, "data.image_size": 16, "data.uri": elsewhere.store.uri}
+    other = dataclasses.replace(larger, recipe=moved, data_digest=elsewhere.manifest.digest)
+    RunFolder(LocalStore(uri=str(tmp_path / "other"))).write(other, keep_best=1)
+    assert refusal(command, evaluate, run_folder, tmp_path / "other").endswith(
+        f"were evaluated on split test of {colours.manifest.name} and split test of {elsewhere.manifest.name}: "
+        "name one with --data and --split"
+    )
 
 
 def test_bad_input_to_register(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from resnet_core.averaging import WeightAverage, exponential
 from resnet_core.config import OptimConfig
-from resnet_core.ema import Ema
-from resnet_core.models.resnet import PaddingShortcut, ResNet, Variant, cifar_stem, initialize
+from resnet_core.config.variants import Variant
+from resnet_core.models.resnet import ResNet, initialize
 from resnet_core.optim import build_optimizer
 from resnet_core.state import TrainState
 from resnet_core.step import Microbatch
@@ -27,7 +28,7 @@ def one_thread() -> None:
 def tiny_resnet(seed: int = 0) -> ResNet:
     """Two stages of one block: batch norms, a padding shortcut, 3 classes."""
     torch.manual_seed(seed)
-    variant = Variant(depths=(1, 1), widths=(4, 8), stem=cifar_stem, shortcut=PaddingShortcut)
+    variant = Variant(depths=(1, 1), widths=(4, 8), stem="cifar", stem_pool="none", shortcut="A")
     model = ResNet(variant, NUM_CLASSES)
     initialize(model, zero_init_last=False)
     return model
@@ -41,8 +42,9 @@ def linear_net(seed: int = 0) -> nn.Module:
 
 def new_state(model: nn.Module, config: OptimConfig | None = None) -> TrainState:
     config = config or OptimConfig()
-    ema = Ema(model, config.ema_decay) if config.ema_decay else None
-    return TrainState(model=model, forward=model, optimizer=build_optimizer(model, config), ema=ema)
+    kept = exponential(config.ema_decay, every=config.ema_every, warmup=config.ema_warmup)
+    average = WeightAverage(model, kept) if config.ema_decay else None
+    return TrainState(model=model, forward=model, optimizer=build_optimizer(model, config), average=average)
 
 
 def random_batch(rows: int, seed: int = 0) -> Microbatch:

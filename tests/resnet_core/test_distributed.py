@@ -12,9 +12,12 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from resnet_core.augment import normalize
+from resnet_core.batchnorm import reestimate_batchnorm
 from resnet_core.config import OptimConfig
+from resnet_core.config.variants import Variant
 from resnet_core.evaluate import EvalBatch, evaluate
-from resnet_core.models.resnet import PaddingShortcut, ResNet, Variant, cifar_stem
+from resnet_core.models.resnet import ResNet
 from resnet_core.optim import build_optimizer
 from resnet_core.state import TrainState
 from resnet_core.step import Microbatch, Share, StepConfig, train_step
@@ -31,9 +34,9 @@ def plain_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
 
 
-def tiny_resnet() -> nn.Module:
+def tiny_resnet() -> ResNet:
     torch.manual_seed(0)
-    return ResNet(Variant(depths=(1, 1), widths=(4, 8), stem=cifar_stem, shortcut=PaddingShortcut), 3)
+    return ResNet(Variant(depths=(1, 1), widths=(4, 8), stem="cifar", stem_pool="none", shortcut="A"), 3)
 
 
 def state_of(model: nn.Module, *, wrapped: bool) -> TrainState:
@@ -100,6 +103,52 @@ def check_evaluation_is_exact_with_a_rank_that_scores_nothing(rank: int, model: 
     assert torch.equal(mistakes.images_NHWC, data.images_BHWC[mistakes.ids_N])
 
 
+def check_a_sharpness_aware_step_equals_one_process(rank: int) -> None:
+    """Both climb along the gradient of the whole batch, a rank without images too."""
+    config = StepConfig(sam_rho=0.1)
+    state, alone = state_of(plain_net(), wrapped=True), state_of(plain_net(), wrapped=False)
+    plain = state_of(plain_net(), wrapped=False)
+    for number in range(len(STEPS)):
+        for each, place, settings in ((state, rank, config), (alone, -1, config), (plain, -1, CONFIG)):
+            train_step(each, share_of(place, number), lr=0.1, config=settings, generator=torch.Generator())
+    for mine, expected in zip(state.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(next(state.model.parameters()), next(plain.model.parameters()), atol=1e-4)
+
+
+def check_statistics_are_those_of_all_ranks_images(rank: int) -> None:
+    images = random_batch(12, seed=4).images_BHWC
+    mine, whole = tiny_resnet(), tiny_resnet()
+    reestimate_batchnorm(mine, [images[:9], images[9:]][rank : rank + 1], CONFIG)
+    expected = whole.conv1(normalize(images, CONFIG.augment.mean, CONFIG.augment.std))
+    torch.testing.assert_close(mine.bn1.running_mean, expected.mean((0, 2, 3)), atol=1e-5, rtol=1e-4)
+    for buffer in mine.buffers():
+        other = buffer.clone()
+        dist.broadcast(other, src=0)
+        assert torch.equal(other, buffer)
+
+
+class MeetingPlace(nn.SyncBatchNorm):
+    """Stands for torch's own, which needs GPUs: in training every forward pass waits for all ranks."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            dist.all_reduce(torch.ones(1))
+        return input
+
+
+def check_synchronized_norms_meet_in_every_pass(rank: int, alone: TrainState) -> None:
+    """Also where the ranks have 3 microbatches and 1, or 2 and none; what is made up changes no gradient."""
+    state = state_of(plain_net(), wrapped=True)
+    assert isinstance(state.model, nn.Sequential)
+    # after the wrapping, since DDP knows that a CPU has no such layer
+    state.model.insert(1, MeetingPlace(8, affine=False, track_running_stats=False))
+    assert state.synchronized and not alone.synchronized
+    train(state, rank)
+    for parameter, wanted in zip(state.model.parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter, wanted, atol=1e-6, rtol=0)
+
+
 def work(rank: int, rendezvous: str) -> None:
     torch.set_num_threads(1)
     alone = state_of(plain_net(), wrapped=False)
@@ -112,6 +161,9 @@ def work(rank: int, rendezvous: str) -> None:
         check_training_equals_one_process(rank, alone, expected)
         model = check_ranks_agree_after_uneven_shares_of_a_resnet(rank)
         check_evaluation_is_exact_with_a_rank_that_scores_nothing(rank, model)
+        check_a_sharpness_aware_step_equals_one_process(rank)
+        check_statistics_are_those_of_all_ranks_images(rank)
+        check_synchronized_norms_meet_in_every_pass(rank, alone)
     finally:
         dist.destroy_process_group()
 

@@ -46,6 +46,64 @@ def test_scoring_nothing_is_an_error() -> None:
         EvalSums(3, CPU).metrics()
 
 
+def calibration_by_hand(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """Bins ](m - 1) / 15, m / 15]; each weighs its share of the images, by accuracy less mean confidence."""
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
+    for row, label in zip(logits.softmax(1).tolist(), labels.tolist(), strict=True):
+        confidence = max(row)
+        number = next(m for m in range(1, 16) if confidence <= m / 15 + 1e-12)
+        bins[number - 1].append((confidence, row.index(confidence) == label))
+    return sum(
+        abs(sum(right for _, right in found) - sum(confidence for confidence, _ in found)) for found in bins
+    ) / len(labels)
+
+
+def random_scores(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of 7 classes and confidences all over; about half of the predictions are right."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(rows, 7, generator=generator) * torch.linspace(0.1, 6, rows)[:, None]
+    labels = torch.randint(0, 7, (rows,), generator=generator)
+    return logits, torch.where(torch.rand(rows, generator=generator) < 0.4, logits.argmax(1), labels)
+
+
+def test_calibration_error_by_hand() -> None:
+    logits, labels = random_scores(300)
+    expected = calibration_by_hand(logits, labels)
+    assert 0.05 < expected < 0.9
+    assert sums_of(logits, labels, []).metrics()["calibration_error"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_calibration_error_of_certain_predictions() -> None:
+    certain = 100 * torch.eye(4)
+    assert sums_of(certain, torch.arange(4), []).metrics()["calibration_error"] == 0
+    assert sums_of(certain, torch.tensor([0, 1, 2, 0]), []).metrics()["calibration_error"] == 0.25
+
+
+def test_calibration_sums_are_equal_bit_for_bit_in_any_order() -> None:
+    logits, labels = random_scores(300)
+    whole = sums_of(logits, labels, [])
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sums_of(logits[order], labels[order], [1, 100, 101]).calibration, whole.calibration)
+
+
+def test_every_sum_is_added_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = random_scores(50)
+    sums = sums_of(logits, labels, [])
+    alone = sums.metrics()
+    monkeypatch.setattr("resnet_core.evaluate.sum_over_ranks_", lambda values: values.mul_(3))  # three equal ranks
+    sums.all_reduce()
+    assert int(sums.count) == 150
+    assert sums.metrics() == pytest.approx(alone)
+
+
+def test_accuracy_by_class() -> None:
+    logits = torch.eye(4)[[0, 0, 1, 3, 0]]
+    by_class = sums_of(logits, torch.tensor([0, 0, 1, 1, 3]), []).class_accuracy().tolist()
+    assert by_class[:2] == [1.0, 0.5]
+    assert by_class[2] != by_class[2]  # no image of class 2
+    assert by_class[3] == 0.0
+
+
 class Lookup(nn.Module):
     """Logits that the first pixel's first channel picks from a table: predictions under the test's control."""
 

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from resnet_core.config import AugmentConfig, OptimConfig, ScheduleConfig
+from resnet_core.augment import normalize
+from resnet_core.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, OptimConfig, ScheduleConfig
 from resnet_core.loop import Cadence, Run, fit
+from resnet_core.models import set_drop_path, set_generator
 from resnet_core.ports import MemoryRecorder, MemorySink, NullRecorder
-from resnet_core.schedule import LrSchedule
+from resnet_core.schedule import LrSchedule, ramp
 from resnet_core.step import Share, StepConfig
 
 TOTAL = 10
@@ -151,3 +153,98 @@ def test_a_broken_evaluation_stops_the_run_before_it_is_saved(make_state, shares
     with pytest.raises(FloatingPointError, match="test/loss is inf at step 5"):
         fit(make_state(OPTIM), shares(), run)
     assert [step for step, *_ in sink.saved] == [3]
+
+
+EVERYTHING = OptimConfig(
+    optimizer="lamb",
+    global_batch_size=6,
+    lr_per_256=0.5,
+    weight_decay=0.02,
+    ema_decay=0.8,
+    ema_every=2,
+    ema_warmup=True,
+)
+EVERY_STEP = StepConfig(augment=AugmentConfig(flip=True, mixup_alpha=0.2), clip_norm=1.0, sam_rho=0.1, sam_every=2)
+
+
+def masked(state, step, generator) -> None:
+    set_generator(state.model, generator)
+    set_drop_path(state.model, ramp(step, 6))
+
+
+@pytest.mark.parametrize("kill_after", [0, 1, 2])
+def test_resume_is_exact_with_sam_lamb_an_average_mixup_and_random_depth(
+    make_state, shares, same_state, kill_after: int
+) -> None:
+    def state_of(seed: int):
+        state = make_state(EVERYTHING, seed=seed)
+        state.model.drop_path = 0.3
+        state.model.spread_drop_rates()
+        return state
+
+    whole, recorder, sink = state_of(0), MemoryRecorder(), MemorySink()
+    fit(whole, shares(), make_run(recorder, sink, step=EVERY_STEP, before_step=masked))
+    step, tensors, _ = sink.saved[kill_after]
+    resumed, later = state_of(42), MemoryRecorder()
+    resumed.load_tensors(tensors)
+    resumed.step = step
+    fit(resumed, shares(step), make_run(later, MemorySink(), step=EVERY_STEP, before_step=masked))
+    same_state(resumed, whole)
+    assert later.points == [point for point in recorder.points if point[0] > step]
+
+
+@pytest.mark.parametrize("shape", [{"shape": "plateau", "patience": 0}, {"warmup_until_error": 0.75}])
+def test_the_rate_reacts_to_the_records_also_after_a_resume(make_state, shares, shape) -> None:
+    config = ScheduleConfig(unit="steps", length=TOTAL, warmup_start_factor=0.5, **({"shape": "constant"} | shape))
+    schedule = LrSchedule.build(config, OPTIM, samples_per_epoch=30)
+    cadence = Cadence(total_steps=TOTAL, log_every_steps=2, eval_steps=frozenset({2, 4, 6, 8}))
+    errors = iter([0.9, 0.5, 0.5, 0.4, 0.3])
+
+    def rates(first: int, history, sink: MemorySink, saved=None):
+        state, recorder = make_state(OPTIM), MemoryRecorder()
+        if saved:
+            state.load_tensors(saved)
+            state.step = first
+        scored = lambda _: {"accuracy": 1 - next(errors)}  # noqa: E731
+        run = make_run(recorder, sink, schedule=schedule, cadence=cadence, evaluate=scored, history=history)
+        fit(state, shares(first), run)
+        return recorder.points
+
+    sink = MemorySink()
+    points = rates(0, [], sink)
+    lrs = [metrics["lr"] / OPTIM.peak_lr for _, metrics in points if "lr" in metrics]
+    if "warmup_until_error" in shape:
+        reached = next(step for step, metrics in points if 1 - metrics.get("train/accuracy", 0.0) < 0.75)
+        assert lrs == [0.5 if step <= reached else 1.0 for step in (2, 4, 6, 8, 10)]
+        assert reached < TOTAL
+    else:
+        assert lrs == pytest.approx([1.0, 1.0, 1.0, 0.1, 0.1])
+    step, tensors, _ = sink.saved[2]
+    errors = iter([0.4, 0.3])
+    history = [point for point in points if point[0] <= step]
+    assert rates(step, history, MemorySink(), tensors) == [point for point in points if point[0] > step]
+
+
+def test_the_scored_and_kept_model_has_exact_statistics_at_the_end_and_only_there(
+    make_state, shares, make_batch
+) -> None:
+    asked: list[int] = []
+    scored: list[torch.Tensor] = []
+    state, sink = make_state(OPTIM), MemorySink()
+
+    def final_batches() -> list[torch.Tensor]:
+        asked.append(state.step)
+        return [make_batch(6, seed=step).images_BHWC for step in range(4)]
+
+    def evaluate(state) -> dict[str, float]:
+        scored.append(state.scored_model.bn1.running_mean.clone())
+        return {"loss": 0.5}
+
+    fit(state, shares(), make_run(NullRecorder(), sink, final_batches=final_batches, evaluate=evaluate))
+    assert asked == [TOTAL]
+    images = torch.cat(final_batches())
+    expected = state.average.model.conv1(normalize(images, IMAGENET_MEAN, IMAGENET_STD)).mean((0, 2, 3))
+    torch.testing.assert_close(scored[-1], expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(sink.saved[-1][1]["ema"]["bn1.running_mean"], scored[-1])
+    assert torch.equal(sink.saved[-1][1]["model"]["bn1.running_mean"], state.model.bn1.running_mean)
+    assert not torch.equal(state.model.bn1.running_mean, scored[-1])

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from resnet_core.averaging import WeightAverage, exponential
 from resnet_core.config import OptimConfig
-from resnet_core.ema import Ema
 from resnet_core.state import TrainState
 from resnet_core.step import Share, StepConfig, train_step
 
@@ -21,7 +21,18 @@ def train(state: TrainState, make_batch, steps: range, *, channels_last: bool = 
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("config", [OptimConfig(), WITH_EMA, OptimConfig(momentum=0.0)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        OptimConfig(),
+        WITH_EMA,
+        OptimConfig(momentum=0.0),
+        OptimConfig(momentum_form="caffe"),
+        OptimConfig(optimizer="lars", ema_decay=0.9, ema_every=2),
+        OptimConfig(optimizer="lamb", ema_decay=0.9, ema_warmup=True),
+        OptimConfig(optimizer="adamw"),
+    ],
+)
 def test_a_restored_state_goes_on_bit_for_bit(make_state, make_batch, same_state, config, channels_last) -> None:
     def build(seed: int) -> TrainState:
         state = make_state(config, seed=seed)
@@ -98,20 +109,20 @@ def test_a_missing_average_is_named_in_one_short_line(make_state) -> None:
 
 def test_average_follows_the_weights_and_copies_the_buffers() -> None:
     model = nn.BatchNorm1d(1)
-    ema = Ema(model, decay=0.75)
-    for weight in (2.0, 4.0):
+    average = WeightAverage(model, exponential(0.75))
+    for step, weight in enumerate((2.0, 4.0)):
         nn.init.constant_(model.weight, weight)
         model(torch.tensor([[1.0], [3.0]]))
-        ema.update(model)
+        average.update(model, step)
     # 1 -> 0.75 + 0.25 * 2 = 1.25 -> 0.75 * 1.25 + 0.25 * 4
-    assert float(ema.model.get_parameter("weight")) == pytest.approx(1.9375)
-    assert torch.equal(ema.model.get_buffer("running_mean"), model.get_buffer("running_mean"))
-    assert int(ema.model.get_buffer("num_batches_tracked")) == 2
-    assert not ema.model.training
-    assert not any(parameter.requires_grad for parameter in ema.model.parameters())
+    assert float(average.model.get_parameter("weight")) == pytest.approx(1.9375)
+    assert torch.equal(average.model.get_buffer("running_mean"), model.get_buffer("running_mean"))
+    assert int(average.model.get_buffer("num_batches_tracked")) == 2
+    assert not average.model.training
+    assert not any(parameter.requires_grad for parameter in average.model.parameters())
 
 
 def test_averaged_weights_are_the_ones_scored(make_state) -> None:
     averaged, plain = make_state(WITH_EMA), make_state()
-    assert averaged.scored_model is averaged.ema.model
+    assert averaged.scored_model is averaged.average.model
     assert plain.scored_model is plain.model

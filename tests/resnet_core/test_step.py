@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from resnet_core.augment import normalize
+from resnet_core.augment import augment, normalize
 from resnet_core.config import AugmentConfig, OptimConfig
+from resnet_core.losses import LossConfig, sum_loss
+from resnet_core.mixing import mix
 from resnet_core.step import Microbatch, Share, StepConfig, eval_step, train_step
 
 CONFIG = StepConfig()
@@ -19,6 +21,10 @@ def rows(batch: Microbatch, start: int, stop: int) -> Microbatch:
 
 def update(state, share: Share, config: StepConfig = CONFIG, lr: float = 0.1) -> dict[str, float]:
     return train_step(state, share, lr=lr, config=config, generator=torch.Generator().manual_seed(0)).means()
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(5)
 
 
 def gradients_of(state, share: Share) -> list[torch.Tensor]:
@@ -36,7 +42,7 @@ def test_a_step_is_sgd_on_the_mean_loss(make_state, make_batch) -> None:
     state, batch = make_state(), make_batch(7)
     reference = copy.deepcopy(state.model)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.9)
-    config = StepConfig(label_smoothing=0.1, channels_last=False)
+    config = StepConfig(loss=LossConfig(label_smoothing=0.1), channels_last=False)
     for _ in range(2):
         logits = reference(normalize(batch.images_BHWC, config.augment.mean, config.augment.std).contiguous())
         loss = F.cross_entropy(logits, batch.labels_B, label_smoothing=0.1)
@@ -108,7 +114,7 @@ def test_the_average_is_updated_once_a_step(make_state, make_batch) -> None:
     state = make_state(OptimConfig(ema_decay=0.5))
     before = state.model.fc.weight.detach().clone()
     update(state, Share(microbatches=make_batch(8).split(4), count=8))
-    torch.testing.assert_close(state.ema.model.fc.weight, (before + state.model.fc.weight.detach()) / 2)
+    torch.testing.assert_close(state.average.model.fc.weight, (before + state.model.fc.weight.detach()) / 2)
 
 
 def test_draws_are_the_generator_s(make_state, make_batch, same_state) -> None:
@@ -119,6 +125,23 @@ def test_draws_are_the_generator_s(make_state, make_batch, same_state) -> None:
         train_step(state, share, lr=0.1, config=flips, generator=torch.Generator().manual_seed(seed))
     same_state(one, other)
     assert not torch.equal(one.model.conv1.weight, third.model.conv1.weight)
+
+
+def test_mixed_images_count_as_both_of_their_classes(make_state, make_batch) -> None:
+    config = StepConfig(augment=AugmentConfig(mixup_alpha=1.0), channels_last=False)
+    state, batch = make_state(PLAIN_SGD, linear=True), make_batch(9)
+    images, targets = mix(
+        augment(batch.images_BHWC, config.augment, gen := generator()), batch.labels_B, config.augment, gen
+    )
+    logits = copy.deepcopy(state.model)(images)
+    expected = sum_loss(logits, targets, config.loss) / 9
+    hits = (logits.argmax(1) == targets.dominant_B).double().mean()
+    metrics = train_step(
+        state, Share(microbatches=[batch], count=9), lr=0.1, config=config, generator=generator()
+    ).means()
+    assert targets.share_B is not None and 0 < float(targets.share_B[0]) < 1
+    assert metrics["loss"] == pytest.approx(float(expected.detach()), rel=1e-6)
+    assert metrics["accuracy"] == pytest.approx(float(hits))
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [(0, [10]), (10, [10]), (4, [4, 3, 3]), (3, [3, 3, 2, 2])])

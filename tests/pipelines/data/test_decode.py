@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.decode import CropConfig, DecodeError, decode_rgb, eval_crop, random_box, train_crop
+from pipelines.data.decode import (
+    CropConfig,
+    DecodeError,
+    decode_rgb,
+    eval_crop,
+    jittered_box,
+    random_box,
+    resize_shorter,
+    train_crop,
+)
 from pipelines.data.rng import Purpose, generator
 
 from .conftest import encoded, picture
@@ -131,6 +140,41 @@ def test_random_boxes_are_distributed_as_torchvisions(size: tuple[int, int], rat
     assert np.all(np.abs(ours.std(0) - theirs.std(0)) / scale < 0.02)
 
 
+def test_scale_jitter_is_a_crop_of_the_resized_image() -> None:
+    crop = CropConfig(image_size=24, train_crop="scale_jitter", jitter_min=26, jitter_max=48)
+    image = picture(90, 70)
+    for sample in range(50):
+        left, top, right, _ = jittered_box(90, 70, crop, generator(0, Purpose.CROP, 0, sample))
+        resized = resize_shorter(image, int(generator(0, Purpose.CROP, 0, sample).integers(26, 49)))
+        column, row = left * resized.width / 90, top * resized.height / 70
+        assert (right - left) * resized.width / 90 == pytest.approx(24)
+        assert (column, row) == pytest.approx((round(column), round(row)))
+        whole = np.asarray(resized)[round(row) : round(row) + 24, round(column) : round(column) + 24]
+        ours = train_crop(image, crop, generator(0, Purpose.CROP, 0, sample))
+        assert ours.shape == (24, 24, 3)
+        # the box is a C float in Pillow: a pixel may round the other way
+        assert np.abs(ours.astype(int) - whole.astype(int)).max() <= 1
+
+
+def test_scale_jitter_draws_every_size_and_place_alike() -> None:
+    crop = CropConfig(image_size=224, train_crop="scale_jitter")
+    rng = generator(0, Purpose.CROP)
+    boxes = np.array([jittered_box(500, 375, crop, rng) for _ in range(20_000)])
+    shorter = np.rint(224 * 375 / (boxes[:, 3] - boxes[:, 1])).astype(int)
+    counts = np.bincount(shorter, minlength=481)[256:]
+    assert (shorter.min(), shorter.max(), len(counts)) == (256, 480, 225)
+    assert counts.min() > 45 and counts.max() < 140  # 89 each
+    assert boxes.min() >= 0 and boxes[:, 2].max() <= 500 + 1e-9 and boxes[:, 3].max() <= 375 + 1e-9
+    places = boxes[:, 0] / (500 - (boxes[:, 2] - boxes[:, 0])), boxes[:, 1] / (375 - (boxes[:, 3] - boxes[:, 1]))
+    for place in places:
+        assert np.abs(np.histogram(place, 10, (0, 1))[0] / 20_000 - 0.1).max() < 0.02
+
+
+def test_scale_jitter_never_resizes_below_the_crop() -> None:
+    crop = CropConfig(image_size=300, train_crop="scale_jitter", jitter_min=256, jitter_max=280)
+    assert jittered_box(400, 400, crop, generator(0, Purpose.CROP)) == (0, 0, 400, 400)
+
+
 def test_pad_crop_takes_every_window_of_the_padded_image() -> None:
     image = Image.fromarray(np.arange(1, 28, dtype=np.uint8).reshape(3, 3, 3))
     crop = CropConfig(image_size=3, train_crop="pad", pad=1)
@@ -165,6 +209,7 @@ def test_crop_depends_on_seed_epoch_and_id_alone() -> None:
 def test_curriculum_keeps_the_proportion_of_resize_to_crop() -> None:
     smaller = CropConfig(image_size=224, eval_resize=256, pad=3).at(112)
     assert (smaller.image_size, smaller.eval_resize, smaller.pad) == (112, 128, 3)
+    assert (smaller.jitter_min, smaller.jitter_max) == (128, 240)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +218,19 @@ def test_curriculum_keeps_the_proportion_of_resize_to_crop() -> None:
         ({"image_size": 0}, r"data\.image_size must be at least 1, got 0"),
         ({"eval_resize": 0}, r"data\.eval_resize"),
         ({"pad": -1}, r"data\.pad"),
-        ({"train_crop": "random"}, r"data\.train_crop must be one of random_resized, pad, center, got 'random'"),
+        (
+            {"train_crop": "random"},
+            r"data\.train_crop must be one of random_resized, scale_jitter, pad, center, got 'random'",
+        ),
+        ({"jitter_min": 300, "jitter_max": 299}, r"data\.jitter_max must be at least data\.jitter_min, got 299"),
+        (
+            {"policy": "autoaugment"},
+            r"data\.policy must be one of trivial_augment_wide, rand_augment, three_augment, got",
+        ),
+        ({"policy_ops": 0}, r"data\.policy_ops"),
+        ({"policy_magnitude": 11.0}, r"data\.policy_magnitude must be in \[0, 10\], got 11\.0"),
+        ({"policy_magnitude_std": -0.5}, r"data\.policy_magnitude_std"),
+        ({"repeats": 0}, r"data\.repeats must be at least 1, got 0"),
         ({"scale": (0.5, 0.2)}, r"data\.scale"),
         ({"ratio": (0.0, 1.0)}, r"data\.ratio"),
     ],

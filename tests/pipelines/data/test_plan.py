@@ -46,7 +46,7 @@ def test_any_number_of_kills_leaves_each_epoch_exact_and_in_order(
     total = epochs * n + int(extra * n)
     plan = Plan(
         manifest=manifest, split="train", seed=data.draw(st.integers(0, 9)), total_samples=total, item_rows=item_rows,
-        image_size=28,
+        sizes=((0, 28),),
     )  # fmt: skip
     unbroken = stream(plan, Ledger(n))
     ledger, seen = Ledger(n), []
@@ -73,7 +73,7 @@ def test_consumption_in_any_order_leaves_exactly_the_others(train: list[list[int
     """Workers pull by demand: what is committed at a kill is no prefix of the plan."""
     manifest = layout_only(train)
     n = manifest.splits["train"]
-    plan = Plan(manifest=manifest, split="train", seed=1, total_samples=2 * n, item_rows=7, image_size=28)
+    plan = Plan(manifest=manifest, split="train", seed=1, total_samples=2 * n, item_rows=7, sizes=((0, 28),))
     unbroken = stream(plan, Ledger(n))
     committed = data.draw(st.sets(st.sampled_from(unbroken)))
     ledger = Ledger(n)
@@ -87,7 +87,7 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
 
     def order(seed: int) -> list[tuple[int, int]]:
         return stream(
-            Plan(manifest=manifest, split="train", seed=seed, total_samples=122, item_rows=16, image_size=28),
+            Plan(manifest=manifest, split="train", seed=seed, total_samples=122, item_rows=16, sizes=((0, 28),)),
             Ledger(61),
         )
 
@@ -101,7 +101,9 @@ def test_order_depends_on_seed_and_epoch_only() -> None:
 def test_items_mix_shards_and_keep_to_their_size() -> None:
     manifest = layout_only([[64] * 20] * 50)
     items = list(
-        plan_items(Plan(manifest=manifest, split="train", seed=0, total_samples=64_000, image_size=224), Ledger(64_000))
+        plan_items(
+            Plan(manifest=manifest, split="train", seed=0, total_samples=64_000, sizes=((0, 224),)), Ledger(64_000)
+        )
     )
     assert len(items) == 125
     assert {item.rows for item in items} == {512}
@@ -113,7 +115,7 @@ def test_skip_bits_are_packed_in_reading_order() -> None:
     manifest = layout_only([[4, 4]])
     ledger = Ledger(8)
     ledger.mark(0, np.array([1, 2, 6]))
-    plan = Plan(manifest=manifest, split="train", seed=0, total_samples=8, image_size=28)
+    plan = Plan(manifest=manifest, split="train", seed=0, total_samples=8, sizes=((0, 28),))
     (item,) = plan_items(plan, ledger)
     first_to_second = item.pieces == ((0, 0), (0, 1))
     assert item.skip == bytes([0b01100010 if first_to_second else 0b00100110])
@@ -123,7 +125,7 @@ def test_skip_bits_are_packed_in_reading_order() -> None:
 
 def test_ids_of_a_later_split_start_after_the_first() -> None:
     manifest = layout_only([[5]], test=[[3, 3]])
-    plan = Plan(manifest=manifest, split="test", seed=0, total_samples=9, image_size=28)
+    plan = Plan(manifest=manifest, split="test", seed=0, total_samples=9, sizes=((0, 28),))
     assert sorted(stream(plan, Ledger(6))[:6]) == [(0, sample) for sample in range(5, 11)]
     assert manifest.split_start("test") == 5
 
@@ -148,7 +150,7 @@ def test_unknown_split_and_foreign_ledger() -> None:
     with pytest.raises(UserError, match="has no split 'test': it has train"):
         eval_items(manifest, "test", 0, 1, image_size=28)
     with pytest.raises(ValueError, match="5 rows, split train has 4"):
-        list(plan_items(Plan(manifest=manifest, split="train", seed=0, total_samples=4, image_size=28), Ledger(5)))
+        list(plan_items(Plan(manifest=manifest, split="train", seed=0, total_samples=4, sizes=((0, 28),)), Ledger(5)))
 
 
 def test_a_sample_marked_twice_is_an_error_and_leaves_the_ledger_as_it_was() -> None:
@@ -192,3 +194,15 @@ def test_ledgers_of_workers_merge_and_survive_storage() -> None:
     assert np.flatnonzero(restored.consumed(0)).tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(RuntimeError, match="epoch 0: sample 1 is marked twice"):
         whole.merge(other)
+
+
+def test_an_item_has_the_size_of_the_phase_it_begins_in() -> None:
+    manifest = layout_only([[4, 4], [4, 4]], test=[[3]])
+    plan = Plan(
+        manifest=manifest, split="train", seed=0, total_samples=40, item_rows=4, sizes=((0, 16), (10, 24), (32, 32))
+    )
+    sizes = [item.image_size for item in plan_items(plan, Ledger(16))]
+    assert sizes == [16, 16, 16, 24, 24, 24, 24, 24, 32, 32]  # items begin at 0, 4, 8, 12, ..., 36
+    ledger = Ledger(16)
+    ledger.mark(0, np.arange(16))
+    assert [item.image_size for item in plan_items(plan, ledger)] == sizes[4:]

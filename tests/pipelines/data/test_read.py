@@ -113,7 +113,7 @@ def test_a_raw_record_of_wrong_length_does_not_decode() -> None:
 
 
 def test_one_epoch_of_tasks_yields_every_sample_once(mnist: Mnist) -> None:
-    plan = Plan(manifest=mnist[1], split="train", seed=3, total_samples=4000, image_size=28)
+    plan = Plan(manifest=mnist[1], split="train", seed=3, total_samples=4000, sizes=((0, 28),))
     rows = load(mnist, list(plan_items(plan, Ledger(4000))), config(train=True))
     assert np.array_equal(np.sort(rows["id"]), np.arange(4000))
     assert not np.array_equal(rows["id"], np.sort(rows["id"]))
@@ -124,7 +124,7 @@ def test_one_epoch_of_tasks_yields_every_sample_once(mnist: Mnist) -> None:
 
 def test_tasks_after_a_restart_go_on_with_the_same_pixels_in_the_same_order(mnist: Mnist) -> None:
     """Steps may end inside items; the last epoch of this run is cut short."""
-    plan = Plan(manifest=mnist[1], split="train", seed=3, total_samples=5000, image_size=28)
+    plan = Plan(manifest=mnist[1], split="train", seed=3, total_samples=5000, sizes=((0, 28),))
     unbroken = load(mnist, list(plan_items(plan, Ledger(4000))), config(train=True))
     assert len(unbroken["id"]) == 5000
     ledger, done = Ledger(4000), 4321

@@ -1,0 +1,238 @@
+"""Images/s of our training step against torchvision's network in a plain loop: `python benchmarks/step.py`.
+
+Both start from the same weights, take the same uint8 images, which are on the device already, and do the same update:
+normalize, forward, cross-entropy, backward, SGD. Ours is `resnet_core.step.train_step`, wrapped as
+`pipelines/assembly.py` wraps it. They take turns, and every other round in the opposite order, so that whatever else
+slows the machine down hits both; the ratio is taken within a round, and its median and range over the rounds are told.
+The loss that both have arrived at is compared: in fp32 it must agree, or they did not do the same work.
+
+Settings: fp32 or bf16 (autocast), NCHW or channels_last, eager or compiled. What the device cannot do, or only at a
+speed that nobody would train at, is left out and the reason told; so is compilation on a CPU, for the time that it
+takes: --all measures everything. At the end ours at its fastest meets
+torchvision's network at its fastest without compilation. Needs torch and torchvision only, and no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any, get_args
+
+import torch
+import torchvision
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.contest import (
+    WARMUP,
+    Result,
+    Setting,
+    Task,
+    compare,
+    forget,
+    our_trainee,
+    peak_flops,
+    random_batches,
+    timed,
+    training_flops,
+)
+from benchmarks.hotspots import profiled, report
+from resnet_core.compute import computes_bf16, configure, pick_device
+from resnet_core.config import ComputeConfig, ModelConfig, Precision
+
+GOAL = 0.98  # of torchvision's rate, and in no setting less
+
+
+def sensible(settings: list[Setting], device: torch.device, everything: bool) -> list[Setting]:
+    """Those that the device can do at a speed to train at; says of the others why not."""
+    refused: dict[str, str] = {}
+    if not everything and not computes_bf16(device):
+        refused["bf16"] = f"this {device.type} has no instructions for it, and is some ten times faster in fp32 (--all)"
+    if not everything and device.type == "cpu" and not all(setting.compiled for setting in settings):
+        refused["compiled"] = "takes a CPU a minute or more for each network and setting (--all, or --only compiled)"
+    elif any(setting.compiled for setting in settings) and (reason := why_not_compiled(device)):
+        refused["compiled"] = f"torch.compile does not work here: {reason}"
+    words = {word for setting in settings for word in str(setting).split()}
+    for word in sorted(words & refused.keys()):
+        print(f"left out: {word}: {refused[word]}")
+    return [setting for setting in settings if not refused.keys() & set(str(setting).split())]
+
+
+def why_not_compiled(device: torch.device) -> str:
+    """Nothing if a line of code can be compiled for the device, which takes a C++ compiler, and Triton on a GPU."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # whichever part of the tool chain is missing
+        return " ".join(str(error).split("\n\n")[0].split())
+    return ""
+
+
+def header(on_gpu: bool) -> str:
+    """What `row` prints, in two lines."""
+    above = f"{'':26}{'images/s':>16}  {'ours / theirs':^21}{'first':>9}"
+    below = f"{'setting':26}{'ours':>8}{'theirs':>8}  {'median (range)':^21}{'step':>9}"
+    if on_gpu:
+        above += f"{'of bf16 peak':>15}{'memory, GiB':>15}"
+        below += f"{'ours':>8}{'theirs':>7}{'ours':>8}{'theirs':>7}"
+    return f"{above}  loss\n{below}  ours, and - theirs"
+
+
+def row(name: str, result: Result) -> str:
+    """One comparison under `header`."""
+    ours, theirs, ratios = result.ours, result.theirs, result.ratios
+    ratio = f"{median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f})"
+    text = f"{name:26}{ours.rate:8,.1f}{theirs.rate:8,.1f}  {ratio:^21}{ours.first_step_s:7.1f} s"
+    if ours.peak_gib and theirs.peak_gib:
+        shares = ["" if side.peak_share is None else f"{side.peak_share:.1%}" for side in (ours, theirs)]
+        text += f"{shares[0]:>8}{shares[1]:>7}{ours.peak_gib:8.1f}{theirs.peak_gib:7.1f}"
+    warning = "  slower!" if median(ratios) < GOAL else ""
+    return f"{text}  {ours.loss:.3f} {ours.loss - theirs.loss:+.1e}{warning}"
+
+
+def measure(task: Task, settings: list[Setting]) -> Iterator[Result]:
+    """Every setting; then ours at its fastest against theirs at its fastest without compilation."""
+    print(f"\n{task.model}, {task.size} pixels, {task.batch} images a step; {task.rounds} rounds of {task.steps} steps")
+    print(header(task.device.type == "cuda"), flush=True)
+    results: list[Result] = []
+    for setting in settings:
+        results.append(compare(task, setting, setting))
+        forget()
+        print(row(str(setting), results[-1]), flush=True)
+        yield results[-1]
+    best = fastest(results)
+    print(f"fastest: {best}")
+    plain = [result for result in results if not result.theirs.setting.compiled]
+    if not plain:
+        return
+    rival = max(plain, key=lambda result: result.theirs.rate).theirs.setting
+    if rival == best:
+        print("torchvision's, without compilation, is fastest at the same setting: see its row")
+        return
+    result = compare(task, best, rival)
+    forget()
+    print(f"that against torchvision's at its fastest without compilation, {rival}:")
+    print(row("", result), flush=True)
+    yield result
+
+
+def fastest(results: list[Result]) -> Setting:
+    """Of ours."""
+    return max((result.ours for result in results), key=lambda side: side.rate).setting
+
+
+def where_time_goes(task: Task, setting: Setting) -> None:
+    """Profile our step."""
+    trainee = our_trainee(task, setting, random_batches(task))
+    timed(task, trainee, range(WARMUP))
+    steps = range(WARMUP, WARMUP + max(3, task.steps))
+    seconds, _ = timed(task, trainee, steps)
+    kernels = profiled(trainee.update, steps, task.device)
+    print(f"\n{task.model}, {task.size} pixels, {task.batch} images a step, {setting}:")
+    flops = task.batch * training_flops(task.model, task.size)
+    print("\n".join(report(kernels, seconds / len(steps) * 1000, flops, peak_flops(task.device))), flush=True)
+    forget()
+
+
+def _arguments() -> argparse.Namespace:
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description="Images/s of our training step against torchvision's in a plain loop.")
+    parser.add_argument("--models", type=_models, default="resnet18,resnet50", help="comma-separated")
+    parser.add_argument("--size", type=_sizes, default="224" if on_gpu else "96", help="pixels; comma-separated")
+    parser.add_argument("--batch", type=_positive, default=256 if on_gpu else 16, help="images per step")
+    parser.add_argument("--steps", type=_positive, default=20 if on_gpu else 1, help="of each side in each round")
+    parser.add_argument("--rounds", type=_positive, default=5 if on_gpu else 12)
+    parser.add_argument("--only", default="", metavar="WORDS", help="settings with these words, as bf16,channels_last")
+    parser.add_argument("--all", action="store_true", help="also what the device can do at no sensible speed")
+    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="of torch, on a CPU")
+    parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU time, where others compute as well")
+    parser.add_argument("--profile", action="store_true", help="say where the time of our fastest setting goes")
+    parser.add_argument("--json", metavar="FILE", help="where to write the measurements")
+    arguments = parser.parse_args()
+    if arguments.cpu_time:
+        if on_gpu:
+            parser.error("--cpu-time: a GPU's work is not in it")
+        arguments.threads = 1  # a second one would be counted too while it only waits for the first
+    return arguments
+
+
+def _models(text: str) -> list[str]:
+    """Names that both sides have."""
+    for name in text.split(","):
+        try:
+            ModelConfig(name=name)  # type: ignore[arg-type]
+            torchvision.models.get_model_builder(name)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return text.split(",")
+
+
+def _sizes(text: str) -> list[int]:
+    return [_positive(part) for part in text.split(",")]
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number, at least 1: got {text!r}")
+    return int(text)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures depend on besides the arguments."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {"device": name, "bf16_peak_flops": peak_flops(device), "load_before": os.getloadavg()[0], **versions}
+
+
+def all_settings(words: str) -> list[Setting]:
+    """Those that have all of these words, comma-separated; the plainest first."""
+    choices = product(get_args(Precision), (False, True), (False, True))
+    settings = [Setting(precision=first, channels_last=second, compiled=third) for first, second, third in choices]
+    wanted = {word for word in words.split(",") if word}
+    return [setting for setting in settings if wanted <= set(str(setting).split())]
+
+
+def main() -> None:
+    arguments = _arguments()
+    device = pick_device(use_gpu=torch.cuda.is_available())
+    configure(ComputeConfig(threads_per_worker=arguments.threads), device)
+    setup = machine(device)
+    rates = "per second of CPU time" if arguments.cpu_time else "per second"
+    print(f"{setup['device']}, torch {setup['torch']}, load average before {setup['load_before']:.1f}; images {rates}")
+    if device.type == "cuda" and setup["bf16_peak_flops"] is None:
+        print("unknown device: its bf16 peak is not in this benchmark's table, so no share of it is told")
+    settings = sensible(all_settings(arguments.only), device, arguments.all)
+    if not settings:
+        raise SystemExit("error: no setting is left to measure: see --only and --all")
+    measured: list[Result] = []
+    for model, size in product(arguments.models, arguments.size):
+        task = Task(
+            device=device,
+            model=model,
+            size=size,
+            batch=arguments.batch,
+            steps=arguments.steps,
+            rounds=arguments.rounds,
+            clock=time.process_time if arguments.cpu_time else time.perf_counter,
+        )
+        results = []
+        for result in measure(task, settings):
+            results.append(result)
+            if arguments.json:  # at once: what is measured is not lost if the time runs out
+                written = {**vars(arguments), **setup, "results": [asdict(each) for each in measured + results]}
+                Path(arguments.json).write_text(json.dumps(written, indent=1) + "\n")
+        if arguments.profile:
+            where_time_goes(task, fastest(results))
+        measured += results
+
+
+if __name__ == "__main__":
+    main()

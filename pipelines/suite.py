@@ -1,0 +1,229 @@
+"""A suite as data: recipes times seeds, the published figure beside each, and what to draw from them.
+
+[suite file]
+title = "Plain against residual nets"
+recipe = "fashion_mnist"
+seeds = [0, 1, 2]
+measures = ["train_error", "test_error"]
+[set.schedule]                       # keys of every entry's recipe
+length = 2
+[[entry]]
+name = "resnet20"
+set.model.name = "resnet20"          # and of this one's
+published.test_error = 8.75          # percent
+[[curves]]
+name = "errors"                      # errors.png
+panels = {residual = ["resnet20"]}
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from infra.errors import UserError
+
+SUITES = Path(__file__).parent / "suites"
+Measure = Literal[
+    "train_error",
+    "test_error",
+    "test_top5_error",
+    "ten_crop_error",
+    "ten_crop_top5_error",
+    "multi_scale_error",
+    "multi_scale_top5_error",
+]
+"""Of a run's last checkpoint, percent."""
+Settings = dict[str, dict[str, Any]]
+"""section -> key -> value, as in a recipe."""
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Entry(_Table):
+    """One row: a recipe, trained once per seed; or, with members, an ensemble of what others trained."""
+
+    name: str
+    recipe: str = ""
+    """File or shipped name; "" = the suite's."""
+    seeds: tuple[int, ...] | None = None
+    """In place of the suite's."""
+    set: Settings = {}
+    members: tuple[str, ...] = ()
+    """Entries whose runs, of all seeds, answer together: the mean of their probabilities. Nothing is trained."""
+    published: dict[Measure, float] = {}
+    """Percent."""
+
+
+class Picture(_Table):
+    """A figure of what the runs of entries measured."""
+
+    name: str
+    """Stem of its file."""
+    panels: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
+    """Title -> entries drawn together."""
+
+    @property
+    def entries(self) -> list[str]:
+        return [name for names in self.panels.values() for name in names]
+
+
+class Curves(Picture):
+    """Training and test error over the run, mean and deviation over seeds (Figures 1, 4 and 6)."""
+
+    most: float | None = Field(None, gt=0)
+    """Percent where the error axis ends; none = at the largest error."""
+
+
+class Responses(Picture):
+    """Deviation of the responses by layer, mean over seeds (Figure 7)."""
+
+
+class Suite(_Table):
+    """What to train, what to measure, what to compare it with, what to draw."""
+
+    name: str
+    """Stem of the file it was read from."""
+    title: str
+    recipe: str = ""
+    """Of entries that name none."""
+    seeds: tuple[int, ...] = (0,)
+    set: Settings = {}
+    """On top of every entry's recipe."""
+    measures: tuple[Measure, ...] = ("test_error",)
+    train_images: int = Field(0, ge=0)
+    """train_error: about how many images of the training split are scored, a random part of it; 0 = all."""
+    equal_compute: str = ""
+    """Stretch every entry's schedule to this entry's budget, multiply-adds times images; "" = schedules as given."""
+    entry: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    curves: tuple[Curves, ...] = ()
+    responses: tuple[Responses, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        return *self.curves, *self.responses
+
+    def seeds_of(self, entry: Entry) -> tuple[int, ...]:
+        return self.seeds if entry.seeds is None else entry.seeds
+
+    @property
+    def trained(self) -> tuple[Entry, ...]:
+        """Entries that are no ensembles."""
+        return tuple(entry for entry in self.entry if not entry.members)
+
+    def find(self, name: str) -> Entry:
+        """UserError where the suite has no such entry."""
+        for entry in self.entry:
+            if entry.name == name:
+                return entry
+        names = [entry.name for entry in self.entry]
+        raise UserError(f"suite {self.name} has no entry {name}{_nearest(name, names)}; entries: {', '.join(names)}")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _refuse_repeated("entry", [entry.name for entry in self.entry])
+        _refuse_repeated("figure", [picture.name for picture in self.pictures])
+        for entry in self.entry:
+            self._check_entry(entry)
+        trained = [entry.name for entry in self.trained]
+        for named, where in self._references():
+            hint = f"{_nearest(named, trained)}; trained entries: {', '.join(trained)}"
+            _require(named in trained, f"{where} names {named}, which the suite does not train{hint}")
+        return self
+
+    def _check_entry(self, entry: Entry) -> None:
+        where, seeds = f"entry {entry.name}", self.seeds_of(entry)
+        _require(_NAME.fullmatch(entry.name) is not None, f"{where}: a name has letters, digits and . _ - only")
+        _require(bool(seeds), f"{where}: seeds must not be empty")
+        _require(len(set(seeds)) == len(seeds), f"{where}: seeds must differ, got {list(seeds)}")
+        for measure in entry.published:
+            _require(measure in self.measures, f"{where}: published.{measure} is not among the suite's measures")
+        if entry.members:
+            own = entry.recipe or entry.set or entry.seeds is not None
+            _require(not own, f"{where} has members, so it trains nothing: recipe, seeds and set do not apply")
+        else:
+            _require(bool(entry.recipe or self.recipe), f"{where} names no recipe, nor does the suite")
+
+    def _references(self) -> list[tuple[str, str]]:
+        """(name of an entry, where it stands)."""
+        named = [(picture.entries, f"figure {picture.name}") for picture in self.pictures]
+        named += [(list(entry.members), f"entry {entry.name}") for entry in self.entry]
+        named += [([self.equal_compute], "equal_compute")] if self.equal_compute else []
+        return [(name, where) for names, where in named for name in names]
+
+
+def load_suite(path: str) -> Suite:
+    """Read a suite file, or a shipped one by its stem.
+
+    Raises:
+        UserError: no such file, no TOML, an unknown key, or a value that cannot be.
+    """
+    file = _find(path)
+    try:
+        values = tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: not a TOML file: {error}") from error
+    try:
+        # through JSON, since strict mode takes arrays for tuples from there only
+        return Suite.model_validate_json(json.dumps({"name": file.stem, **values}, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file.name}: {_first_line(error)}") from error
+
+
+def shipped() -> list[str]:
+    return sorted(file.stem for file in SUITES.glob("*.toml"))
+
+
+def _find(name: str) -> Path:
+    file = Path(name) if name.endswith(".toml") or "/" in name else SUITES / f"{name}.toml"
+    if file.is_file():
+        return file
+    raise UserError(f"no suite {name}{_nearest(Path(name).stem, shipped())}; shipped suites: {', '.join(shipped())}")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _refuse_repeated(kind: str, names: Iterable[str]) -> None:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    _require(not repeated, f"{kind} {''.join(repeated[:1])} is there twice")
+
+
+def _nearest(word: str, known: Iterable[str], table: str = "") -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {table}{close[0]}?)" if close else ""
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    match first["type"]:
+        case "value_error":
+            return str(first["ctx"]["error"])
+        case "missing":
+            return f"{'.'.join(place)} is missing"
+        case "extra_forbidden":
+            return _unknown_key(place)
+    return f"{'.'.join(place)}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+
+
+def _unknown_key(place: list[str]) -> str:
+    tables: dict[str, type[_Table]] = {"entry": Entry, "curves": Curves, "responses": Responses}
+    table = tables.get(place[0], Suite)
+    prefix = "" if table is Suite else f"{place[0]}."
+    known = [name for name in table.model_fields if not (table is Suite and name == "name")]
+    found = f"unknown key {prefix}{place[-1]}{_nearest(place[-1], known, prefix)}"
+    return f"{found}; keys{f' of {place[0]}' if prefix else ''}: {', '.join(known)}"

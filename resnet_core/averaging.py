@@ -1,0 +1,59 @@
+"""An average of a model's weights over the steps of its training, kept beside the model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+Kept = Callable[[int], float | None]
+"""At the 0-based step: the share of the average that stays when the new weights come in; None = not at this step.
+
+A pure function, so that a resumed run has no counter to restore.
+"""
+
+
+def exponential(decay: float, *, every: int = 1, warmup: bool = False) -> Kept:
+    """Keep `decay` at every n-th step; with a warm-up at most (1 + t) / (10 + t) at the average's update t = 0, 1, …"""
+
+    def kept(step: int) -> float | None:
+        update, too_early = divmod(step + 1, every)
+        if too_early:
+            return None
+        done = update - 1
+        return min(decay, (1 + done) / (10 + done)) if warmup else decay
+
+    return kept
+
+
+def equal(start: int) -> Kept:
+    """The mean of the weights after each step from the 0-based `start` on; before it, the weights themselves."""
+
+    def kept(step: int) -> float | None:
+        averaged = max(0, step - start)  # updates in the mean before this one
+        return averaged / (averaged + 1)
+
+    return kept
+
+
+class WeightAverage:
+    """average := kept * average + (1 - kept) * parameters; buffers are copied.
+
+    `model` is a whole model of its own, in eval mode, ready to be scored or saved.
+    """
+
+    def __init__(self, model: nn.Module, kept: Kept) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._kept = kept
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights that the 0-based `step` left."""
+        kept = self._kept(step)
+        if kept is None:
+            return
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - kept)
+        for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(current, non_blocking=True)

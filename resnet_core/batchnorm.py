@@ -1,0 +1,86 @@
+"""BatchNorm over the images of all workers, and its statistics computed anew when training is done.
+
+Shapes: B images, H and W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from resnet_core.collective import sum_over_ranks_
+from resnet_core.step import StepConfig, eval_step
+
+
+def synchronize(model: nn.Module, world_size: int) -> nn.Module:
+    """The model with BatchNorms that take their statistics over all ranks; alone, unchanged.
+
+    ValueError on a CPU, where torch has no such layer.
+    """
+    if world_size == 1:
+        return model
+    if not all(parameter.is_cuda for parameter in model.parameters()):
+        raise ValueError(
+            "optim.sync_batch_norm must be false on CPU workers: torch synchronizes BatchNorm on GPUs only"
+        )
+    synchronized: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return synchronized
+
+
+@torch.no_grad()
+def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], config: StepConfig) -> None:
+    """Replace the moving averages of every BatchNorm by the exact statistics over `batches`, uint8 B x H x W x C.
+
+    Each batch passes with its own statistics, as in training, and all else as in evaluation; the mean and the unbiased
+    variance over the positions of all batches of all ranks, each of which calls this, become the layer's. The paper's
+    release has such statistics (KaimingHe/deep-residual-networks: "strictly computed using average (not moving
+    average) on a sufficiently large training batch after the training"). ValueError if no rank has a batch.
+    """
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    pools = [_Pool(norm) for norm in norms]
+    hooks = [norm.register_forward_pre_hook(pool.take) for norm, pool in zip(norms, pools, strict=True)]
+    was_training = model.training
+    model.eval()
+    try:
+        # hooks would be compiled into the model
+        with torch.compiler.set_stance("force_eager"):
+            for images_BHWC in batches:
+                eval_step(model, images_BHWC, config)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    for pool in pools:
+        pool.settle()
+
+
+class _Pool:
+    """Sums over the positions of all batches, per channel, in float64."""
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        assert norm.running_mean is not None and norm.running_var is not None
+        self._mean_C, self._var_C = norm.running_mean, norm.running_var
+        self._sums = torch.zeros(3, norm.num_features, dtype=torch.float64, device=self._mean_C.device)
+
+    def take(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Count a batch in, and let the layer, in eval mode, normalise it by its own statistics."""
+        (values,) = inputs
+        others = [dim for dim in range(values.ndim) if dim != 1]
+        var_C, mean_C = torch.var_mean(values.float(), others, correction=0)
+        self._mean_C.copy_(mean_C)
+        self._var_C.copy_(var_C)
+        positions = values.numel() // values.shape[1]
+        mean_C, var_C = mean_C.double(), var_C.double()
+        self._sums += positions * torch.stack([torch.ones_like(mean_C), mean_C, var_C + mean_C.square()])
+
+    def settle(self) -> None:
+        """The statistics over everything that was counted, of all ranks, become the layer's."""
+        count_C, total_C, squares_C = sum_over_ranks_(self._sums).unbind()
+        if not count_C[0] > 1:
+            raise ValueError("BatchNorm's statistics cannot be computed anew: there are no images")
+        mean_C = total_C / count_C
+        self._mean_C.copy_(mean_C)
+        self._var_C.copy_((squares_C / count_C - mean_C.square()) * count_C / (count_C - 1))

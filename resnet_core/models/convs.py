@@ -1,0 +1,44 @@
+"""Convolutions without bias, and their anti-aliased form.
+
+Shapes: B images, C channels, H and W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIN_BLURRED_CHANNELS = 16
+
+
+class BlurConv2d(nn.Conv2d):
+    """A strided convolution that sees its input blurred by the 3x3 binomial filter (Zhang 2019, arXiv 1904.11486).
+
+    As in FFCV's ImageNet code: the blur comes in front of the convolution, with zero padding and at full size, and the
+    convolution keeps its stride. Tensors and their names are those of the plain convolution.
+    """
+
+    blur: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        binomial = torch.tensor([1.0, 2.0, 1.0]) / 4
+        self.register_buffer("blur", torch.outer(binomial, binomial).expand(1, 1, 3, 3).clone(), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        channels = input.shape[1]
+        blurred = F.conv2d(input, self.blur.to(input.dtype).expand(channels, 1, 3, 3), padding=1, groups=channels)
+        return super().forward(blurred)
+
+
+def conv(
+    in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, blur: bool = False
+) -> nn.Conv2d:
+    """Padded such that stride one keeps the size. `blur` reaches strided convolutions of 16 channels or more only."""
+    blurred = blur and stride > 1 and in_channels >= MIN_BLURRED_CHANNELS
+    return (BlurConv2d if blurred else nn.Conv2d)(
+        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False
+    )

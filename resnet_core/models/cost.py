@@ -1,0 +1,64 @@
+"""What a network costs: parameters, and multiply-adds of a forward pass. No tensor is ever filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import nn
+
+from resnet_core.config.variants import Variant
+from resnet_core.models.convs import BlurConv2d
+from resnet_core.models.resnet import ResNet
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Of a network with its classifier."""
+
+    parameters: int
+    multiply_adds: int
+    """Of its convolutions and linear layers, for one image: half of what is often called FLOPs."""
+
+
+@cache
+def cost(variant: Variant, *, size: int, num_classes: int) -> Cost:
+    """For square images of `size` pixels a side, through a network on torch's meta device."""
+    with torch.device("meta"):
+        model = ResNet(variant, num_classes).eval()
+        images_BCHW = torch.empty(1, variant.in_channels, size, size)
+    parameters = parameter_count(model)
+    _leave_out_norms(model)
+    return Cost(parameters=parameters, multiply_adds=multiply_adds(model, images_BCHW))
+
+
+def parameter_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(model: nn.Module, images_BCHW: torch.Tensor) -> int:
+    """Of all images, blur filters and attention included; norms, activations, pooling and sums are not counted."""
+    total = 0
+
+    def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel() * layer.get_parameter("weight")[0].numel()
+        if isinstance(layer, BlurConv2d):
+            total += inputs[0].numel() * layer.blur.numel()
+
+    layers = [module for module in model.modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        model(images_BCHW)
+    for hook in hooks:
+        hook.remove()
+    return total
+
+
+def _leave_out_norms(model: nn.Module) -> None:
+    """They change no shape and are not counted, but take three quarters of the time on the meta device."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                module.add_module(name, nn.Identity())

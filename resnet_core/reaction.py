@@ -1,0 +1,51 @@
+"""What a run's records tell its schedule: the part of a learning rate that cannot be known before training.
+
+A fold over the records, so that a resumed run, which has them all, is where the unbroken one was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from resnet_core.config import ScheduleConfig
+
+Point = tuple[int, Mapping[str, float]]
+"""A step, counted from 1, and what was recorded after it."""
+
+TRAIN_ACCURACY = "train/accuracy"
+TEST_ACCURACY = "test/accuracy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reaction:
+    """What the records so far have led to."""
+
+    warm: bool = False
+    """The recorded training error has been below schedule.warmup_until_error."""
+    best_error: float = math.inf
+    """The lowest test error that counted as progress."""
+    stale: int = 0
+    """Evaluations in a row without progress."""
+    falls: int = 0
+    """How often the rate has been multiplied by gamma for want of progress."""
+
+    def after(self, point: Point, config: ScheduleConfig, warmup_steps: int) -> Reaction:
+        """With one more record. Evaluations within the warm-up say nothing of a plateau."""
+        step, metrics = point
+        reaction = self
+        if TRAIN_ACCURACY in metrics and 1 - metrics[TRAIN_ACCURACY] < config.warmup_until_error:
+            reaction = replace(reaction, warm=True)
+        warmed_up = step >= warmup_steps and (reaction.warm or not config.warmup_until_error)
+        if TEST_ACCURACY in metrics and warmed_up:
+            reaction = reaction._evaluated(1 - metrics[TEST_ACCURACY], config)
+        return reaction
+
+    def _evaluated(self, error: float, config: ScheduleConfig) -> Reaction:
+        """As torch's ReduceLROnPlateau, in mode "min", with an absolute threshold and no cooldown."""
+        if error < self.best_error - config.threshold:
+            return replace(self, best_error=error, stale=0)
+        if self.stale == config.patience:
+            return replace(self, stale=0, falls=self.falls + 1)
+        return replace(self, stale=self.stale + 1)
