@@ -31,6 +31,8 @@ def connect(*, min_cpus: int, gpus: int = 0) -> None:
     Raises:
         UserError: no cluster at RAY_ADDRESS, or too small a one; a cluster that scales itself up is not refused.
     """
+    # a thread that still reads from a Ray that has been left must not start another one
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     import ray
 
     if not ray.is_initialized():

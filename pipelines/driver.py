@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[1]
 _RUN_KEYS = ("run_id", "data_digest", "trajectory")  # of run.json
 _FINISHED_KEYS = ("run_id", "step", "accuracy")  # of finished.json; the rest has defaults
+_CHANNELS = 3  # of every image that is stored, grey ones included
 _TAKE_EVERY_S = 0.5
 
 
@@ -115,6 +116,8 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     classes = len(manifest.class_names)
     if recipe.model.num_classes not in (0, classes):
         raise UserError(f"model.num_classes is {recipe.model.num_classes}, and data set {manifest.name} has {classes}")
+    if recipe.model.in_channels != _CHANNELS:
+        raise UserError(f"model.in_channels is {recipe.model.in_channels}, and the images of data sets are RGB")
     workers, batch = max(1, recipe.run.num_workers), recipe.optim.global_batch_size
     if batch % (workers * recipe.data.repeats):
         among = f"run.num_workers = {workers}"

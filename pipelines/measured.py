@@ -14,11 +14,14 @@ from typing import Any
 from infra.records import Record
 from infra.storage import Store, open_store
 from pipelines.checkpoint import Checkpoint, RunFolder
+from pipelines.data.manifest import load_manifest
 from pipelines.outcome import Outcome
+from pipelines.recipe import Recipe
 from pipelines.scoring import EvalData, SplitScore, ViewName, Views, ensemble, score_blocks, score_model
 from pipelines.suite import Entry, Measure, Suite
 from pipelines.suite_plan import SuiteRun, multiply_adds
 from pipelines.targets import Request, Target, open_target
+from resnet_core.schedule import total_samples
 
 _VIEWS: dict[Measure, ViewName] = {
     "train_error": "centre",
@@ -88,6 +91,7 @@ def measure_run(suite: Suite, run: Finished, store: Store, warn: Warn) -> Measur
     from pipelines.serving_model import recipe_of
 
     (planned, outcome), entry = run, run[0].entry
+    _share_cores(planned)
     checkpoint = RunFolder(open_store(_uri(planned))).load(outcome.step)
     records, recipe = checkpoint.records, recipe_of(checkpoint)
     errors = {m: _percent(checkpoint.metrics[key]) for m, key in _RECORDED.items() if m in suite.measures}
@@ -100,7 +104,7 @@ def measure_run(suite: Suite, run: Finished, store: Store, warn: Warn) -> Measur
             seed=planned.seed,
             errors=errors | _scored(suite, [run], set(suite.measures) - set(errors), warn),
             multiply_adds=multiply_adds(recipe),
-            images=outcome.step * recipe.optim.global_batch_size,
+            images=_images(recipe),
             images_per_second=median(point.metrics[_RATE] for point in records if _RATE in point.metrics),
             train_curve=_curve(records, "train/accuracy"),
             test_curve=_curve(records, "test/accuracy"),
@@ -112,6 +116,7 @@ def measure_run(suite: Suite, run: Finished, store: Store, warn: Warn) -> Measur
 
 def measure_ensemble(suite: Suite, entry: Entry, runs: Sequence[Finished], store: Store, warn: Warn) -> Measured:
     """Score finished runs as one model, and keep that in the suite's folder. UserError as in `measure_run`."""
+    _share_cores(runs[0][0])
     return _keep(
         store,
         Measured(
@@ -122,6 +127,14 @@ def measure_ensemble(suite: Suite, entry: Entry, runs: Sequence[Finished], store
             asked=_asked(suite, entry, runs),
         ),
     )
+
+
+def _share_cores(run: SuiteRun) -> None:
+    """As many threads as a worker has: data tasks need cores beside them, as they do in training."""
+    import torch
+
+    if run.recipe.compute.threads_per_worker:
+        torch.set_num_threads(run.recipe.compute.threads_per_worker)
 
 
 def _asked(suite: Suite, entry: Entry, runs: Sequence[Finished]) -> dict[str, Any]:
@@ -185,6 +198,11 @@ def _responses(run: Finished, checkpoint: Checkpoint, warn: Warn) -> list[tuple[
     )
     deviations = response_deviations(classifier, batches)  # the classifier normalizes, as in training
     return [(layer.removeprefix("model."), deviation) for layer, deviation in deviations]
+
+
+def _images(recipe: Recipe) -> int:
+    samples = load_manifest(open_store(recipe.data.uri)).splits[recipe.data.train_split]
+    return total_samples(recipe.schedule, samples, recipe.optim.global_batch_size)
 
 
 def _curve(records: Sequence[Record], key: str) -> Curve:

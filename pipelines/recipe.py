@@ -225,7 +225,7 @@ def _find(name: str) -> Path:
     if file.is_file():
         return file
     shipped = sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))
-    raise UserError(f"no recipe {name}{_nearest(Path(name).stem, shipped)}; shipped recipes: {', '.join(shipped)}")
+    raise UserError(f"no recipe {name}{_nearest(Path(name).stem, shipped)}; the shipped ones are in {RECIPES}")
 
 
 def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:

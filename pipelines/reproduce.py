@@ -29,7 +29,7 @@ from pipelines.suite import load_suite, shipped
 from pipelines.suite_plan import SuiteRun, plan_runs
 from pipelines.suite_report import to_text
 from pipelines.suite_run import Reproduction, outcome_of, run_folder
-from pipelines.train import _anchored
+from pipelines.train import anchored
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     suite = load_suite(arguments.suite)
     only = [suite.find(name).name for name in arguments.only]
     runs = plan_runs(suite, parse_overrides(arguments.settings))
-    runs = [replace(run, recipe=_anchored(run.recipe)) for run in runs]
+    runs = [replace(run, recipe=anchored(run.recipe)) for run in runs]
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if arguments.list:
         console.print(suite.title)

@@ -24,12 +24,12 @@ from pipelines.recipe import Recipe, build_recipe, load_recipe, parse_overrides
 
 def main() -> None:
     arguments = cli.recipe_parser("Train, evaluate and register the model that a recipe describes.").parse_args()
-    recipe = _anchored(load_recipe(arguments.recipe, parse_overrides(arguments.settings)))
+    recipe = anchored(load_recipe(arguments.recipe, parse_overrides(arguments.settings)))
     console = Console(soft_wrap=True, highlight=False, markup=False)
     _summarise(console, recipe, train(recipe, console))
 
 
-def _anchored(recipe: Recipe) -> Recipe:
+def anchored(recipe: Recipe) -> Recipe:
     """In a Ray job, relative folders lie in ~/resnet-ray: its working directory is a copy that Ray removes."""
     if not in_job():
         return recipe

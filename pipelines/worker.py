@@ -53,7 +53,11 @@ def train_worker(config: dict[str, Any]) -> None:
     """One rank of the run, from whatever the run folder holds to its last step."""
     job: Job = config["job"]
     with _told_plainly():
-        _Worker(job).run()
+        worker = _Worker(job)
+        try:
+            worker.run()
+        finally:
+            worker.close()
 
 
 class _Worker:
@@ -111,6 +115,9 @@ class _Worker:
             ),
         )
         sink.wait()
+
+    def close(self) -> None:
+        """Stop what runs beside the training."""
         if self.sampler:
             self.sampler.stop()
 

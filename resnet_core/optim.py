@@ -11,19 +11,19 @@ from resnet_core.lamb import Lamb
 from resnet_core.lars import Lars
 from resnet_core.momentum import MOMENTUM, Group, MomentumSGD
 
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+EXEMPT = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 
 
 def param_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[Group]:
     """Every parameter in exactly one group, by the type of its module and its role there, never by its full name.
 
-    Norm scales, norm shifts and biases form the group marked `exempt`, from decay and from rates by norm, unless
-    `decay_norm_and_bias` is set. An empty group is left out.
+    Norm scales, norm shifts, biases and PReLU's slopes form the group marked `exempt`, from decay and from rates by
+    norm, unless `decay_norm_and_bias` is set. An empty group is left out.
     """
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for module in model.modules():
         for role, parameter in module.named_parameters(recurse=False):
-            exempt = not decay_norm_and_bias and (isinstance(module, NORMS) or role == "bias")
+            exempt = not decay_norm_and_bias and (isinstance(module, EXEMPT) or role == "bias")
             groups[exempt].append(parameter)
     return [
         {"params": parameters, "weight_decay": 0.0 if exempt else weight_decay, "exempt": exempt}

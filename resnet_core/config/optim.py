@@ -27,8 +27,8 @@ class OptimConfig:
     momentum: float = 0.9
     """Of "sgd" and "lars"."""
     momentum_form: MomentumForm = "torch"
-    """ "torch": v := m v + g, w -= lr v. "caffe": v := m v + lr g, w -= v, as the paper's and MLPerf's; the two part
-    where the rate changes."""
+    """ "torch": v := m v + g, w -= lr v. "caffe": v := m v + lr g, w -= v, as the paper's; the two part where the rate
+    changes."""
     nesterov: bool = False
     beta1: float = 0.9
     """Of "lamb" and "adamw", as are beta2 and eps: decay of the gradient's mean."""
@@ -40,8 +40,8 @@ class OptimConfig:
     """Of "lars": the rate of a tensor as a share of its norm over its gradient's (eta)."""
     weight_decay: float = 1e-4
     decay_norm_and_bias: bool = False
-    """Treat norm scales, norm shifts and biases as any other weight, as the paper does: otherwise they are neither
-    decayed nor, by "lars" and "lamb", scaled to their norm."""
+    """Treat norm scales, norm shifts and biases as any other weight, as fb.resnet.torch does: otherwise they are
+    neither decayed nor, by "lars" and "lamb", scaled to their norm."""
     clip_norm: float = 0.0
     """Longest gradient over all parameters; a longer one is scaled down to it. 0 = any."""
     sam_rho: float = 0.0

@@ -137,7 +137,7 @@ def flip_a_byte(file: Path) -> None:
     ("recipe", "named"),
     [
         ("mnist5l", ["no recipe mnist5l", "did you mean mnist5k?"]),
-        ("gone.toml", ["no recipe gone.toml", "shipped recipes: ", "mnist5k"]),
+        ("gone.toml", ["no recipe gone.toml", "the shipped ones are in ", "pipelines/recipes"]),
     ],
 )
 def test_unknown_recipe(shell: Shell, recipe: str, named: list[str]) -> None:
@@ -234,6 +234,24 @@ def test_run_of_another_data_set(begun, tmp_path: Path) -> None:
     ended = shell.train(f"run.name={BEGUN}", f"data.uri={other.store.uri}")
     refused(ended, f"run {BEGUN} was trained on data set ", f"holds {other.manifest.name}", "run.name")
     assert shell.files() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        (["model.in_channels=1"], ["model.in_channels is 1", "RGB"]),
+        (["model.init_from=gone.safetensors"], ["model.init_from: there is no gone.safetensors"]),
+        (["model.init_from=demo.toml"], ["model.init_from: demo.toml is not a safetensors file"]),
+        (["data.repeats=3"], ["optim.global_batch_size = 10 does not divide among", "data.repeats = 3"]),
+        (
+            ["curriculum.until=[0.5]", 'curriculum.model=["resnet56", "resnet20"]'],
+            ["demo: depths must be 3 numbers, none below the present [9, 9, 9]"],
+        ),
+    ],
+    ids=["channels", "no weights", "no tensors", "views", "shrinking"],
+)
+def test_what_does_not_fit_the_data_or_the_schedule(shell: Shell, settings: list[str], named: list[str]) -> None:
+    refused(shell.train(*settings), *named)
 
 
 @pytest.mark.parametrize("name", [RUN, FINISHED])

@@ -18,7 +18,7 @@ from infra.errors import UserError
 from infra.storage import LocalStore
 from infra.tracking import resolve_tracking
 from pipelines import cli, driver, reproduce
-from pipelines.checkpoint import FINISHED, RunFolder
+from pipelines.checkpoint import FINISHED, Checkpoint, RunFolder
 from pipelines.measured import Measured
 from pipelines.suite import Suite, load_suite, shipped
 from pipelines.suite_plan import multiply_adds, plan_runs
@@ -98,7 +98,7 @@ class Workplace:
 
     def mlflow_runs(self) -> list[Run]:
         client = MlflowClient(resolve_tracking(self.home).uri)
-        return client.search_runs([client.get_experiment_by_name("resnet-ray").experiment_id])
+        return client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
 
     def files(self) -> dict[str, tuple[int, bytes]]:
         """Everything below the runs' home: when it was written, and what it is."""
@@ -141,7 +141,7 @@ def finished(workplace: Workplace, command: Callable[..., int], ray_local: None)
     """Brought to its end, after a power cut in the third of its four runs."""
     write = RunFolder.write
 
-    def cut(self: RunFolder, checkpoint: object, *, keep_best: int) -> None:
+    def cut(self: RunFolder, checkpoint: Checkpoint, *, keep_best: int) -> None:
         if len(workplace.run_folders()) == 3:
             raise OSError("power cut")
         write(self, checkpoint, keep_best=keep_best)
