@@ -11,9 +11,10 @@ from ray.train.torch import TorchTrainer
 
 from infra.storage import pyarrow_filesystem
 from pipelines.data.ingest import IngestConfig, Stream, remaining
+from pipelines.failures import user_error
 from pipelines.mailbox import Event
 from pipelines.recipe import Recipe
-from pipelines.worker import Job, train_worker, user_error
+from pipelines.worker import Job, train_worker
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray.train
 
-from infra.errors import UserError
 from infra.records import Record
 from infra.storage import open_store
 from pipelines.checkpoint import RunFolder
 from pipelines.data.ingest import Stream
 from pipelines.data.ledger import Ledger
+from pipelines.failures import told_plainly
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.recipe import Recipe
 from pipelines.system_metrics import Sampler
@@ -52,7 +51,7 @@ class Job:
 def train_worker(config: dict[str, Any]) -> None:
     """One rank of the run, from whatever the run folder holds to its last step."""
     job: Job = config["job"]
-    with _told_plainly():
+    with told_plainly():
         worker = _Worker(job)
         try:
             worker.run()
@@ -273,29 +272,3 @@ def _details(sums: EvalSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.gen
         "predicted": mistakes.predicted_N.cpu().numpy(),
         "probability": mistakes.probability_N.float().cpu().numpy(),
     }
-
-
-@contextmanager
-def _told_plainly() -> Iterator[None]:
-    """A user's error, however deep in Ray's, comes out as itself; so do values that no training can go on with."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise UserError(str(error)) from error
-    except Exception as error:
-        found = user_error(error)
-        if found is None:
-            raise
-        raise found from error
-
-
-def user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` that an exception is, or was caused by."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        inner = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
-        if isinstance(error, UserError) and inner is None:  # with one, it is Ray's double of it: its text a traceback
-            return UserError(str(error))
-        error = inner or error.__cause__ or error.__context__
-    return None
