@@ -92,7 +92,7 @@ def measure_run(suite: Suite, run: Finished, store: Store, warn: Warn) -> Measur
 
     (planned, outcome), entry = run, run[0].entry
     _share_cores(planned)
-    checkpoint = RunFolder(open_store(_uri(planned))).load(outcome.step)
+    checkpoint = RunFolder(open_store(planned.uri)).load(outcome.step)
     records, recipe = checkpoint.records, recipe_of(checkpoint)
     errors = {m: _percent(checkpoint.metrics[key]) for m, key in _RECORDED.items() if m in suite.measures}
     return _keep(
@@ -171,7 +171,7 @@ def _score(targets: Sequence[Target], suite: Suite, *, training: bool) -> SplitS
 def _target(run: Finished, views: ViewName, warn: Warn, *, training: bool = False) -> Target:
     planned, outcome = run
     split = planned.recipe.data.train_split if training else planned.recipe.data.eval_split
-    request = Request(targets=(_uri(planned),), steps=(outcome.step,), split=split, views=Views(name=views))
+    request = Request(targets=(planned.uri,), steps=(outcome.step,), split=split, views=Views(name=views))
     return open_target(request, warn)
 
 
@@ -211,10 +211,6 @@ def _curve(records: Sequence[Record], key: str) -> Curve:
 
 def _percent(accuracy: float) -> float:
     return 100 * (1 - accuracy)
-
-
-def _uri(run: SuiteRun) -> str:
-    return f"{run.recipe.run.home}/{run.name}"
 
 
 def _file(name: str) -> str:

@@ -9,7 +9,6 @@ valid one, wrong types and values out of range with the key's name. The resolved
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import tomllib
@@ -23,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from infra.errors import UserError
 from pipelines.data.decode import CropConfig
 from pipelines.data.write import PrepareConfig
+from pipelines.toml_file import find_file, first_line, nearest, read_toml
 from resnet_core.config import (
     AugmentConfig,
     ComputeConfig,
@@ -185,11 +185,7 @@ DEFAULTS: dict[str, Any] = {"name": ""} | {
 def load_recipe(path: str | Path = DEMO, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe file, or a shipped one by its stem, and apply dotted overrides before anything is derived."""
     file = _find(str(path))
-    try:
-        values = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a TOML file: {error}") from error
-    return build_recipe({"name": file.stem, **values}, overrides or {}, where=file.name)
+    return build_recipe({"name": file.stem, **read_toml(file)}, overrides or {}, where=file.name)
 
 
 def build_recipe(
@@ -203,7 +199,7 @@ def build_recipe(
         # through JSON, since strict mode takes tables and arrays for dataclasses and tuples from there only
         return Recipe.model_validate_json(json.dumps(_nest(flat), default=str), strict=True)
     except ValidationError as error:
-        raise UserError(f"{where}: {_first_line(error)}") from error
+        raise UserError(f"{where}: {first_line(error)}") from error
 
 
 def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
@@ -221,11 +217,11 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
 
 
 def _find(name: str) -> Path:
-    file = Path(name) if name.endswith(".toml") or "/" in name else RECIPES / f"{name}.toml"
-    if file.is_file():
+    file = find_file(name, RECIPES)
+    if file is not None:
         return file
     shipped = sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))
-    raise UserError(f"no recipe {name}{_nearest(Path(name).stem, shipped)}; the shipped ones are in {RECIPES}")
+    raise UserError(f"no recipe {name}{nearest(Path(name).stem, shipped)}; the shipped ones are in {RECIPES}")
 
 
 def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -261,25 +257,10 @@ def _check_key(key: str, where: str) -> None:
         return
     if section not in SECTIONS:
         raise UserError(
-            f"{where}: unknown section {section}{_nearest(section, SECTIONS)}; sections: {', '.join(SECTIONS)}"
+            f"{where}: unknown section {section}{nearest(section, SECTIONS)}; sections: {', '.join(SECTIONS)}"
         )
     fields = [each.name for each in dataclasses.fields(SECTIONS[section])]
     if field not in fields:
         raise UserError(
-            f"{where}: unknown key {key}{_nearest(field, fields, section)}; keys of {section}: {', '.join(fields)}"
+            f"{where}: unknown key {key}{nearest(field, fields, f'{section}.')}; keys of {section}: {', '.join(fields)}"
         )
-
-
-def _nearest(word: str, known: Iterable[str], section: str = "") -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {section + '.' if section else ''}{close[0]}?)" if close else ""
-
-
-def _first_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error":  # our own message names the key
-        return str(first["ctx"]["error"])
-    if first["type"] == "missing":
-        return f"{where} is missing"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"

@@ -5,6 +5,7 @@ Shapes: B images, H and W pixels, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Self
 
@@ -41,8 +42,9 @@ class ServedClassifier(nn.Module):
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """On the CPU, in fp32, with the averaged weights where there are any."""
         recipe = recipe_of(checkpoint)
-        model = build_model(network_of(checkpoint, recipe))
-        model.load_state_dict(checkpoint.weights)
+        weights = checkpoint.weights
+        model = build_model(_network_of(weights, recipe))
+        model.load_state_dict(weights)
         mean_image = checkpoint.mean_image
         return cls(model, recipe.augment, None if mean_image is None else torch.from_numpy(mean_image))
 
@@ -65,9 +67,9 @@ def recipe_of(checkpoint: Checkpoint) -> Recipe:
     return build_recipe({}, checkpoint.recipe, where=f"recipe of checkpoint {checkpoint.step}")
 
 
-def network_of(checkpoint: Checkpoint, recipe: Recipe) -> ModelConfig:
-    """The network at the checkpoint's step: one that still grows is not yet as deep as the recipe's."""
-    depths = depths_of(checkpoint.weights)
+def _network_of(weights: Mapping[str, Tensor], recipe: Recipe) -> ModelConfig:
+    """The network that weights are of: one that still grows is not yet as deep as the recipe's."""
+    depths = depths_of(weights)
     names = [name for name in recipe.curriculum.model if VARIANTS[name].depths == depths]
     return replace(recipe.model, name=names[0]) if names else recipe.model
 

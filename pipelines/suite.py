@@ -18,10 +18,8 @@ panels = {residual = ["resnet20"]}
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infra.errors import UserError
+from pipelines.toml_file import find_file, first_line, nearest, read_toml
 
 SUITES = Path(__file__).parent / "suites"
 Measure = Literal[
@@ -128,7 +127,7 @@ class Suite(_Table):
             if entry.name == name:
                 return entry
         names = [entry.name for entry in self.entry]
-        raise UserError(f"suite {self.name} has no entry {name}{_nearest(name, names)}; entries: {', '.join(names)}")
+        raise UserError(f"suite {self.name} has no entry {name}{nearest(name, names)}; entries: {', '.join(names)}")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -138,7 +137,7 @@ class Suite(_Table):
             self._check_entry(entry)
         trained = [entry.name for entry in self.trained]
         for named, where in self._references():
-            hint = f"{_nearest(named, trained)}; trained entries: {', '.join(trained)}"
+            hint = f"{nearest(named, trained)}; trained entries: {', '.join(trained)}"
             _require(named in trained, f"{where} names {named}, which the suite does not train{hint}")
         return self
 
@@ -170,15 +169,12 @@ def load_suite(path: str) -> Suite:
         UserError: no such file, no TOML, an unknown key, or a value that cannot be.
     """
     file = _find(path)
-    try:
-        values = tomllib.loads(file.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a TOML file: {error}") from error
+    values = read_toml(file)
     try:
         # through JSON, since strict mode takes arrays for tuples from there only
         return Suite.model_validate_json(json.dumps({"name": file.stem, **values}, default=str), strict=True)
     except ValidationError as error:
-        raise UserError(f"{file.name}: {_first_line(error)}") from error
+        raise UserError(f"{file.name}: {_told(error)}") from error
 
 
 def shipped() -> list[str]:
@@ -186,10 +182,10 @@ def shipped() -> list[str]:
 
 
 def _find(name: str) -> Path:
-    file = Path(name) if name.endswith(".toml") or "/" in name else SUITES / f"{name}.toml"
-    if file.is_file():
+    file = find_file(name, SUITES)
+    if file is not None:
         return file
-    raise UserError(f"no suite {name}{_nearest(Path(name).stem, shipped())}; shipped suites: {', '.join(shipped())}")
+    raise UserError(f"no suite {name}{nearest(Path(name).stem, shipped())}; shipped suites: {', '.join(shipped())}")
 
 
 def _require(holds: bool, message: str) -> None:
@@ -202,22 +198,11 @@ def _refuse_repeated(kind: str, names: Iterable[str]) -> None:
     _require(not repeated, f"{kind} {''.join(repeated[:1])} is there twice")
 
 
-def _nearest(word: str, known: Iterable[str], table: str = "") -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {table}{close[0]}?)" if close else ""
-
-
-def _first_line(error: ValidationError) -> str:
+def _told(error: ValidationError) -> str:
     first = error.errors()[0]
-    place = [str(part) for part in first["loc"]]
-    match first["type"]:
-        case "value_error":
-            return str(first["ctx"]["error"])
-        case "missing":
-            return f"{'.'.join(place)} is missing"
-        case "extra_forbidden":
-            return _unknown_key(place)
-    return f"{'.'.join(place)}: {first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
+    return (
+        _unknown_key([str(part) for part in first["loc"]]) if first["type"] == "extra_forbidden" else first_line(error)
+    )
 
 
 def _unknown_key(place: list[str]) -> str:
@@ -225,5 +210,5 @@ def _unknown_key(place: list[str]) -> str:
     table = tables.get(place[0], Suite)
     prefix = "" if table is Suite else f"{place[0]}."
     known = [name for name in table.model_fields if not (table is Suite and name == "name")]
-    found = f"unknown key {prefix}{place[-1]}{_nearest(place[-1], known, prefix)}"
+    found = f"unknown key {prefix}{place[-1]}{nearest(place[-1], known, prefix)}"
     return f"{found}; keys{f' of {place[0]}' if prefix else ''}: {', '.join(known)}"

@@ -38,6 +38,11 @@ class SuiteRun:
     def name(self) -> str:
         return self.recipe.run_name
 
+    @property
+    def uri(self) -> str:
+        """Of its folder."""
+        return f"{self.recipe.run.home}/{self.name}"
+
 
 def plan_runs(suite: Suite, overrides: Mapping[str, Any]) -> list[SuiteRun]:
     """Every run of the suite with `overrides` (dotted) on top, all entries of one seed before the next seed.

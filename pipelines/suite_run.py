@@ -136,4 +136,4 @@ def outcome_of(run: SuiteRun) -> Outcome | None:
 
 
 def run_folder(run: SuiteRun) -> RunFolder:
-    return RunFolder(open_store(run.recipe.run.home).sub(run.name))
+    return RunFolder(open_store(run.uri))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_core.averaging import WeightAverage
+from resnet_core.faults import refuse
 from resnet_core.optim import state_tensors
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -86,15 +87,8 @@ def _check_same_layout(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
             if _layout(theirs[name]) != _layout(mine[name])
         },
     }
-    if any(faults.values()):
-        raise ValueError("; ".join(_fault_line(kind, names) for kind, names in faults.items() if names))
+    refuse({kind: sorted(names) for kind, names in faults.items()}, shown=3)
 
 
 def _layout(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _fault_line(kind: str, names: set[str], shown: int = 3) -> str:
-    first = ", ".join(sorted(names)[:shown])
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{len(names)} {kind} tensor{'s' if len(names) > 1 else ''}: {first}{rest}"

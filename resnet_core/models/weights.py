@@ -7,12 +7,15 @@ Our names are torchvision's for what torchvision has. timm's ResNet differs in i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from resnet_core.faults import refuse
+
 _HEAD = "fc."
+_SHOWN = 5  # names of a fault
 _TORCHVISION = re.compile(r"(conv1|bn1|fc|layer[1-4]\.\d+\.((conv|bn)[1-3]|downsample\.[01]))\.\w+")
 
 # modules, ours and those of timm's resnetv2; its blocks are stages.0.blocks.0 where ours are layer1.0
@@ -50,7 +53,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, new_head: b
             if name in theirs and theirs[name].shape != mine[name].shape
         ],
     }
-    _refuse(faults)
+    refuse(faults, shown=_SHOWN)
     with torch.no_grad():
         for name, tensor in theirs.items():
             mine[name].copy_(tensor)
@@ -58,7 +61,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, new_head: b
 
 def to_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our tensors by torchvision's names; ValueError naming those that torchvision has no place for."""
-    _refuse({"non-torchvision": [name for name in tensors if not _TORCHVISION.fullmatch(name)]})
+    refuse({"non-torchvision": [name for name in tensors if not _TORCHVISION.fullmatch(name)]}, shown=_SHOWN)
     return dict(tensors)
 
 
@@ -103,14 +106,3 @@ def _from_resnetv2(name: str) -> str:
         return f"layer{int(stage) + 1}.{index}.{re.sub('^norm', 'bn', rest)}"
     module, _, role = name.rpartition(".")
     return f"{_FROM_RESNETV2.get(module, module)}.{role}"
-
-
-def _refuse(faults: Mapping[str, Sequence[str]]) -> None:
-    lines = [_fault_line(kind, names) for kind, names in faults.items() if names]
-    if lines:
-        raise ValueError("; ".join(lines))
-
-
-def _fault_line(kind: str, names: Sequence[str], shown: int = 5) -> str:
-    rest = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{len(names)} {kind} tensor{'s' if len(names) > 1 else ''}: {', '.join(names[:shown])}{rest}"

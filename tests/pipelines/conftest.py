@@ -15,6 +15,7 @@ from infra.storage import LocalStore
 from pipelines.checkpoint import Checkpoint
 from pipelines.data.layout import PrepareConfig, plan_shards, stored_form, write_shard
 from pipelines.data.manifest import MANIFEST, Manifest
+from pipelines.data.samples import Source
 from pipelines.data.sources import open_source
 from pipelines.recipe import build_recipe
 from pipelines.scoring import EvalData
@@ -87,12 +88,11 @@ def coloured(root: Path, names: dict[str, tuple[int, int, int]], per_class: int,
     return prepared(root)
 
 
-def prepared(root: Path) -> Coloured:
-    """The data set of the pictures below `root`/images."""
-    source, store = open_source(str(root / "images"), holdout=0.5), LocalStore(uri=str(root / "data"))
-    config = PrepareConfig(min_shards=2, holdout=0.5)
+def written(source: Source, store: LocalStore, config: PrepareConfig | None = None) -> Manifest:
+    """The shards of a data set without Ray: what prepare's tasks do, one after another. The manifest is not written."""
+    config = config or PrepareConfig()
     stored = stored_form(source, config)
-    manifest = Manifest(
+    return Manifest(
         class_names=source.class_names,
         stored=stored,
         source=source.description,
@@ -101,6 +101,12 @@ def prepared(root: Path) -> Coloured:
         splits=source.rows,
         shards=tuple(write_shard(store, job) for job in plan_shards(source, stored, config)),
     )
+
+
+def prepared(root: Path) -> Coloured:
+    """The data set of the pictures below `root`/images."""
+    source, store = open_source(str(root / "images"), holdout=0.5), LocalStore(uri=str(root / "data"))
+    manifest = written(source, store, PrepareConfig(min_shards=2, holdout=0.5))
     store.write(MANIFEST, manifest.to_json().encode())
     return Coloured(store=store, manifest=manifest)
 

@@ -9,10 +9,9 @@ import pytest
 from PIL import Image
 
 from infra.storage import LocalStore
-from pipelines.data.layout import PrepareConfig, plan_shards, stored_form, write_shard
 from pipelines.data.manifest import Manifest, RowGroup, Shard, Span, Stored
-from pipelines.data.samples import Source
 from pipelines.data.sources import open_source
+from tests.pipelines.conftest import written
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -45,22 +44,8 @@ Build = Callable[..., Manifest]
 
 @pytest.fixture
 def build() -> Build:
-    """Write a data set without Ray: what prepare's tasks do, one after another."""
-
-    def write(source: Source, store: LocalStore, config: PrepareConfig | None = None) -> Manifest:
-        config = config or PrepareConfig()
-        stored = stored_form(source, config)
-        return Manifest(
-            class_names=source.class_names,
-            stored=stored,
-            source=source.description,
-            fingerprint=source.fingerprint,
-            prepare={},
-            splits=source.rows,
-            shards=tuple(write_shard(store, job) for job in plan_shards(source, stored, config)),
-        )
-
-    return write
+    """Write a data set without Ray."""
+    return written
 
 
 @pytest.fixture
