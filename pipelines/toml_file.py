@@ -28,7 +28,7 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
-    """The hint " (did you mean …?)" with the known word that is closest, `prefix` in front of it; "" where none is close."""
+    """A hint at the known word that is closest, with `prefix` in front of it; "" where none is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
