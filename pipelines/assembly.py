@@ -4,29 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from infra.errors import UserError
-from infra.storage import open_store
 from pipelines.data.ingest import Stream
 from pipelines.feed import Steps
 from pipelines.recipe import Recipe
+from pipelines.start_weights import load_start
 from resnet_core.augment import step_generator
 from resnet_core.averaging import WeightAverage, equal, exponential
 from resnet_core.batchnorm import synchronize
 from resnet_core.compute import compile_forward, to_memory_format
-from resnet_core.config import ModelConfig
 from resnet_core.curriculum import Phase
 from resnet_core.loop import Cadence
 from resnet_core.losses import LossConfig
 from resnet_core.models import (
     ResNet,
     build_model,
-    from_timm,
     grow,
-    load_weights,
     set_drop_path,
     set_generator,
 )
@@ -46,7 +42,7 @@ def build_state(recipe: Recipe, device: torch.device, world_size: int, samples: 
     torch.manual_seed(recipe.run.seed)
     network = build_model(recipe.phases(samples)[0].model)
     if recipe.model.init_from:
-        _load_start(network, recipe.model)
+        load_start(network, recipe.model)
     network = network.to(device)
     model: nn.Module = to_memory_format(network, recipe.compute.channels_last)
     if recipe.optim.sync_batch_norm:
@@ -55,19 +51,6 @@ def build_state(recipe: Recipe, device: torch.device, world_size: int, samples: 
     average = average_of(model, recipe, samples)
     forward = _wrapped(model, recipe, device, world_size)
     return TrainState(model=model, forward=forward, optimizer=optimizer, average=average)
-
-
-def _load_start(network: ResNet, config: ModelConfig) -> None:
-    folder, _, name = config.init_from.rpartition("/")
-    try:
-        tensors = safetensors.torch.load(open_store(folder or ".").read(name))
-        load_weights(network, from_timm(tensors), new_head=config.new_head)
-    except FileNotFoundError as error:
-        raise UserError(f"model.init_from: there is no {config.init_from}") from error
-    except safetensors.SafetensorError as error:
-        raise UserError(f"model.init_from: {config.init_from} is not a safetensors file: {error}") from error
-    except ValueError as error:
-        raise UserError(f"model.init_from: {config.init_from} does not fit {config.name}: {error}") from error
 
 
 def deepen(state: TrainState, recipe: Recipe, phase: Phase, world_size: int) -> None:

@@ -23,6 +23,7 @@ from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
 from pipelines.outcome import DELIVERY_PATIENCE_S, Outcome, conclude
 from pipelines.recipe import DEFAULTS, Recipe, build_recipe
+from pipelines.start_weights import check_start
 from resnet_core.schedule import total_samples, total_steps
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
         raise UserError(f"model.num_classes is {recipe.model.num_classes}, and data set {manifest.name} has {classes}")
     if recipe.model.in_channels != _CHANNELS:
         raise UserError(f"model.in_channels is {recipe.model.in_channels}, and the images of data sets are RGB")
+    check_start(recipe.model)
     workers, batch = max(1, recipe.run.num_workers), recipe.optim.global_batch_size
     if batch % (workers * recipe.data.repeats):
         among = f"run.num_workers = {workers}"

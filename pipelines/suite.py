@@ -200,9 +200,9 @@ def _refuse_repeated(kind: str, names: Iterable[str]) -> None:
 
 def _told(error: ValidationError) -> str:
     first = error.errors()[0]
-    return (
-        _unknown_key([str(part) for part in first["loc"]]) if first["type"] == "extra_forbidden" else first_line(error)
-    )
+    if first["type"] == "extra_forbidden":
+        return _unknown_key([str(part) for part in first["loc"]])
+    return first_line(error)
 
 
 def _unknown_key(place: list[str]) -> str:
