@@ -46,7 +46,7 @@ from benchmarks.contest import (
     training_flops,
 )
 from benchmarks.hotspots import profiled, report
-from resnet_core.compute import computes_bf16, configure, pick_device
+from resnet_core.compute import computes_bf16, configure, pick_device, why_not_compiled
 from resnet_core.config import ComputeConfig, ModelConfig, Precision
 
 GOAL = 0.98  # of torchvision's rate, and in no setting less
@@ -65,15 +65,6 @@ def sensible(settings: list[Setting], device: torch.device, everything: bool) ->
     for word in sorted(words & refused.keys()):
         print(f"left out: {word}: {refused[word]}")
     return [setting for setting in settings if not refused.keys() & set(str(setting).split())]
-
-
-def why_not_compiled(device: torch.device) -> str:
-    """Nothing if a line of code can be compiled for the device, which takes a C++ compiler, and Triton on a GPU."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # whichever part of the tool chain is missing
-        return " ".join(str(error).split("\n\n")[0].split())
-    return ""
 
 
 def header(on_gpu: bool) -> str:

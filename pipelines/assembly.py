@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,8 @@ from pipelines.start_weights import load_start
 from resnet_core.augment import step_generator
 from resnet_core.averaging import WeightAverage, equal, exponential
 from resnet_core.batchnorm import synchronize
-from resnet_core.compute import compile_forward, to_memory_format
+from resnet_core.collective import max_over_ranks_
+from resnet_core.compute import compile_forward, computes_bf16, resolve, to_memory_format
 from resnet_core.curriculum import Phase
 from resnet_core.loop import Cadence
 from resnet_core.losses import LossConfig
@@ -34,15 +37,36 @@ from resnet_core.step import StepConfig
 _EVERY_RANK = -1  # draws that no rank may make differently
 
 
-def build_state(recipe: Recipe, device: torch.device, world_size: int, samples: int) -> TrainState:
+def decided(recipe: Recipe, device: torch.device) -> Recipe:
+    """The recipe with every "auto" of its compute section decided, alike on all ranks, which call this together."""
+    compute = resolve(recipe.compute, device)
+    if recipe.compute.precision == "auto":
+        slowest = max_over_ranks_(torch.tensor(float(compute.precision == "fp32"), device=device))
+        compute = dataclasses.replace(compute, precision="fp32" if slowest else "bf16")
+    return recipe.model_copy(update={"compute": compute})
+
+
+def continued(recipe: Recipe, began: Mapping[str, Any], device: torch.device) -> Recipe:
+    """The `decided` recipe in the precision of the checkpoint that is continued, whose flat recipe is `began`."""
+    precision = began["compute.precision"]
+    if precision == "bf16" and not computes_bf16(device):
+        raise UserError(
+            f"this run began in bf16, and this worker's {device.type} has no bf16 instructions: go on where it has, or "
+            'begin another run.name with compute.precision = "fp32"'
+        )
+    return recipe.model_copy(update={"compute": dataclasses.replace(recipe.compute, precision=precision)})
+
+
+def build_state(recipe: Recipe, device: torch.device, world_size: int, samples: int, start_uri: str = "") -> TrainState:
     """Model, optimizer and their wrappers as they are at step 0, equal on every rank, for an epoch of `samples`.
 
-    In this order: device, layout, synchronized BatchNorm, average, DDP, compile.
+    In this order: weights to start from (`start_uri`, if any), device, layout, synchronized BatchNorm, average, DDP,
+    compile.
     """
     torch.manual_seed(recipe.run.seed)
     network = build_model(recipe.phases(samples)[0].model)
-    if recipe.model.init_from:
-        load_start(network, recipe.model)
+    if start_uri:
+        load_start(network, recipe.model, start_uri)
     network = network.to(device)
     model: nn.Module = to_memory_format(network, recipe.compute.channels_last)
     if recipe.optim.sync_batch_norm:
@@ -75,7 +99,7 @@ def _wrapped(model: nn.Module, recipe: Recipe, device: torch.device, world_size:
     if world_size > 1:
         ids = [device.index] if device.type == "cuda" else None
         forward = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
-    if recipe.compute.compile:
+    if recipe.compute.compile is True:
         compile_forward(forward)
     return forward
 
@@ -101,7 +125,9 @@ def _synchronized(model: nn.Module, world_size: int) -> nn.Module:
 
 
 def step_config(recipe: Recipe, mean_image_HWC: Tensor | None = None) -> StepConfig:
-    """What a step does with a batch and with its gradient, by the recipe; the mean image is on the model's device."""
+    """What a step does with a batch and with its gradient, by the `decided` recipe; the mean image is on its device."""
+    precision = recipe.compute.precision
+    assert precision != "auto"
     return StepConfig(
         augment=recipe.augment,
         mean_image_HWC=mean_image_HWC,
@@ -109,7 +135,7 @@ def step_config(recipe: Recipe, mean_image_HWC: Tensor | None = None) -> StepCon
         clip_norm=recipe.optim.clip_norm,
         sam_rho=recipe.optim.sam_rho,
         sam_every=recipe.optim.sam_every,
-        precision=recipe.compute.precision,
+        precision=precision,
         channels_last=recipe.compute.channels_last,
     )
 

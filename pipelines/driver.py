@@ -23,7 +23,7 @@ from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
 from pipelines.outcome import DELIVERY_PATIENCE_S, Outcome, conclude
 from pipelines.recipe import DEFAULTS, Recipe, build_recipe
-from pipelines.start_weights import check_start
+from pipelines.start_weights import check_start, start_uri
 from resnet_core.schedule import total_samples, total_steps
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _ROOT = Path(__file__).resolve().parents[1]
 _RUN_KEYS = ("run_id", "data_digest", "trajectory")  # of run.json
 _FINISHED_KEYS = ("run_id", "step", "accuracy")  # of finished.json; the rest has defaults
+_GOES_ON = ("compute.precision", "auto")  # in whichever precision the run began
 _CHANNELS = 3  # of every image that is stored, grey ones included
 _TAKE_EVERY_S = 0.5
 
@@ -119,14 +120,16 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
         raise UserError(f"model.num_classes is {recipe.model.num_classes}, and data set {manifest.name} has {classes}")
     if recipe.model.in_channels != _CHANNELS:
         raise UserError(f"model.in_channels is {recipe.model.in_channels}, and the images of data sets are RGB")
-    check_start(recipe.model)
     workers, batch = max(1, recipe.run.num_workers), recipe.optim.global_batch_size
     if batch % (workers * recipe.data.repeats):
         among = f"run.num_workers = {workers}"
         views = f" and data.repeats = {recipe.data.repeats}" if recipe.data.repeats > 1 else ""
         raise UserError(f"optim.global_batch_size = {batch} does not divide among {among}{views}")
-    recipe.phases(manifest.splits[recipe.data.train_split])
-    return build_recipe({}, {**recipe.flat(), "model.num_classes": classes}, where=recipe.name)
+    recipe = build_recipe({}, {**recipe.flat(), "model.num_classes": classes}, where=recipe.name)
+    first = recipe.phases(manifest.splits[recipe.data.train_split])[0]
+    if recipe.model.init_from:
+        check_start(first.model)
+    return recipe
 
 
 def _check_same_run(folder: RunFolder, recipe: Recipe, manifest: Manifest | None) -> None:
@@ -151,7 +154,7 @@ def _check_same(what: str, data_digest: str, began: dict[str, Any], recipe: Reci
     now = recipe.trajectory()
     for key in {**began, **now}:
         before, after = (keys.get(key, DEFAULTS.get(key)) for keys in (began, now))
-        if before != after:
+        if before != after and (key, after) != _GOES_ON:
             raise UserError(f"{what} began with another recipe ({key} = {before!r}, now {after!r}): {hint}")
 
 
@@ -228,7 +231,7 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console) -> 
     with line:
         carrier.start()
         try:
-            launch(recipe, stream, mailbox)
+            launch(recipe, stream, start_uri(recipe.model), mailbox)
         finally:
             done.set()
             carrier.join(10.0)

@@ -36,7 +36,7 @@ class _Failures(ray.train.UserCallback):
         self._mailbox.put.remote(Event(text=text))
 
 
-def launch(recipe: Recipe, stream: Stream, mailbox: ActorHandle[Any]) -> None:
+def launch(recipe: Recipe, stream: Stream, start_uri: str, mailbox: ActorHandle[Any]) -> None:
     """Run every worker to the last step.
 
     Raises:
@@ -49,7 +49,7 @@ def launch(recipe: Recipe, stream: Stream, mailbox: ActorHandle[Any]) -> None:
     dataset: Any = partial(remaining, stream, world_size=1) if run.num_workers == 0 else _placeholder
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": Job(recipe=recipe, stream=stream, mailbox=mailbox)},
+        train_loop_config={"job": Job(recipe=recipe, stream=stream, start_uri=start_uri, mailbox=mailbox)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=run.num_workers,
             use_gpu=run.use_gpu,

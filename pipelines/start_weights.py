@@ -5,23 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from infra.errors import UserError
-from infra.storage import Store, open_store
+from infra.storage import open_store
 
 if TYPE_CHECKING:
     from resnet_core.config import ModelConfig
     from resnet_core.models import ResNet
 
 
+def start_uri(config: ModelConfig) -> str:
+    """Where `model.init_from` lies, valid in every process; "" if there is none."""
+    if not config.init_from:
+        return ""
+    folder, _, name = config.init_from.rpartition("/")
+    return f"{open_store(folder or '.').uri}/{name}"
+
+
 def check_start(config: ModelConfig) -> None:
-    """UserError where the recipe names a file that is not there: told before a run has begun with it."""
-    if config.init_from:
-        store, name = _locate(config.init_from)
-        if not store.exists(name):
-            raise _missing(config.init_from)
+    """UserError unless `model.init_from` fits the network: told before a run has begun with it."""
+    from resnet_core.models import build_model
+
+    load_start(build_model(config), config, start_uri(config))
 
 
-def load_start(network: ResNet, config: ModelConfig) -> None:
-    """Put the weights, by our, torchvision's or timm's names, into a new network.
+def load_start(network: ResNet, config: ModelConfig, uri: str) -> None:
+    """Put the weights at `start_uri`, by our, torchvision's or timm's names, into a new network.
 
     Raises:
         UserError: the file is not there, is not one of safetensors, or does not fit the network.
@@ -30,22 +37,13 @@ def load_start(network: ResNet, config: ModelConfig) -> None:
 
     from resnet_core.models import from_timm, load_weights
 
-    store, name = _locate(config.init_from)
+    folder, _, name = uri.rpartition("/")
     try:
-        tensors = safetensors.torch.load(store.read(name))
+        tensors = safetensors.torch.load(open_store(folder).read(name))
         load_weights(network, from_timm(tensors), new_head=config.new_head)
     except FileNotFoundError as error:
-        raise _missing(config.init_from) from error
+        raise UserError(f"model.init_from: there is no {config.init_from}") from error
     except safetensors.SafetensorError as error:
         raise UserError(f"model.init_from: {config.init_from} is not a safetensors file: {error}") from error
     except ValueError as error:
         raise UserError(f"model.init_from: {config.init_from} does not fit {config.name}: {error}") from error
-
-
-def _locate(uri: str) -> tuple[Store, str]:
-    folder, _, name = uri.rpartition("/")
-    return open_store(folder or "."), name
-
-
-def _missing(uri: str) -> UserError:
-    return UserError(f"model.init_from: there is no {uri}")

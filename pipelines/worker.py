@@ -45,6 +45,7 @@ class Job:
 
     recipe: Recipe  # model.num_classes filled in
     stream: Stream
+    start_uri: str  # of the weights that the run starts from; "" = none
     mailbox: ActorHandle[Any]
 
 
@@ -61,21 +62,22 @@ def train_worker(config: dict[str, Any]) -> None:
 
 class _Worker:
     def __init__(self, job: Job) -> None:
-        from pipelines.assembly import feed_steps
+        from pipelines.assembly import decided, feed_steps
         from pipelines.feed import Feed
         from resnet_core.compute import configure, pick_device
 
         context = ray.train.get_context()
         self.job = job
-        self.recipe = job.recipe
+        recipe = job.recipe
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         # the stream takes seconds to start: it does while the model is built
         shard = ray.train.get_dataset_shard("train")
         blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
-        self.device = pick_device(use_gpu=self.recipe.run.use_gpu, local_rank=0)
-        self.steps = feed_steps(self.recipe, job.stream, self.world_size)
+        self.device = pick_device(use_gpu=recipe.run.use_gpu, local_rank=0)
+        self.recipe = recipe = decided(recipe, self.device)
+        self.steps = feed_steps(recipe, job.stream, self.world_size)
         self.feed: Feed = Feed(blocks, self.steps, self.device)
-        configure(self.recipe.compute, self.device)
+        configure(recipe.compute, self.device)
         self.folder = RunFolder(open_store(job.stream.run_uri))
         self.asked_at = time.monotonic()
         self.told_at = 0.0
@@ -88,12 +90,14 @@ class _Worker:
         from resnet_core.loop import Run, fit
         from resnet_core.schedule import LrSchedule
 
-        recipe, stream = self.recipe, self.job.stream
+        stream = self.job.stream
         samples = stream.manifest.splits[stream.split]
-        state = build_state(recipe, self.device, self.world_size, samples)
+        state = build_state(self.recipe, self.device, self.world_size, samples, self.job.start_uri)
         self.sink = sink = self._resume(state)
+        recipe = self.recipe
         self.step = step_config(recipe, None if sink.mean_image is None else self._tensor(sink.mean_image))
-        self._tell(Event(text=f"training on {self.world_size} worker(s) from step {state.step}"))
+        precision = recipe.compute.precision
+        self._tell(Event(text=f"training on {self.world_size} worker(s) in {precision} from step {state.step}"))
         self.asked_at = time.monotonic()
         fit(
             state,
@@ -128,7 +132,7 @@ class _Worker:
 
     def _resume(self, state: TrainState) -> Sink:
         """Load the checkpoint that the stream continues, and know what was consumed and recorded until there."""
-        from pipelines.assembly import deepen
+        from pipelines.assembly import continued, deepen
         from pipelines.sink import Sink
 
         manifest, split = self.job.stream.manifest, self.job.stream.split
@@ -136,6 +140,7 @@ class _Worker:
         base = self.feed.base()
         if base:
             checkpoint = self.folder.load(base)
+            self.recipe = continued(self.recipe, checkpoint.recipe, self.device)
             phase = phase_at(self.recipe.phases(manifest.splits[split]), base - 1)  # of the last step done
             if phase.first_step:
                 deepen(state, self.recipe, phase, self.world_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -34,8 +35,27 @@ def computes_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def why_not_compiled(device: torch.device) -> str:
+    """Nothing if a line of code can be compiled for the device, which takes a C++ compiler, and Triton on a GPU."""
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # whichever part of the tool chain is missing
+        return " ".join(str(error).split("\n\n")[0].split())
+    return ""
+
+
+def resolve(config: ComputeConfig, device: torch.device) -> ComputeConfig:
+    """The same with every "auto" decided for this device: the fastest of `benchmarks/step.py` that needs no minutes."""
+    precision, compiled = config.precision, config.compile
+    if precision == "auto":
+        precision = "bf16" if computes_bf16(device) else "fp32"
+    if compiled == "auto":
+        compiled = device.type == "cuda" and not why_not_compiled(device)
+    return replace(config, precision=precision, compile=compiled)
+
+
 def configure(config: ComputeConfig, device: torch.device) -> None:
-    """Set this process's threads and determinism; ValueError if the device cannot do the precision."""
+    """Set this process's threads and determinism, by a `resolve`d config; ValueError if the device has no bf16."""
     if config.precision == "bf16" and not computes_bf16(device):
         raise ValueError(f'compute.precision must be "fp32" on this worker: its {device.type} has no bf16 instructions')
     if device.type == "cpu":

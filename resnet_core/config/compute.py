@@ -8,16 +8,20 @@ from typing import Literal
 from resnet_core.config.check import require, require_choice
 
 Precision = Literal["fp32", "bf16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16"]
+CompileChoice = Literal["auto", True, False]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig:
     """How a worker computes; none of it changes what is computed, beyond rounding."""
 
-    precision: Precision = "fp32"
-    """bf16 = autocast: weights, norms' statistics and the loss stay fp32."""
+    precision: PrecisionChoice = "auto"
+    """bf16 = autocast: weights, norms' statistics and the loss stay fp32. auto = bf16 where every worker's device
+    computes it in hardware; a run goes on in what it began with."""
     channels_last: bool = True
-    compile: bool = False
+    compile: CompileChoice = "auto"
+    """torch.compile of what a step calls; auto = on a GPU whose host has the compilers."""
     microbatch_size: int = 0
     """Most images in one forward pass of one worker; 0 = the worker's whole share of the step."""
     threads_per_worker: int = 1
@@ -26,6 +30,7 @@ class ComputeConfig:
     """Refuse operations whose result may differ from run to run."""
 
     def __post_init__(self) -> None:
-        require_choice("compute.precision", self.precision, Precision)
+        require_choice("compute.precision", self.precision, PrecisionChoice)
+        require(self.compile in ("auto", True, False), "compute.compile", '"auto", true or false', self.compile)
         require(self.microbatch_size >= 0, "compute.microbatch_size", "at least 0", self.microbatch_size)
         require(self.threads_per_worker >= 0, "compute.threads_per_worker", "at least 0", self.threads_per_worker)

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 from rich.console import Console
+from safetensors.torch import save_file
 
 from infra.storage import open_store
 from infra.tracking import resolve_tracking
@@ -19,6 +20,8 @@ from pipelines.checkpoint import RunFolder
 from pipelines.data.ledger import Ledger
 from pipelines.driver import train
 from pipelines.recipe import load_recipe
+from resnet_core.config import ModelConfig
+from resnet_core.models import build_model
 
 SMALL = {
     "schedule.length": 0.5,  # epochs: 2,000 images, 31 steps
@@ -89,8 +92,15 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("settings", [{}, EVERYTHING], ids=["as it is", "in the middle of a phase, everything on"])
-def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch, settings):
+CONTINUED = {
+    "as it is": ({}, {}),
+    "in the middle of a phase, everything on": (EVERYTHING, {}),
+    "by default in the precision it began with": ({"compute__precision": "fp32"}, {"compute__precision": "auto"}),
+}
+
+
+@pytest.mark.parametrize(("settings", "later"), CONTINUED.values(), ids=CONTINUED)
+def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch, settings, later):
     whole = recipe_of(run__num_workers=0, run__name="whole", data__ordered=True, **settings)
     train(whole, quiet())
     broken = recipe_of(run__num_workers=0, run__name="broken", data__ordered=True, **settings)
@@ -105,18 +115,27 @@ def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch, 
         patch.setattr(RunFolder, "write", die_after_two)
         with pytest.raises(Exception, match="power cut"):
             train(broken, quiet())
+    broken = recipe_of(run__num_workers=0, run__name="broken", data__ordered=True, **settings | later)
     outcome = train(broken, quiet())
     expected, found = (folder_of(recipe).newest(pytest.fail).tensors for recipe in (whole, broken))
-    assert found.keys() == expected.keys() == {"model", "optimizer", *(["ema"] if settings else [])}
+    assert (
+        found.keys() == expected.keys() == {"model", "optimizer", *(["ema"] if "optim__ema_decay" in settings else [])}
+    )
     for group, tensors in found.items():
         assert tensors.keys() == expected[group].keys()
         assert [name for name, tensor in tensors.items() if not tensor.equal(expected[group][name])] == []
     assert points(broken, "train/loss", outcome.run_id) == LOGGED
 
 
-def test_two_workers_one_killed(recipe_of):
-    """Inside one fit(): Train starts the group again, and the stream goes on from the newest checkpoint."""
-    recipe = recipe_of(run__num_workers=2, schedule__length=1)
+def test_two_workers_one_killed(recipe_of, tmp_path, monkeypatch):
+    """Inside one fit(): Train starts the group again, and the stream goes on from the newest checkpoint.
+
+    The weights to start from are named as the user's folder sees them, where no worker runs.
+    """
+    monkeypatch.chdir(tmp_path)
+    save_file(build_model(ModelConfig(name="resnet20", num_classes=1000)).state_dict(), "start.safetensors")
+    start = {"model__init_from": "start.safetensors", "model__new_head": True}
+    recipe = recipe_of(run__num_workers=2, schedule__length=1, **start)
     killed: list[int] = []
     threading.Thread(target=kill_a_worker_after, args=(folder_of(recipe), 10, killed), daemon=True).start()
     outcome = train(recipe, quiet())

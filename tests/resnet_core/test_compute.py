@@ -22,6 +22,28 @@ def test_bf16_without_the_instructions_is_refused(monkeypatch: pytest.MonkeyPatc
         compute.configure(ComputeConfig(precision="bf16"), CPU)
 
 
+@pytest.mark.parametrize("able", [True, False])
+def test_auto_is_bf16_where_it_is_computed_and_leaves_a_cpu_uncompiled(
+    monkeypatch: pytest.MonkeyPatch, able: bool
+) -> None:
+    monkeypatch.setattr(compute, "computes_bf16", lambda device: able)
+    decided = compute.resolve(ComputeConfig(microbatch_size=7), CPU)
+    assert decided == ComputeConfig(precision="bf16" if able else "fp32", compile=False, microbatch_size=7)
+
+
+@pytest.mark.parametrize("missing", ["", "No working C++ compiler found"])
+def test_auto_compiles_on_a_gpu_with_the_compilers(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setattr(compute, "computes_bf16", lambda device: True)
+    monkeypatch.setattr(compute, "why_not_compiled", lambda device: missing)
+    assert compute.resolve(ComputeConfig(), torch.device("cuda", 0)).compile is not bool(missing)
+
+
+def test_what_is_said_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compute, "computes_bf16", lambda device: True)
+    said = ComputeConfig(precision="fp32", compile=True)
+    assert compute.resolve(said, CPU) == said
+
+
 def test_threads_and_determinism_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     compute.configure(ComputeConfig(threads_per_worker=2, deterministic=True), CPU)
