@@ -12,52 +12,37 @@ fills what is missing and doubles nothing.
 
 from __future__ import annotations
 
-import getpass
 import json
 import math
 import random
-import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from itertools import islice, takewhile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Self
 
 from infra.errors import UserError
 from infra.mlflow_client import Tracking, connect, reason, resolve_tracking, told_in_one_line
+from infra.mlflow_run import RunInfo, open_run
 from infra.records import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 __all__ = ["Record", "RunInfo", "Tracker", "Tracking", "resolve_tracking"]
 
-_MAX_METRICS_PER_BATCH = 1000  # these five are MLflow's own limits
-_MAX_PARAMS_PER_BATCH = 100
-_MAX_PARAM_CHARS = 6000
-_MAX_KEY_CHARS = 250
+_MAX_METRICS_PER_BATCH = 1000  # these two are MLflow's own limits
 _MAX_DIGEST_CHARS = 36
 _LONGEST_PAUSE_S = 30.0
 _PAUSE_WHEN_FINISHING_S = 1.0
+_PATIENCE_AFTER_FAILURE_S = 10.0
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunInfo:
-    """What a run is called and described by."""
-
-    experiment: str
-    name: str
-    run_id: str | None = None  # the run to go on with; None creates one
-    params: Mapping[str, object] = field(default_factory=dict)  # flat: dotted key -> value
-    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 class Tracker:
@@ -87,13 +72,7 @@ class Tracker:
         """
         client = connect(tracking)
         with told_in_one_line(tracking):
-            if info.run_id is None:
-                run = client.create_run(_experiment(client, tracking, info.experiment), run_name=info.name)
-            else:
-                run = _revive(client, tracking, info.run_id)
-            missing = {key: value for key, value in info.params.items() if key[:_MAX_KEY_CHARS] not in run.data.params}
-            _describe(client, run.info.run_id, missing, info.tags)
-            return cls(tracking, client, run.info.run_id, warn)
+            return cls(tracking, client, open_run(client, tracking, info), warn)
 
     @property
     def pending(self) -> int:
@@ -141,6 +120,34 @@ class Tracker:
         )
         link = DatasetInput(dataset=dataset, tags=[InputTag(key="mlflow.data.context", value=context)])
         self._enqueue(lambda: self._client.log_inputs(self.run_id, datasets=[link]))
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Queue tags, in the place of those of the same names."""
+
+        def deliver() -> None:
+            for key, value in tags.items():
+                self._client.set_tag(self.run_id, key, value)
+
+        self._enqueue(deliver)
+
+    @contextmanager
+    def finished_after(self, timeout_s: float) -> Iterator[None]:
+        """Finish with the status that the block ends with: FINISHED, KILLED by Ctrl-C, or FAILED.
+
+        Raises:
+            UserError: the block ended well, and the rest could not be delivered within ``timeout_s``.
+        """
+        status: Status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            delivered = self.finish(status, timeout_s if status == "FINISHED" else _PATIENCE_AFTER_FAILURE_S)
+        if not delivered:
+            raise self.away()
 
     def finish(self, status: Status, timeout_s: float) -> bool:
         """Deliver the rest, then set the run's status; False where that took longer than ``timeout_s``.
@@ -249,50 +256,3 @@ def _leading_records(items: Iterable[Record | Callable[[], None]]) -> list[Recor
 
 def _last_step(client: MlflowClient, run_id: str, key: str) -> int:
     return max((point.step for point in client.get_metric_history(run_id, key)), default=-1)
-
-
-def _experiment(client: MlflowClient, tracking: Tracking, name: str) -> str:
-    """The experiment's id, created if need be, also by somebody else at the same moment."""
-    from mlflow.exceptions import MlflowException
-
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=tracking.artifact_location))
-        except MlflowException as error:
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise error
-    if found.lifecycle_stage != "active":
-        restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
-        raise UserError(f"the MLflow experiment {name!r} was deleted: `{restore}`, or choose another name")
-    return str(found.experiment_id)
-
-
-def _revive(client: MlflowClient, tracking: Tracking, run_id: str) -> Run:
-    """The run of an earlier process, running again."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        hint = "correct MLFLOW_TRACKING_URI, or train under another run name"
-        raise UserError(
-            f"MLflow at {tracking.description} has no run {run_id}, which this job began: {hint}"
-        ) from error
-    if run.info.lifecycle_stage != "active":
-        raise UserError(f"the MLflow run {run_id} was deleted: `mlflow runs restore --run-id {run_id}`")
-    client.update_run(run_id, status="RUNNING")
-    return run
-
-
-def _describe(client: MlflowClient, run_id: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
-    from mlflow.entities import Param, RunTag
-
-    origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
-    client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in {**origin, **tags}.items()])
-    cut = (Param(key[:_MAX_KEY_CHARS], str(value)[:_MAX_PARAM_CHARS]) for key, value in params.items())
-    while batch := list(islice(cut, _MAX_PARAMS_PER_BATCH)):
-        client.log_batch(run_id, params=batch)

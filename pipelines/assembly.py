@@ -106,15 +106,10 @@ def _wrapped(model: nn.Module, recipe: Recipe, device: torch.device, world_size:
 
 def average_of(model: nn.Module, recipe: Recipe, samples: int) -> WeightAverage | None:
     """The average of the model's weights that the recipe asks for, if any."""
-    optim, schedule = recipe.optim, recipe.schedule
+    optim = recipe.optim
     if optim.ema_decay:
         return WeightAverage(model, exponential(optim.ema_decay, every=optim.ema_every, warmup=optim.ema_warmup))
-    if not optim.average_from:
-        return None
-    start = to_steps(optim.average_from, schedule.unit, samples, optim.global_batch_size)
-    if start >= total_steps(schedule, samples, optim.global_batch_size):
-        raise UserError(f"optim.average_from = {optim.average_from} leaves no step before schedule.length to average")
-    return WeightAverage(model, equal(start))
+    return WeightAverage(model, equal(recipe.average_start(samples))) if optim.average_from else None
 
 
 def _synchronized(model: nn.Module, world_size: int) -> nn.Module:

@@ -17,7 +17,7 @@ from rich.console import Console
 import infra.cluster
 from infra.errors import UserError
 from infra.storage import Store, open_store
-from infra.tracking import RunInfo, Status, Tracker, Tracking, resolve_tracking
+from infra.tracking import RunInfo, Tracker, Tracking, resolve_tracking
 from pipelines import cli
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
@@ -40,8 +40,8 @@ _CHANNELS = 3  # of every image that is stored, grey ones included
 _TAKE_EVERY_S = 0.5
 
 
-def train(recipe: Recipe, console: Console) -> Outcome:
-    """Bring the run that `recipe` names to its end, from wherever it stands.
+def train(recipe: Recipe, console: Console, parent_run_id: str = "") -> Outcome:
+    """Bring the run that `recipe` names to its end, from wherever it stands; in MLflow below a parent, if it has one.
 
     Raises:
         UserError: whatever the user can put right; everything committed so far is kept.
@@ -65,18 +65,9 @@ def train(recipe: Recipe, console: Console) -> Outcome:
         workers = recipe.run.num_workers * recipe.run.cpus_per_worker
         infra.cluster.connect(min_cpus=workers + 1, gpus=recipe.run.num_workers if recipe.run.use_gpu else 0)
         ready.result()
-    tracker = _start_tracker(recipe, manifest, folder, tracking, console)
-    status: Status = "FAILED"
-    try:
+    tracker = _start_tracker(recipe, manifest, folder, tracking, console, parent_run_id)
+    with tracker.finished_after(DELIVERY_PATIENCE_S):
         outcome = _train_and_register(recipe, manifest, folder, tracker, tracking, console)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        delivered = tracker.finish(status, timeout_s=DELIVERY_PATIENCE_S if status == "FINISHED" else 10.0)
-    if not delivered:
-        raise tracker.away()
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
     folder.write_json(FINISHED, outcome.to_json())
     return outcome
@@ -126,7 +117,9 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
         views = f" and data.repeats = {recipe.data.repeats}" if recipe.data.repeats > 1 else ""
         raise UserError(f"optim.global_batch_size = {batch} does not divide among {among}{views}")
     recipe = build_recipe({}, {**recipe.flat(), "model.num_classes": classes}, where=recipe.name)
-    first = recipe.phases(manifest.splits[recipe.data.train_split])[0]
+    samples = manifest.splits[recipe.data.train_split]
+    first = recipe.phases(samples)[0]
+    recipe.average_start(samples)
     if recipe.model.init_from:
         check_start(first.model)
     return recipe
@@ -159,16 +152,17 @@ def _check_same(what: str, data_digest: str, began: dict[str, Any], recipe: Reci
 
 
 def _start_tracker(
-    recipe: Recipe, manifest: Manifest, folder: RunFolder, tracking: Tracking, console: Console
+    recipe: Recipe, manifest: Manifest, folder: RunFolder, tracking: Tracking, console: Console, parent_run_id: str
 ) -> Tracker:
     """The run in MLflow, new or the one this folder began; what a checkpoint has recorded is brought up to date."""
     known = folder.read_json(RUN, *_RUN_KEYS) or {}
+    parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
     info = RunInfo(
         experiment=recipe.run.experiment,
         name=recipe.run_name,
         run_id=known.get("run_id"),
         params={**recipe.flat(), "data.digest": manifest.digest},
-        tags={"data_digest": manifest.digest, "recipe_digest": recipe.digest, **_code_version()},
+        tags={"data_digest": manifest.digest, "recipe_digest": recipe.digest, **parent, **_code_version()},
     )
     tracker = Tracker.start(tracking, info, warn=console.print)
     if not known:

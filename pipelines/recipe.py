@@ -32,6 +32,7 @@ from resnet_core.config import (
     ScheduleConfig,
 )
 from resnet_core.curriculum import Batches, Phase, phases
+from resnet_core.schedule import to_steps, total_steps
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = "mnist5k"
@@ -155,6 +156,16 @@ class Recipe(BaseModel):
             return phases(self.curriculum, self.schedule, batches, image_size=self.data.image_size, model=self.model)
         except ValueError as error:
             raise UserError(f"{self.name}: {error}") from error
+
+    def average_start(self, samples_per_epoch: int) -> int:
+        """The first step of `optim.average_from`; UserError if the run ends before it."""
+        batch, first = self.optim.global_batch_size, self.optim.average_from
+        start = to_steps(first, self.schedule.unit, samples_per_epoch, batch)
+        if start >= total_steps(self.schedule, samples_per_epoch, batch):
+            raise UserError(
+                f"{self.name}: optim.average_from = {first} leaves no step before schedule.length to average"
+            )
+        return start
 
     def flat(self) -> dict[str, Any]:
         """Every key as `section.key`; tuples as lists."""

@@ -9,6 +9,7 @@ import hashlib
 import io
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from rich.console import Console
 
@@ -24,6 +25,7 @@ from pipelines.suite_plan import SuiteRun
 from pipelines.suite_report import figures, rows_of, to_json, to_markdown
 
 TABLE, RESULTS, STATE = "table.md", "results.json", "suite.json"
+_STATE_KEYS = ("run_id", "delivered", "times")
 _NOTE_CHARS = 5000  # that MLflow's tags hold, in all versions
 
 
@@ -50,22 +52,41 @@ class Reproduction:
         self.store.check_access(write=True)
         wanted = [run for run in self.runs if not only or run.entry.name in only]
         self._recall()
-        for place, run in enumerate(wanted, 1):
-            self.console.print(f"{place} of {len(wanted)}: {run.name}")
-            self._take((run, train(run.recipe, self.console)))
-        for entry in self.suite.entry:
-            if entry.members:
+        state = RunFolder(self.store).read_json(STATE, *_STATE_KEYS)
+        if state and state["delivered"] == self._digest and all(map(outcome_of, wanted)):
+            self.console.print(f"suite {self.suite.name} is finished: nothing to do")
+            return str(state["run_id"])
+        tracker = self._start_tracker(state)
+        with tracker.finished_after(DELIVERY_PATIENCE_S):
+            for place, run in enumerate(wanted, 1):
+                self.console.print(f"{place} of {len(wanted)}: {run.name}")
+                self._take((run, train(run.recipe, self.console, parent_run_id=tracker.run_id)))
+            for entry in self.suite.entry:
                 self._take_ensemble(entry)
-        self._write()
-        return self._publish()
+            self._write()
+            times = state["times"] + 1 if state else 1
+            self._publish(tracker, times)
+        self._remember(tracker.run_id, self._digest, times)
+        return tracker.run_id
 
     def _recall(self) -> None:
         """What was measured before, of all entries."""
         for run in self.runs:
-            outcome = outcome_of(run)
-            found = outcome and kept(self.suite, run.entry, run.name, [(run, outcome)], self.store)
-            if found:
-                self._measured[run.name] = found
+            if outcome := outcome_of(run):
+                self._keep(run.name, kept(self.suite, run.entry, run.name, [(run, outcome)], self.store))
+        for entry in self.suite.entry:
+            if runs := self._finished_members(entry):
+                self._keep(entry.name, kept(self.suite, entry, entry.name, runs, self.store))
+
+    def _keep(self, name: str, measured: Measured | None) -> None:
+        if measured:
+            self._measured[name] = measured
+
+    def _finished_members(self, entry: Entry) -> list[Finished]:
+        """The runs of an ensemble's members, where all are finished."""
+        members = [run for run in self.runs if run.entry.name in (entry.members or ())]
+        runs = [(run, outcome) for run in members if (outcome := outcome_of(run))]
+        return runs if len(runs) == len(members) else []
 
     def _take(self, run: Finished) -> None:
         if run[0].name not in self._measured:
@@ -74,15 +95,11 @@ class Reproduction:
             self._write()
 
     def _take_ensemble(self, entry: Entry) -> None:
-        """Where all runs of its members are finished."""
-        members = [run for run in self.runs if run.entry.name in entry.members]
-        runs = [(run, outcome) for run in members if (outcome := outcome_of(run))]
-        if len(runs) < len(members):
-            return
-        found = kept(self.suite, entry, entry.name, runs, self.store)
-        with self.console.status(f"measuring {entry.name}"):
-            found = found or measure_ensemble(self.suite, entry, runs, self.store, self.console.print)
-        self._measured[entry.name] = found
+        runs = self._finished_members(entry)
+        if runs and entry.name not in self._measured:
+            with self.console.status(f"measuring {entry.name}"):
+                found = measure_ensemble(self.suite, entry, runs, self.store, self.console.print)
+            self._measured[entry.name] = found
 
     def _write(self) -> None:
         """Table and figures, the JSON last: where that is up to date, so is the rest."""
@@ -96,29 +113,39 @@ class Reproduction:
         self.store.write(TABLE, to_markdown(self.suite, self.measured).encode())
         self.store.write(RESULTS, results)
 
-    def _publish(self) -> str:
-        """The suite's own run in MLflow: table, figures, means as metrics, and tags that name the runs behind them."""
-        folder, results = RunFolder(self.store), self.store.read(RESULTS)
-        digest = hashlib.sha256(results).hexdigest()
-        state = folder.read_json(STATE, "run_id", "delivered") or {}
-        if state.get("delivered") == digest:
-            return str(state["run_id"])
-        run, table = self.runs[0].recipe.run, to_markdown(self.suite, self.measured)
-        links = {f"run.{each.name}": each.run_ids[0] for each in self.measured if len(each.run_ids) == 1}
-        tags = {"suite": self.suite.name, "mlflow.note.content": table[:_NOTE_CHARS], **links}
-        info = RunInfo(experiment=run.experiment, name=self.suite.name, run_id=state.get("run_id"), tags=tags)
+    @property
+    def _digest(self) -> str:
+        """Of everything that was measured."""
+        return hashlib.sha256(to_json(self.suite, self.measured).encode()).hexdigest()
+
+    def _remember(self, run_id: str, delivered: str, times: int) -> None:
+        state = {"run_id": run_id, "delivered": delivered, "times": times}
+        RunFolder(self.store).write_json(STATE, state)
+
+    def _start_tracker(self, state: dict[str, Any] | None) -> Tracker:
+        """The suite's own run in MLflow, above those of its entries."""
+        run = self.runs[0].recipe.run
+        info = RunInfo(
+            experiment=run.experiment,
+            name=self.suite.name,
+            run_id=state["run_id"] if state else None,
+            tags={"suite": self.suite.name},
+        )
         tracker = Tracker.start(resolve_tracking(cli.local_home(run.home)), info, warn=self.console.print)
-        times = state.get("times", 0) + 1
-        folder.write_json(STATE, {"run_id": tracker.run_id, "delivered": "", "times": times})
+        if not state:
+            self._remember(tracker.run_id, "", 0)
+        return tracker
+
+    def _publish(self, tracker: Tracker, times: int) -> None:
+        """Table, figures, means as metrics, and tags that name the runs behind them."""
+        table = to_markdown(self.suite, self.measured)
+        links = {f"run.{each.name}": each.run_ids[0] for each in self.measured if len(each.run_ids) == 1}
+        tracker.tag({"mlflow.note.content": table[:_NOTE_CHARS], **links})
         tracker.text(TABLE, table)
-        tracker.text(RESULTS, results.decode())
+        tracker.text(RESULTS, self.store.read(RESULTS).decode())
         for name, figure in figures(self.suite, self.measured).items():
             tracker.figure(f"{name}.png", figure)
         tracker.log(Record(step=times, time_ms=time.time_ns() // 1_000_000, metrics=self._means()))
-        if not tracker.finish("FINISHED", DELIVERY_PATIENCE_S):
-            raise tracker.away()
-        folder.write_json(STATE, {"run_id": tracker.run_id, "delivered": digest, "times": times})
-        return tracker.run_id
 
     def _means(self) -> dict[str, float]:
         cells = [

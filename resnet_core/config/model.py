@@ -43,6 +43,8 @@ class ModelConfig:
     """Leave the last layer of `init_from` out: for other classes."""
     zero_init_last: bool = False
     """Start every residual branch at zero, through its last scale (Goyal et al. 2017, Section 5.1)."""
+    prior_bias: bool = False
+    """Start the last layer's biases at -log(num_classes), as a loss of one sigmoid per class wants them (Composer)."""
     shortcut: Literal[Published, ShortcutOption] = ""
     """A = zero padding where the shape changes, B = projection there, C = projections everywhere (Section 4.1)."""
     stride_on: Literal[Published, StrideOn] = ""

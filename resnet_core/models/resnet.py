@@ -13,6 +13,7 @@ Shapes: B images, C channels, H and W pixels, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import repeat
 
@@ -187,4 +188,6 @@ def build_model(config: ModelConfig) -> ResNet:
         activation_checkpointing=config.activation_checkpointing,
     )
     initialize(model, zero_init_last=config.zero_init_last)
+    if config.prior_bias:
+        nn.init.constant_(model.fc.bias, -math.log(config.num_classes))
     return model

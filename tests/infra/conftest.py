@@ -85,7 +85,7 @@ def _serve_mlflow(home: Path, port: int) -> Iterator[str]:
     server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=home)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 150  # on a busy machine, too
         while not _healthy(url):
             assert server.poll() is None and time.monotonic() < deadline, (home / "server.log").read_text()
             time.sleep(0.2)

@@ -242,13 +242,14 @@ def test_run_of_another_data_set(begun, tmp_path: Path) -> None:
         (["model.in_channels=1"], ["model.in_channels is 1", "RGB"]),
         (["model.init_from=gone.safetensors"], ["model.init_from: there is no gone.safetensors"]),
         (["model.init_from=demo.toml"], ["model.init_from: demo.toml is not a safetensors file"]),
+        (["optim.average_from=0.99"], ["demo: optim.average_from = 0.99 leaves no step"]),
         (["data.repeats=3"], ["optim.global_batch_size = 10 does not divide among", "data.repeats = 3"]),
         (
             ["curriculum.until=[0.5]", 'curriculum.model=["resnet56", "resnet20"]'],
             ["demo: depths must be 3 numbers, none below the present [9, 9, 9]"],
         ),
     ],
-    ids=["channels", "no weights", "no tensors", "views", "shrinking"],
+    ids=["channels", "no weights", "no tensors", "nothing to average", "views", "shrinking"],
 )
 def test_what_does_not_fit_the_data_or_the_schedule(shell: Shell, settings: list[str], named: list[str]) -> None:
     refused(shell.train(*settings), *named)

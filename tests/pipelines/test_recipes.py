@@ -203,6 +203,7 @@ STATED: dict[str, dict[str, Any]] = {
     # resnet50_mild.yaml
     "mosaic_mild_resnet50": {
         "model.blur_pool": True,
+        "model.prior_bias": True,
         "data.image_size": 224,
         "data.eval_resize": 232,
         "optim.momentum": 0.875,

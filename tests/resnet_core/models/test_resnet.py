@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 import pytest
@@ -208,6 +209,10 @@ def test_zero_init_makes_every_residual_branch_start_at_zero(options: dict[str, 
     assert len(zeros) == 16
     assert all(key.endswith(last) for key in zeros)
     assert all(not block.last_norm.weight.any() for _, block in model.blocks())
+
+
+def test_the_last_biases_start_at_the_classes_prior() -> None:
+    assert build("resnet20", num_classes=8, prior_bias=True).fc.bias.tolist() == pytest.approx([-math.log(8)] * 8)
 
 
 @pytest.mark.parametrize("order", ["post", "pre"])

@@ -1,0 +1,95 @@
+"""A run in MLflow: created and described, or taken up where an earlier process left it."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+    from infra.mlflow_client import Tracking
+
+_MAX_PARAMS_PER_BATCH = 100  # these three are MLflow's own limits
+_MAX_PARAM_CHARS = 6000
+_MAX_KEY_CHARS = 250
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInfo:
+    """What a run is called and described by."""
+
+    experiment: str
+    name: str
+    run_id: str | None = None  # the run to go on with; None creates one
+    params: Mapping[str, object] = field(default_factory=dict)  # flat: dotted key -> value
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_run(client: MlflowClient, tracking: Tracking, info: RunInfo) -> str:
+    """The id of a new run, or of ``info.run_id``, running again; parameters that it has keep their values.
+
+    Raises:
+        UserError: the run is not known or was deleted, or its experiment was.
+    """
+    if info.run_id is None:
+        run = client.create_run(_experiment(client, tracking, info.experiment), run_name=info.name)
+    else:
+        run = _revive(client, tracking, info.run_id)
+    missing = {key: value for key, value in info.params.items() if key[:_MAX_KEY_CHARS] not in run.data.params}
+    _describe(client, run.info.run_id, missing, info.tags)
+    return str(run.info.run_id)
+
+
+def _experiment(client: MlflowClient, tracking: Tracking, name: str) -> str:
+    """The experiment's id, created if need be, also by somebody else at the same moment."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=tracking.artifact_location))
+        except MlflowException as error:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise error
+    if found.lifecycle_stage != "active":
+        restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        raise UserError(f"the MLflow experiment {name!r} was deleted: `{restore}`, or choose another name")
+    return str(found.experiment_id)
+
+
+def _revive(client: MlflowClient, tracking: Tracking, run_id: str) -> Run:
+    """The run of an earlier process, running again."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        hint = "correct MLFLOW_TRACKING_URI, or train under another run name"
+        raise UserError(
+            f"MLflow at {tracking.description} has no run {run_id}, which this job began: {hint}"
+        ) from error
+    if run.info.lifecycle_stage != "active":
+        raise UserError(f"the MLflow run {run_id} was deleted: `mlflow runs restore --run-id {run_id}`")
+    client.update_run(run_id, status="RUNNING")
+    return run
+
+
+def _describe(client: MlflowClient, run_id: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:
+    from mlflow.entities import Param, RunTag
+
+    origin = {"mlflow.user": getpass.getuser(), "mlflow.source.name": sys.argv[0], "mlflow.source.type": "LOCAL"}
+    client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in {**origin, **tags}.items()])
+    cut = (Param(key[:_MAX_KEY_CHARS], str(value)[:_MAX_PARAM_CHARS]) for key, value in params.items())
+    while batch := list(islice(cut, _MAX_PARAMS_PER_BATCH)):
+        client.log_batch(run_id, params=batch)
