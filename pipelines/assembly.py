@@ -15,7 +15,6 @@ from pipelines.feed import Steps
 from pipelines.recipe import Recipe
 from pipelines.start_weights import load_start
 from resnet_core.augment import step_generator
-from resnet_core.averaging import WeightAverage, equal, exponential
 from resnet_core.batchnorm import synchronize
 from resnet_core.collective import max_over_ranks_
 from resnet_core.compute import compile_forward, computes_bf16, resolve, to_memory_format
@@ -30,6 +29,7 @@ from resnet_core.models import (
     set_generator,
 )
 from resnet_core.optim import add_new_parameters, build_optimizer
+from resnet_core.optim.averaging import WeightAverage, equal, exponential
 from resnet_core.schedule import epoch_end_step, ramp, to_steps, total_steps
 from resnet_core.state import TrainState
 from resnet_core.step import StepConfig

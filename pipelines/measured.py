@@ -186,7 +186,7 @@ def _responses(run: Finished, checkpoint: Checkpoint, warn: Warn) -> list[tuple[
 
     from pipelines.serving_model import ServedClassifier
     from resnet_core.compute import pick_device
-    from resnet_core.diagnostics import response_deviations
+    from resnet_core.evaluation.diagnostics import response_deviations
 
     device = pick_device(use_gpu=torch.cuda.is_available())
     classifier = ServedClassifier.from_checkpoint(checkpoint).to(device)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import ray
     import torch
 
-    from resnet_core.evaluate import EvalBatch, EvalSums
+    from resnet_core.evaluation import EvalBatch, EvalSums
 
 Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """uint8 B x H x W x 3 to probabilities B x K; where views are crops, H = W = S."""
@@ -55,7 +55,7 @@ class Views:
 
     centre: the central crop. flip: that and its mirror image. ten_crop: the corners and the centre of the central
     square of `eval_resize` pixels, and their mirror images. multi_scale: the whole image at several scales, at every
-    position of the crop (`resnet_core.views.Dense`). multi_scale_flip: that and the mirror images.
+    position of the crop (`resnet_core.evaluation.views.Dense`). multi_scale_flip: that and the mirror images.
     """
 
     name: ViewName = "centre"
@@ -175,10 +175,10 @@ def score_blocks(data: EvalData) -> Iterator[Block]:
 
 
 def eval_batches(data: EvalData, device: torch.device, batch_size: int) -> Iterator[EvalBatch]:
-    """This rank's samples as batches of at most `batch_size` images on the device, for `resnet_core.evaluate`."""
+    """This rank's samples as batches of at most `batch_size` images on the device, for `resnet_core.evaluation`."""
     import torch
 
-    from resnet_core.evaluate import EvalBatch
+    from resnet_core.evaluation import EvalBatch
 
     for block in score_blocks(data):
         for rows in _split(block, batch_size):
@@ -209,8 +209,8 @@ def sum_scores(predict: Predict, data: EvalData) -> EvalSums:
     """
     import torch
 
-    from resnet_core.evaluate import EvalSums
-    from resnet_core.views import mean_probabilities
+    from resnet_core.evaluation import EvalSums
+    from resnet_core.evaluation.views import mean_probabilities
 
     sums = EvalSums(len(data.manifest.class_names), torch.device("cpu"))
     for block in score_blocks(data):
@@ -225,7 +225,7 @@ def ensemble(members: Sequence[Predict]) -> Predict:
     """Several models as one: the mean of their probabilities."""
     import torch
 
-    from resnet_core.views import mean_probabilities
+    from resnet_core.evaluation.views import mean_probabilities
 
     def predict(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         mean: npt.NDArray[np.float32] = mean_probabilities(torch.from_numpy(one(images)) for one in members).numpy()
@@ -245,7 +245,7 @@ def _views(block: Block, data: EvalData) -> Iterator[torch.Tensor]:
     """Every view of a block's images, uint8 B x H x W x 3 each."""
     import torch
 
-    from resnet_core.views import mirrored, ten_crops
+    from resnet_core.evaluation.views import mirrored, ten_crops
 
     for name in map(column, data.scales) if data.views.whole else ("image",):
         images = torch.tensor(block[name])  # copies: blocks from the object store cannot be written to

@@ -91,7 +91,7 @@ def _of_run(request: Request, target: str, step: int | None, warn: Warn) -> Targ
 
     from pipelines.serving_model import ServedClassifier, find_checkpoint, open_run, recipe_of
     from resnet_core.compute import pick_device
-    from resnet_core.views import Dense
+    from resnet_core.evaluation.views import Dense
 
     checkpoint = find_checkpoint(open_run(target), step, warn)
     recipe = recipe_of(checkpoint)

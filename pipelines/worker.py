@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipelines.feed import Feed
     from pipelines.scoring import EvalData
     from pipelines.sink import Sink
-    from resnet_core.evaluate import EvalBatch, EvalSums, Mistakes
+    from resnet_core.evaluation import EvalBatch, EvalSums, Mistakes
     from resnet_core.state import TrainState
     from resnet_core.step import Share
 
@@ -182,7 +182,7 @@ class _Worker:
         return torch.tensor(values, device=self.device)
 
     def _evaluate(self, state: TrainState) -> Mapping[str, float]:
-        from resnet_core.evaluate import evaluate
+        from resnet_core.evaluation import evaluate
 
         began = time.monotonic()
         sums, mistakes = evaluate(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resnet_core.averaging import WeightAverage
 from resnet_core.faults import refuse
 from resnet_core.optim import state_tensors
+from resnet_core.optim.averaging import WeightAverage
 
 Tensors = dict[str, dict[str, Tensor]]
 

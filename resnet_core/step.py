@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
 from resnet_core.augment import augment, center_of, normalize
+from resnet_core.augment.mixing import mix
 from resnet_core.collective import max_over_ranks_, sum_over_ranks_
 from resnet_core.compute import autocast, memory_format
 from resnet_core.config import AugmentConfig, Precision
 from resnet_core.losses import LossConfig, sum_loss
-from resnet_core.mixing import mix
-from resnet_core.sam import climbed
+from resnet_core.optim.sam import climbed
 from resnet_core.state import TrainState
 
 

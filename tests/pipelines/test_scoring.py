@@ -16,7 +16,7 @@ from pipelines.data.manifest import load_manifest
 from pipelines.scoring import EvalData, eval_batches, example_images, score_blocks, score_model
 from pipelines.serving_model import ServedClassifier
 from resnet_core.config import ModelConfig
-from resnet_core.evaluate import evaluate
+from resnet_core.evaluation import evaluate
 from resnet_core.models import build_model
 from resnet_core.step import StepConfig
 

@@ -14,9 +14,9 @@ from torch import nn
 from pipelines.scoring import EvalData, ViewName, Views, ensemble, score_blocks, score_model, sum_scores
 from pipelines.serving_model import ServedClassifier
 from resnet_core.config import AugmentConfig, ModelConfig
-from resnet_core.evaluate import EvalSums
+from resnet_core.evaluation import EvalSums
+from resnet_core.evaluation.views import Dense
 from resnet_core.models import ResNet, build_model
-from resnet_core.views import Dense
 
 from .conftest import COLOURS, Coloured, prepared
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnet_core.averaging import WeightAverage, exponential
 from resnet_core.config import OptimConfig
 from resnet_core.config.variants import Variant
 from resnet_core.models.resnet import ResNet, initialize
 from resnet_core.optim import build_optimizer
+from resnet_core.optim.averaging import WeightAverage, exponential
 from resnet_core.state import TrainState
 from resnet_core.step import Microbatch
 

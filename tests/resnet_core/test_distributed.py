@@ -16,7 +16,7 @@ from resnet_core.augment import normalize
 from resnet_core.batchnorm import reestimate_batchnorm
 from resnet_core.config import OptimConfig
 from resnet_core.config.variants import Variant
-from resnet_core.evaluate import EvalBatch, evaluate
+from resnet_core.evaluation import EvalBatch, evaluate
 from resnet_core.models.resnet import ResNet
 from resnet_core.optim import build_optimizer
 from resnet_core.state import TrainState

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_core.averaging import WeightAverage, exponential
 from resnet_core.config import OptimConfig
+from resnet_core.optim.averaging import WeightAverage, exponential
 from resnet_core.state import TrainState
 from resnet_core.step import Share, StepConfig, train_step
 

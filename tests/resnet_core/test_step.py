@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional as F
 
 from resnet_core.augment import augment, normalize
+from resnet_core.augment.mixing import mix
 from resnet_core.config import AugmentConfig, OptimConfig
 from resnet_core.losses import LossConfig, sum_loss
-from resnet_core.mixing import mix
 from resnet_core.step import Microbatch, Share, StepConfig, eval_step, train_step
 
 CONFIG = StepConfig()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resnet_core.momentum import Group, with_gradients
+from resnet_core.optim.momentum import Group, with_gradients
 
 
 class Lamb(torch.optim.Optimizer):

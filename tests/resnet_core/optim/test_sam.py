@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from resnet_core.augment import augment
 from resnet_core.config import AugmentConfig, OptimConfig
-from resnet_core.sam import climbed
+from resnet_core.optim.sam import climbed
 from resnet_core.step import Share, StepConfig, train_step
 
 RHO = 0.05

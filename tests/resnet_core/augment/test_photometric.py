@@ -7,7 +7,7 @@ import torch
 from torchvision.transforms.v2 import functional as F
 
 from resnet_core.augment import step_generator
-from resnet_core.photometric import jitter_color_, shift_lighting_
+from resnet_core.augment.photometric import jitter_color_, shift_lighting_
 
 CPU = torch.device("cpu")
 

@@ -1,6 +1,6 @@
 """What the device does to each image of a batch: pure functions of tensors and a generator, no waiting for the device.
 
-Shapes: B images, H and W pixels, C = 3 channels. Mixing images with each other is `resnet_core.mixing`'s.
+Shapes: B images, H and W pixels, C = 3 channels. Mixing images with each other is `resnet_core.augment.mixing`'s.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from resnet_core.augment.erasing import random_erase_
+from resnet_core.augment.photometric import jitter_color_, shift_lighting_
 from resnet_core.config import AugmentConfig, Rgb
-from resnet_core.erasing import random_erase_
-from resnet_core.photometric import jitter_color_, shift_lighting_
 
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:

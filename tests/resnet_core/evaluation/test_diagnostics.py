@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_core.config import ModelConfig
-from resnet_core.diagnostics import gradient_norms, response_deviations, response_layers
+from resnet_core.evaluation.diagnostics import gradient_norms, response_deviations, response_layers
 from resnet_core.models import ResNet, build_model
 
 RESNET = ModelConfig(name="resnet20", num_classes=4)

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from resnet_core.config import ModelConfig
+from resnet_core.evaluation.views import Dense, five_crops, mean_probabilities, mirrored, ten_crops
 from resnet_core.models import ResNet, build_model
-from resnet_core.views import Dense, five_crops, mean_probabilities, mirrored, ten_crops
 
 RESNET20 = ModelConfig(name="resnet20", num_classes=5)
 PRE_ACTIVATION = ModelConfig(name="resnet20", num_classes=5, block_order="pre")

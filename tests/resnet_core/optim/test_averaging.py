@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_core.averaging import WeightAverage, equal, exponential
+from resnet_core.optim.averaging import WeightAverage, equal, exponential
 
 WEIGHTS = [3.0, -1.0, 4.0, 1.0, -5.0, 9.0, 2.0, 6.0]
 

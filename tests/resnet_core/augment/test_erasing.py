@@ -7,8 +7,8 @@ import torch
 from torchvision.transforms import v2
 
 from resnet_core.augment import step_generator
+from resnet_core.augment.erasing import erased, random_erase_
 from resnet_core.config import AugmentConfig
-from resnet_core.erasing import erased, random_erase_
 
 CPU = torch.device("cpu")
 

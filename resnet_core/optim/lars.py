@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from resnet_core.momentum import Group, MomentumSGD
+from resnet_core.optim.momentum import Group, MomentumSGD
 
 
 class Lars(MomentumSGD):

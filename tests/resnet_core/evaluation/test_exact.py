@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_core.evaluate import EvalBatch, EvalSums, evaluate
+from resnet_core.evaluation import EvalBatch, EvalSums, evaluate
 from resnet_core.step import StepConfig
 
 CPU = torch.device("cpu")
@@ -90,7 +90,9 @@ def test_every_sum_is_added_over_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = random_scores(50)
     sums = sums_of(logits, labels, [])
     alone = sums.metrics()
-    monkeypatch.setattr("resnet_core.evaluate.sum_over_ranks_", lambda values: values.mul_(3))  # three equal ranks
+    monkeypatch.setattr(
+        "resnet_core.evaluation.exact.sum_over_ranks_", lambda values: values.mul_(3)
+    )  # three equal ranks
     sums.all_reduce()
     assert int(sums.count) == 150
     assert sums.metrics() == pytest.approx(alone)

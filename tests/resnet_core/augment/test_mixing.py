@@ -9,8 +9,8 @@ import torch
 from torchvision.transforms import v2
 
 from resnet_core.augment import step_generator
+from resnet_core.augment.mixing import cutmix_outside, draw_mix, mix, symmetric_beta
 from resnet_core.config import AugmentConfig
-from resnet_core.mixing import cutmix_outside, draw_mix, mix, symmetric_beta
 
 CPU = torch.device("cpu")
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5])

@@ -5,11 +5,11 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from resnet_core.augment import augment, normalize, random_flip, step_generator
+from resnet_core.augment.erasing import random_erase_
+from resnet_core.augment.mixing import mix
+from resnet_core.augment.photometric import jitter_color_, shift_lighting_
 from resnet_core.config import AugmentConfig
 from resnet_core.config.augment import EraseMode
-from resnet_core.erasing import random_erase_
-from resnet_core.mixing import mix
-from resnet_core.photometric import jitter_color_, shift_lighting_
 
 CPU = torch.device("cpu")
 
