@@ -37,12 +37,13 @@ if not __package__:
 from benchmarks import events
 from infra.records import Record
 from infra.storage import open_store
-from pipelines.assembly import build_state
+from pipelines.assembly import build_state, decided
 from pipelines.checkpoint import RunFolder
 from pipelines.data.arrays import Arrays
 from pipelines.data.sources import open_source
 from pipelines.recipe import Recipe, load_recipe
 from resnet_core.augment import augment, step_generator
+from resnet_core.compute import autocast
 from resnet_core.schedule import LrSchedule
 
 RAY_NICENESS = 15  # of Ray's workers (RAY_worker_niceness): the plain loop's processes yield as much
@@ -90,7 +91,9 @@ def plain_worker(rank: int, job: Plain, results: SimpleQueue[float]) -> None:
     if job.workers > 1:
         where = f"tcp://127.0.0.1:{job.port}"
         dist.init_process_group("gloo", init_method=where, rank=rank, world_size=job.workers)
-    recipe, device = job.recipe, torch.device("cpu")
+    device = torch.device("cpu")
+    recipe = decided(job.recipe, device)
+    assert recipe.compute.precision != "auto"
     arrays = open_source(job.source, holdout=0.0, seed=recipe.prepare.seed).splits["train"]
     assert isinstance(arrays, Arrays)
     state = build_state(recipe, device, job.workers, len(arrays))
@@ -102,7 +105,8 @@ def plain_worker(rank: int, job: Plain, results: SimpleQueue[float]) -> None:
         for group in state.optimizer.param_groups:
             group["lr"] = schedule(step)
         inputs = augment(images, recipe.augment, step_generator(recipe.run.seed, step, rank, device))
-        loss = F.cross_entropy(state.forward(inputs), labels)
+        with autocast(device, recipe.compute.precision):
+            loss = F.cross_entropy(state.forward(inputs), labels)
         loss.backward()
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
