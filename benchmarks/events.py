@@ -18,13 +18,23 @@ Event = dict[str, Any]
 
 
 def start(
-    recipe: str, settings: Mapping[str, object], *, log: Path, trace: Path | None = None
+    recipe: str,
+    settings: Mapping[str, object],
+    *,
+    log: Path,
+    trace: Path | None = None,
+    tracking: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """`python pipelines/train.py RECIPE --set …` in a process of its own, its output appended to `log`."""
+    """`python pipelines/train.py RECIPE --set …` in a process of its own, its output appended to `log`.
+
+    It finds MLflow at `tracking`, or beside its runs.
+    """
     command = [sys.executable, "pipelines/train.py", recipe]
     for key, value in settings.items():
         command += ["--set", f"{key}={json.dumps(value)}"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    if tracking:
+        environment["MLFLOW_TRACKING_URI"] = tracking
     if trace:
         trace.mkdir(parents=True, exist_ok=True)
         environment |= {"RESNET_RAY_TRACE": str(trace), "PYTHONPATH": str(TRACE)}

@@ -39,8 +39,8 @@ from infra.records import Record
 from infra.storage import open_store
 from pipelines.assembly import build_state, decided
 from pipelines.checkpoint import RunFolder
-from pipelines.data.arrays import Arrays
 from pipelines.data.sources import open_source
+from pipelines.data.sources.arrays import Arrays
 from pipelines.recipe import Recipe, load_recipe
 from resnet_core.augment import augment, step_generator
 from resnet_core.compute import autocast

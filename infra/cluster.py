@@ -75,7 +75,7 @@ def in_job() -> bool:
 
 def _code() -> dict[str, object] | None:
     """A job's working directory is on its cluster already; a driver that joins by itself brings its path along."""
-    return None if in_job() else {"env_vars": {"PYTHONPATH": _ROOT}}
+    return None if in_job() else {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
 
 
 def _scales() -> bool:

@@ -1,8 +1,8 @@
 """S3 and what speaks its protocol, behind the interface of ``infra.storage.Store``; opened by ``open_store``.
 
 Endpoint, region and credentials are what boto3 finds in the environment of the process that asks. botocore repeats
-requests that fail; on top of that, every operation here is repeated over about a minute of outage, and bodies that end
-early are read again.
+requests that fail (no connection, 5xx, 503 SlowDown), three attempts in all. What it does not is repeated here, and
+what it gave up on: bodies that break off, stall or end early, error pages with status 200, and outages of two minutes.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from infra.errors import UserError
+from infra.patience import count_retry, pauses
 from infra.storage import inside
 
-if TYPE_CHECKING:
-    import pyarrow.fs
-
 _T = TypeVar("_T")
-_ROUNDS = 7  # with the pauses between them, about a minute; botocore makes three attempts in each
-_LONGEST_PAUSE_S = 20.0
+_Use = Literal["read", "write", "probe"]
+_PATIENCE_S = 120.0  # after the first failure; botocore makes three attempts in each of ours
+_TIMEOUT_S: Mapping[_Use, float] = {"read": 10.0, "write": 60.0, "probe": 6.0}  # without a byte
 _PART_BYTES = 16 << 20  # files above this go up in parts of it, four at a time
 _TRANSIENT_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504})  # 409: a conditional write met another in flight
 _REFUSED_STATUS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
@@ -70,8 +69,10 @@ class S3Store:
         span = {"Range": f"bytes={start}-{'' if length is None else start + length - 1}"} if start or length else {}
 
         def fetch() -> bytes:
-            answer = _client().get_object(**self._object(path), **span)
+            answer = _client("read").get_object(**self._object(path), **span)
             data: bytes = answer["Body"].read()
+            if not answer.get("ETag"):
+                raise _ShortReadError("an answer without an ETag is no object")
             if len(data) != _promised_bytes(answer, start, length):
                 raise _ShortReadError(f"{len(data)} bytes of {self.uri}/{path}")
             return data
@@ -116,6 +117,12 @@ class S3Store:
     def exists(self, path: str) -> bool:
         return self.size(path) is not None
 
+    def version(self, path: str) -> str:
+        try:
+            return str(self._patiently(lambda: _client().head_object(**self._object(path)), path)["ETag"])
+        except FileNotFoundError:
+            return ""
+
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         root = self._key("")
         folder = self._key(prefix)
@@ -137,7 +144,7 @@ class S3Store:
         return S3Store(uri=f"s3://{self.bucket}/{self._key(prefix)}".rstrip("/"))
 
     def check_access(self, *, write: bool) -> None:
-        client = _client(probe=True)
+        client = _client("probe")
         probe = self._object(f".access-{random.getrandbits(64):016x}")
 
         def touch() -> None:
@@ -147,7 +154,7 @@ class S3Store:
                 client.delete_object(**probe)
 
         try:
-            self._patiently(touch, "", rounds=1)
+            self._patiently(touch, "", total_s=0.0)
         except FileNotFoundError:
             raise UserError(f"{_endpoint()} does not answer like an S3 server: check AWS_ENDPOINT_URL") from None
 
@@ -158,21 +165,22 @@ class S3Store:
     def _object(self, path: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": self._key(path)}
 
-    def _patiently(self, operation: Callable[[], _T], path: str, *, rounds: int = _ROUNDS) -> _T:
-        """Run ``operation`` again, after growing pauses with jitter, while what stops it can pass by itself."""
+    def _patiently(self, operation: Callable[[], _T], path: str, *, total_s: float | None = None) -> _T:
+        """Run `operation` again, after growing pauses with jitter, while what stops it can pass by itself."""
         from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
-        for round_ in range(1, rounds + 1):
+        pause = pauses(_PATIENCE_S if total_s is None else total_s)
+        while True:
             try:
                 return operation()
             except (BotoCoreError, ClientError, Boto3Error, _ShortReadError) as raised:
                 # boto3 wraps what stopped a file's upload.
                 error = raised.__context__ if isinstance(raised, Boto3Error) and raised.__context__ else raised
-                if round_ == rounds or not _transient(error):
+                if not _transient(error) or (seconds := next(pause, None)) is None:
                     raise self._told(error, path) from error
-            time.sleep(random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, 2.0 ** (round_ - 1)))
-        raise AssertionError("the last round returns or raises")
+            count_retry()
+            time.sleep(seconds)
 
     def _told(self, error: BaseException, path: str) -> BaseException:
         """What the caller sees: the exceptions of files for an object's state, else one line that holds no secret."""
@@ -249,51 +257,43 @@ def _promised_bytes(answer: Mapping[str, Any], start: int, length: int | None) -
     return total - start if length is None else min(length, total - start)
 
 
-def _configured_endpoint() -> str:
+def configured_endpoint() -> str:
+    """The S3 endpoint that the environment names, or "" for Amazon's own."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def _endpoint() -> str:
     """The endpoint as messages name it: without a user or password."""
-    return re.sub(r"//[^/]*@", "//", _configured_endpoint()) or "https://s3.amazonaws.com"
+    return re.sub(r"//[^/]*@", "//", configured_endpoint()) or "https://s3.amazonaws.com"
 
 
-def _client(*, probe: bool = False) -> Any:
-    """One client per process and state of the environment: clients are thread-safe and dear to make."""
+def _client(use: _Use = "write") -> Any:
+    """One client per process, use and state of the environment: clients are thread-safe and dear to make."""
     environment = tuple(sorted((key, value) for key, value in os.environ.items() if key.startswith("AWS_")))
-    return _make_client(environment, probe)
+    return _make_client(environment, use)
 
 
 @functools.lru_cache(maxsize=8)
-def _make_client(_environment: tuple[tuple[str, str], ...], probe: bool) -> Any:
+def _make_client(_environment: tuple[tuple[str, str], ...], use: _Use) -> Any:
     import boto3
     from botocore.config import Config
 
     config = Config(
         connect_timeout=5,
-        read_timeout=6 if probe else 60,
-        retries={"mode": "standard", "total_max_attempts": 2 if probe else 3},
+        read_timeout=_TIMEOUT_S[use],
+        retries={"mode": "standard", "total_max_attempts": 2 if use == "probe" else 3},
         signature_version="s3v4",
-        s3={"addressing_style": "path" if _configured_endpoint() else "auto"},
+        s3={"addressing_style": "path" if configured_endpoint() else "auto"},
         max_pool_connections=32,
     )
     try:
-        return boto3.session.Session().client("s3", config=config)
+        client = boto3.session.Session().client("s3", config=config)
     except ValueError:
         raise UserError(f"AWS_ENDPOINT_URL is {_endpoint()!r}, which is not a URL: write http://host:port") from None
+    client.meta.events.register("needs-retry.s3", _count_attempt)
+    return client
 
 
-def arrow_filesystem() -> pyarrow.fs.S3FileSystem:
-    """S3 as pyarrow sees it, from the same environment; the AWS SDK in it finds the credentials by itself."""
-    import pyarrow.fs
-
-    endpoint = urlsplit(_configured_endpoint())
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return pyarrow.fs.S3FileSystem(
-        endpoint_override=endpoint.netloc or None,
-        scheme=endpoint.scheme or "https",
-        region=region or ("us-east-1" if endpoint.netloc else None),
-        connect_timeout=5,
-        request_timeout=60,
-        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=10),
-    )
+def _count_attempt(attempts: int, **_: Any) -> None:
+    if attempts > 1:
+        count_retry()

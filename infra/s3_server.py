@@ -63,8 +63,10 @@ class S3Server:
 
 
 @contextmanager
-def serve_s3(folder: str | Path, *, bucket: str = "resnet-ray", port: int | None = None) -> Iterator[S3Server]:
-    """Serve the objects kept in ``folder`` until the block ends; ``port`` is a free one if not given.
+def serve_s3(
+    folder: str | Path, *, bucket: str = "resnet-ray", port: int | None = None, secret_key: str = ""
+) -> Iterator[S3Server]:
+    """Serve the objects kept in ``folder`` until the block ends; port and secret key are new ones if not given.
 
     Raises:
         UserError: the binary is missing, or the server is not ready within 30 s (the message names its log).
@@ -74,7 +76,7 @@ def serve_s3(folder: str | Path, *, bucket: str = "resnet-ray", port: int | None
     ports = dict(zip(_ROLES, _free_ports(len(_ROLES)), strict=True))
     if port is not None:
         ports["s3"] = port
-    access_key, secret_key = "resnet-ray", secrets.token_hex(16)
+    access_key, secret_key = "resnet-ray", secret_key or secrets.token_hex(16)
     with tempfile.TemporaryDirectory(prefix="weed-") as scratch, Path(folder, "weed.log").open("wb") as log:
         # Unix sockets and caches go to a short private path: their names are limited to 107 characters.
         command = [

@@ -63,6 +63,9 @@ class Store(Protocol):
     def exists(self, path: str) -> bool:
         """Whether there is such an object."""
 
+    def version(self, path: str) -> str:
+        """Changes whenever the object is written anew, even with as many bytes; empty where there is none."""
+
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         """(path, bytes) of every object under the folder ``prefix``, at any depth, sorted by path."""
 
@@ -102,13 +105,29 @@ def pyarrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     It carries no credentials: each process that receives it finds its own in its environment.
     """
     scheme, path = _parse(uri)
-    if scheme == "s3":
-        from infra.s3 import arrow_filesystem
-
-        return arrow_filesystem(), path.removeprefix("s3://")
     import pyarrow.fs
 
+    if scheme == "s3":
+        return _arrow_s3(), path.removeprefix("s3://")
     return pyarrow.fs.LocalFileSystem(), path
+
+
+def _arrow_s3() -> pyarrow.fs.S3FileSystem:
+    """S3 as pyarrow sees it, from the same environment as boto3; the AWS SDK in it finds the credentials by itself."""
+    import pyarrow.fs
+
+    from infra.s3 import configured_endpoint
+
+    endpoint = urlsplit(configured_endpoint())
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return pyarrow.fs.S3FileSystem(
+        endpoint_override=endpoint.netloc or None,
+        scheme=endpoint.scheme or "https",
+        region=region or ("us-east-1" if endpoint.netloc else None),
+        connect_timeout=5,
+        request_timeout=60,
+        retry_strategy=pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=10),
+    )
 
 
 def _parse(uri: str) -> tuple[str, str]:
@@ -169,6 +188,10 @@ class LocalStore:
 
     def exists(self, path: str) -> bool:
         return self._at(path).is_file()
+
+    def version(self, path: str) -> str:
+        target = self._at(path)
+        return str(target.stat().st_mtime_ns) if target.is_file() else ""
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         found = []

@@ -4,8 +4,8 @@
     RUN/checkpoints/step-00001234/  model, ema, optimizer, inputs, ledger, scored, records, recipe; then checkpoint.json
     RUN/finished.json               the run is done: what came of it
 
-`checkpoint.json` holds the sha256 of every other file. A checkpoint without it, or that disagrees with it, is never
-loaded; the one before is.
+`checkpoint.json` holds the sha256 of every other file, and its own. A checkpoint without it, or that disagrees with
+it also when read again, is never loaded; the one before is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import UserError
+from infra.patience import count_retry
 from infra.records import Record
 from infra.storage import Store
 
@@ -40,6 +41,11 @@ ACCURACY = "test/accuracy"
 _OTHER = (LEDGER, SCORED, INPUTS)  # tensors that are no part of the training state
 _HEAD = ("step", "metrics", "recipe", "data_digest")  # of checkpoint.json, beside the list of files
 NEWEST_KEPT = 2  # the newest, and the one to fall back on
+
+
+class _DamagedError(UserError):
+    """What was read is not what was saved."""
+
 
 Warn = Callable[[str], None]
 
@@ -107,7 +113,8 @@ class Checkpoint:
             for name, data in sorted(self.files.items())
         }
         head = {"format_version": 1, "step": self.step, "metrics": dict(self.metrics), "data_digest": self.data_digest}
-        return json.dumps({**head, "recipe": dict(self.recipe), "files": listed}, sort_keys=True, indent=1).encode()
+        content = {**head, "recipe": dict(self.recipe), "files": listed}
+        return _json({**content, "sha256": _own_sha256(content)})
 
 
 class RunFolder:
@@ -145,18 +152,30 @@ class RunFolder:
         Raises:
             UserError: it is not there, incomplete, or a file's hash disagrees.
         """
-        folder = _folder(step)
         try:
-            head = json.loads(self.store.read(f"{folder}/{COMMIT}"))
-            files = {name: self.store.read(f"{folder}/{name}") for name in head["files"]}
+            try:
+                return self._load(step)
+            except _DamagedError:
+                count_retry()
+                return self._load(step)  # it may have been the transfer
         except FileNotFoundError as error:
             raise UserError(f"{self.store.description}: checkpoint of step {step} is missing or incomplete") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-            raise UserError(f"{self.store.description}/{folder}/{COMMIT} is damaged: {error}") from error
+
+    def _load(self, step: int) -> Checkpoint:
+        folder = f"{self.store.description}/{_folder(step)}"
+        try:
+            head = json.loads(self.store.read(f"{_folder(step)}/{COMMIT}"))
+            files = {name: self.store.read(f"{_folder(step)}/{name}") for name in head["files"]}
+            checkpoint = Checkpoint(**{key: head[key] for key in _HEAD}, files=files)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _DamagedError(f"{folder}/{COMMIT} is damaged: {error}") from error
+        own = head.pop("sha256", None)  # the first checkpoints had none
+        if head.keys() != {*_HEAD, "files", "format_version"} or (own and own != _own_sha256(head)):
+            raise _DamagedError(f"{folder}/{COMMIT} is not what was saved: its sha256 disagrees")
         for name, data in files.items():
             if hashlib.sha256(data).hexdigest() != head["files"][name]["sha256"]:
-                raise UserError(f"{self.store.description}/{folder}/{name} is not what was saved: its sha256 disagrees")
-        return Checkpoint(**{key: head[key] for key in _HEAD}, files=files)
+                raise _DamagedError(f"{folder}/{name} is not what was saved: its sha256 disagrees")
+        return checkpoint
 
     def head(self, step: int) -> dict[str, Any] | None:
         """What checkpoint.json says of a checkpoint, whose files are not verified; None where it is damaged or gone."""
@@ -205,6 +224,15 @@ class RunFolder:
             except UserError as error:
                 warn(f"{error}; going back to the checkpoint before")
         return None
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(content), sort_keys=True, indent=1).encode()
+
+
+def _own_sha256(content: Mapping[str, Any]) -> str:
+    """Of checkpoint.json without the line that holds it."""
+    return hashlib.sha256(_json(content)).hexdigest()
 
 
 def _folder(step: int) -> str:

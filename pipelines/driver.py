@@ -92,13 +92,15 @@ def _find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
         from pipelines.data.sources import open_source
         from pipelines.data.write import prepare
 
-        source = open_source(recipe.data.source, holdout=recipe.prepare.holdout, seed=recipe.prepare.seed)
+        made = recipe.prepare
+        source = open_source(recipe.data.source, holdout=made.holdout, seed=made.seed, keep=store)
         console.print(f"preparing {source.description} at {store.description}")
         infra.cluster.connect(min_cpus=1)
         with PrepareBar(console) as bar:
             return prepare(source, store, recipe.prepare, bar.show)
     manifest = load_manifest(store)
-    check_shards(store, manifest)
+    if strange := check_shards(store, manifest):
+        console.print(f"ignored: {', '.join(strange)} in {store.description}, which manifest.json does not name")
     return manifest
 
 
@@ -111,6 +113,10 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
         raise UserError(f"model.num_classes is {recipe.model.num_classes}, and data set {manifest.name} has {classes}")
     if recipe.model.in_channels != _CHANNELS:
         raise UserError(f"model.in_channels is {recipe.model.in_channels}, and the images of data sets are RGB")
+    if recipe.data.device_cache and manifest.stored.form != "raw":
+        raise UserError(
+            f"data.device_cache needs raw pixels: data set {manifest.name} holds {manifest.stored.form} images"
+        )
     workers, batch = max(1, recipe.run.num_workers), recipe.optim.global_batch_size
     if batch % (workers * recipe.data.repeats):
         among = f"run.num_workers = {workers}"
@@ -185,7 +191,8 @@ def _train_and_register(
     samples, batch = manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size
     views = recipe.data.repeats
     steps = total_steps(recipe.schedule, samples, batch)
-    if folder.steps()[-1:] != [steps]:
+    newest = folder.newest(lambda _: None)  # what is damaged has been told of
+    if newest is None or newest.step != steps:
         stream = Stream(
             manifest=manifest,
             data_uri=open_store(recipe.data.uri).uri,
@@ -195,8 +202,12 @@ def _train_and_register(
             split=recipe.data.train_split,
             seed=recipe.run.seed,
             total_samples=max(1, total_samples(recipe.schedule, samples, batch) // views),
+            step_rows=batch // views,
             task_mb=recipe.data.task_mb,
             ordered=recipe.data.ordered,
+            decode_on=recipe.data.decode_on,
+            cache=recipe.data.cache,
+            tolerant=recipe.data.max_bad_samples > 0,
         )
         _fit(recipe, stream, tracker, console)
     return conclude(recipe, manifest, folder, tracker, tracking, console)

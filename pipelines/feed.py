@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import queue
 import threading
 import time
@@ -16,6 +17,9 @@ import torch
 
 from infra.errors import UserError
 from pipelines.data.ingest import FILLER
+from pipelines.data.quarantine import Fault
+from pipelines.data.stages import DataTimes
+from pipelines.device_images import DeviceImages, UndecodableError, made_on_device, to_device
 from resnet_core.step import Microbatch, Share
 
 _BLOCKS_AHEAD = 2
@@ -63,32 +67,40 @@ class Steps:
 class Feed:
     """Reads ahead in a thread from the moment it is made, so that the model can be built meanwhile."""
 
-    def __init__(self, blocks: Iterable[Rows], steps: Steps, device: torch.device) -> None:
+    def __init__(
+        self, blocks: Iterable[Rows], steps: Steps, device: torch.device, maker: DeviceImages | None = None
+    ) -> None:
+        """`maker` makes the images of blocks that have none."""
         self._steps = steps
         self._device = device
+        self._maker = maker or DeviceImages(device=device)
         self._ahead: queue.Queue[Rows | BaseException | None] = queue.Queue(_BLOCKS_AHEAD)
         self._held: deque[Rows] = deque()
+        self._filler = 0  # rows that arrived and have not stood in for samples
         self._marks: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]] = []
-        self.waited_s = 0.0
-        """Seconds spent waiting for data since it was last set to 0."""
-        self.images = 0
-        """Images handed out since it was last set to 0."""
+        self._bad: list[tuple[int, int, str]] = []
+        self._warnings: list[str] = []
+        self._told: set[str] = set()
+        self.times = DataTimes()
+        """What the data took since it was last set to nothing; the wait for the first block is left out."""
         threading.Thread(target=self._read, args=(blocks,), name="feed", daemon=True).start()
 
     def base(self) -> int:
         """The step whose checkpoint the stream continues; waits for the first rows."""
         if not self._held:
             self._hold_next()
+            self.times = dataclasses.replace(self.times, tasks_s=0.0, transfer_s=0.0)
         return int(self._held[0]["base"][0])
 
     def shares(self, start: int) -> Iterator[Share]:
         """This rank's part of each step from `start` on."""
         for step in range(start, self._steps.total_steps):
             last = step == self._steps.total_steps - 1
-            began = time.monotonic()
+            began, before = time.perf_counter(), self.times.waited_s
             rows = self._take(None if last else self._steps.rows_per_rank)
             share = self._share(rows, step)
-            self.waited_s += time.monotonic() - began
+            known = self.times.waited_s - before
+            self.times += DataTimes(collate_s=time.perf_counter() - began - known)
             yield share
 
     def drain_marks(self) -> npt.NDArray[np.int64]:
@@ -97,77 +109,124 @@ class Feed:
         pairs = [np.stack([epochs, ids], axis=1) for epochs, ids in marks]
         return np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
 
+    def drain_bad(self) -> list[tuple[int, int, str]]:
+        """(id, epoch, what is wrong) of the samples thrown away since the last call; they are among the marks."""
+        bad, self._bad = self._bad, []
+        return bad
+
+    def drain_warnings(self) -> list[str]:
+        """What data tasks have to tell since the last call; no line comes again."""
+        new = [warning for warning in dict.fromkeys(self._warnings) if warning not in self._told]
+        self._told.update(new)
+        self._warnings = []
+        return new
+
     def _share(self, rows: list[Rows], step: int) -> Share:
         batches: list[Microbatch] = []
         for same_size in _by_image_size(rows):
-            real = same_size["id"] != FILLER
-            kept = same_size if real.all() else {name: column[real] for name, column in same_size.items()}
-            if not len(kept["id"]):
-                continue
-            self._marks.append((kept["epoch"].astype(np.int64), kept["id"].astype(np.int64)))
-            images, labels = _flatten(kept["image"], kept["label"], self._steps.repeats)
-            self.images += len(labels)
-            batch = Microbatch(images_BHWC=self._to_device(images), labels_B=self._to_device(labels))
+            self._marks.append((same_size["epoch"].astype(np.int64), same_size["id"].astype(np.int64)))
+            kept = self._good(same_size, same_size["bad"])
             limit = self._steps.microbatch_size or self._steps.images_per_rank
-            batches.extend(batch.split(limit))
+            while len(kept["id"]):
+                try:
+                    batches.extend(self._batch(kept).split(limit))
+                    break
+                except UndecodableError as error:  # found on the device; its key is not known here
+                    notes = np.full(len(kept["id"]), "", dtype=object)
+                    notes[error.place] = Fault("undecodable", error.reason).note("")
+                    kept = self._good(kept, notes)
         return Share(microbatches=batches, count=self._steps.count(step), world_size=self._steps.world_size)
 
-    def _to_device(self, column: npt.NDArray[Any]) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(column))
-        return tensor.pin_memory().to(self._device, non_blocking=True) if self._device.type == "cuda" else tensor
+    def _good(self, rows: Rows, notes: npt.NDArray[np.object_]) -> Rows:
+        """The rows without a note; the others are bad, and what their notes say is kept."""
+        bad = _rows_where(rows, notes != "")
+        self._bad += zip(bad["id"].tolist(), bad["epoch"].tolist(), notes[notes != ""].tolist(), strict=True)
+        return _rows_where(rows, notes == "")
+
+    def _batch(self, rows: Rows) -> Microbatch:
+        """Views as images of their own: the first of every sample, then the second of every sample, and so on.
+
+        Not sample after sample: mixing pairs neighbours, and a microbatch should have as many different samples as it
+        can.
+        """
+        labels = np.tile(rows["label"], self._steps.repeats)
+        if made_on_device(rows):
+            began = time.perf_counter()
+            images = self._maker.crops(rows)
+            self.times += DataTimes(device_s=time.perf_counter() - began)
+        else:
+            views = _flat(rows["image"]) if self._steps.repeats > 1 else rows["image"]
+            began = time.perf_counter()
+            images = to_device(views, self._device)
+            self.times += DataTimes(transfer_s=time.perf_counter() - began)
+        self.times += DataTimes(images=len(labels))
+        return Microbatch(images_BHWC=images, labels_B=to_device(labels, self._device))
 
     def _take(self, count: int | None) -> list[Rows]:
-        """Exactly `count` rows, or all that are left."""
+        """Exactly `count` samples, or all that are left.
+
+        Filler may come before the last samples: it counts only where the stream has ended without enough of them.
+        """
         taken: list[Rows] = []
         missing = count if count is not None else np.inf
         while missing > 0 and (self._held or self._hold_next()):
-            block = self._held.popleft()
+            block = self._without_filler(self._held.popleft())
             rows = len(block["id"])
             if rows > missing:
                 cut = int(missing)
                 self._held.appendleft({name: column[cut:] for name, column in block.items()})
                 block, rows = {name: column[:cut] for name, column in block.items()}, cut
-            taken.append(block)
+            taken += [block] if rows else []
             missing -= rows
-        if count is not None and missing:
-            raise RuntimeError(f"the stream ended {missing} rows early")
+        if count is not None:
+            if missing > self._filler:
+                raise RuntimeError(f"the stream ended {missing - self._filler} rows early")
+            self._filler -= int(missing)
         return taken
 
+    def _without_filler(self, block: Rows) -> Rows:
+        real = block["id"] != FILLER
+        self._filler += len(real) - int(np.count_nonzero(real))
+        return _rows_where(block, real)
+
     def _hold_next(self) -> bool:
+        asked_at, began = time.time(), time.perf_counter()
         block = self._ahead.get()
+        waited_s = time.perf_counter() - began
         if isinstance(block, BaseException):
             raise block
         if block is None:
             self._ahead.put(None)
             return False
+        self.times += DataTimes.of_block(block, asked_at, waited_s)
+        self._warnings += filter(None, block["warning"])
         self._held.append(block)
         return True
 
     def _read(self, blocks: Iterable[Rows]) -> None:
         try:
             for block in blocks:
-                self._ahead.put(block)
+                if len(block["id"]):  # Ray's splitter also hands out what it has cut off, if it is nothing
+                    self._ahead.put(block)
         except BaseException as error:  # whatever it is, it belongs to the thread that waits for rows
             self._ahead.put(error)
         else:
             self._ahead.put(None)
 
 
-def _flatten(
-    images: npt.NDArray[Any], labels: npt.NDArray[Any], repeats: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Views as images of their own: the first of every sample, then the second of every sample, and so on.
+def _flat(views: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[n, r, ...] to [r * n, ...]."""
+    return views.swapaxes(0, 1).reshape(-1, *views.shape[2:])
 
-    Not sample after sample: mixing pairs neighbours, and a microbatch should have as many different samples as it can.
-    """
-    if repeats == 1:
-        return images, labels
-    return images.swapaxes(0, 1).reshape(-1, *images.shape[2:]), np.tile(labels, repeats)
+
+def _rows_where(rows: Rows, mask: npt.NDArray[np.bool_]) -> Rows:
+    return rows if mask.all() else {name: column[mask] for name, column in rows.items()}
 
 
 def _by_image_size(rows: list[Rows]) -> list[Rows]:
     """The rows, those of one image size together."""
     groups: dict[tuple[int, ...], list[Rows]] = {}
     for block in rows:
-        groups.setdefault(block["image"].shape[1:], []).append(block)
+        size = (int(block["size"][0]),) if made_on_device(block) else block["image"].shape[1:]
+        groups.setdefault(size, []).append(block)
     return [{name: np.concatenate([block[name] for block in group]) for name in group[0]} for group in groups.values()]

@@ -62,7 +62,7 @@ def launch(recipe: Recipe, stream: Stream, start_uri: str, mailbox: ActorHandle[
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
             callbacks=[_Failures(mailbox)],  # type: ignore[list-item]  # annotated as Tune's, which Train refuses
         ),
-        datasets={"train": dataset},
+        datasets={} if recipe.data.device_cache else {"train": dataset},
         dataset_config=IngestConfig(stream),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)

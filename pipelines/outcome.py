@@ -13,7 +13,9 @@ from infra.storage import open_store
 from infra.tracking import Record, Tracker, Tracking
 from pipelines.checkpoint import RunFolder
 from pipelines.data.manifest import Manifest
+from pipelines.data.quarantine import QUARANTINE, Quarantine
 from pipelines.recipe import Recipe
+from pipelines.telemetry import data_limit, retries
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,6 +35,9 @@ class Outcome:
     champion: bool = False
     reason: str = ""
     example: str = ""  # URI of a held-out picture to try the model on
+    data_limit: str = ""  # which stage of the data held the run up and what to change, or "" if none did
+    retries: int = 0  # requests to the storage that data tasks had to repeat
+    bad_samples: int = 0  # in quarantine
     seconds: float = 0.0
 
     @classmethod
@@ -52,7 +57,15 @@ def conclude(
         raise UserError(f"{folder.store.description} holds no whole checkpoint: run the same command again")
     steps_per_epoch = manifest.splits[recipe.data.train_split] / recipe.optim.global_batch_size
     _draw(tracker, newest.records, best.scored, manifest, steps_per_epoch)
-    outcome = partial(Outcome, run_id=tracker.run_id, step=newest.step, accuracy=best.metrics["test/accuracy"])
+    outcome = partial(
+        Outcome,
+        run_id=tracker.run_id,
+        step=newest.step,
+        accuracy=best.metrics["test/accuracy"],
+        data_limit=data_limit(newest.records, recipe.optim.global_batch_size),
+        retries=retries(newest.records),
+        bad_samples=len(Quarantine.from_parquet(newest.files[QUARANTINE])) if QUARANTINE in newest.files else 0,
+    )
     if not recipe.run.register_as:
         return outcome()
     if not tracker.drain(DELIVERY_PATIENCE_S):

@@ -18,7 +18,8 @@ from infra.errors import UserError
 from infra.mlflow_client import Tracking, connect, resolve_tracking, told_in_one_line
 from infra.registry import CHAMPION, load
 from pipelines import cli
-from pipelines.data.decode import CropConfig, DecodeError, eval_crop, open_rgb
+from pipelines.data.decode import CropConfig, DecodeError
+from pipelines.data.views import IMAGE_FILE, eval_view
 
 _BATCH = 64
 
@@ -37,7 +38,7 @@ def main() -> None:
         raise UserError(f"there is no image file {missing}")
     tracking = resolve_tracking(arguments.home)
     model = load(tracking, arguments.model or _only_champion(tracking))
-    crop = CropConfig(image_size=model.metadata["image_size"], eval_resize=model.metadata["eval_resize"])
+    crop = CropConfig.of_shown(model.metadata)
     images = np.stack([_read(file, crop) for file in arguments.images])
     batches = [model.predict(images[begin : begin + _BATCH]) for begin in range(0, len(images), _BATCH)]
     console = Console(soft_wrap=True, highlight=False, markup=False)
@@ -60,7 +61,7 @@ def _only_champion(tracking: Tracking) -> str:
 
 def _read(file: str, crop: CropConfig) -> npt.NDArray[np.uint8]:
     try:
-        return eval_crop(open_rgb(Path(file).read_bytes()), crop)
+        return eval_view(Path(file).read_bytes(), IMAGE_FILE, crop)
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except DecodeError as error:

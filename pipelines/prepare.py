@@ -1,7 +1,8 @@
 """Turn labelled images into a data set: `python pipelines/prepare.py SOURCE DEST [--set prepare.key=value …]`.
 
-SOURCE is a folder of class folders, a folder of IDX files, or the word mnist5k; DEST a folder or s3://bucket/prefix.
-After an interruption the same command goes on; once finished it says so and does nothing.
+SOURCE is a folder, s3://bucket/prefix or file that holds one of the kinds that `--help` lists (docs/data-sources.md),
+or the word mnist5k; DEST a folder or s3://bucket/prefix. After an interruption the same command goes on; once finished
+it says so and does nothing.
 """
 
 from __future__ import annotations
@@ -16,36 +17,43 @@ if not __package__:
 from rich.console import Console
 
 from infra.errors import UserError
-from infra.storage import open_store
+from infra.storage import Store, open_store
 from pipelines import cli
 from pipelines.data.manifest import Manifest
 from pipelines.data.progress import PrepareBar
-from pipelines.data.sources import open_source
-from pipelines.data.write import PrepareConfig, find_prepared, prepare
+from pipelines.data.report import read_report
+from pipelines.data.sources import EXPECTS, open_source
+from pipelines.data.write import PrepareConfig, clear_progress, find_prepared, prepare
 from pipelines.recipe import build_recipe, parse_overrides
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the images of SOURCE as shards and a manifest to DEST.")
-    parser.add_argument("source", metavar="SOURCE", help="folder of class folders or of IDX files, or the word mnist5k")
+    parser = argparse.ArgumentParser(
+        description="Write the images of SOURCE as shards and a manifest to DEST.",
+        epilog=f"SOURCE holds one of: {EXPECTS}. Archives are read as they are.",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="folder, s3://bucket/prefix, file, or the word mnist5k")
     parser.add_argument("dest", metavar="DEST", help="folder or s3://bucket/prefix")
     cli.add_set(parser)
     arguments = parser.parse_args()
     config = _config(arguments.settings)
     store = open_store(arguments.dest)
     store.check_access(write=True)
-    source = open_source(arguments.source, holdout=config.holdout, seed=config.seed)
+    source = open_source(arguments.source, holdout=config.holdout, seed=config.seed, keep=store)
     console = Console(soft_wrap=True, highlight=False)
     manifest = find_prepared(source, store, config)
     if manifest is not None:
+        clear_progress(store)
         console.print(f"{store.description} is already prepared: nothing to do")
     else:
+        console.print(f"preparing {source.description}")
         from infra.cluster import connect
 
         connect(min_cpus=1)
         with PrepareBar(console) as bar:
             manifest = prepare(source, store, config, bar.show)
-    _summarise(console, manifest, arguments.dest)
+        console.print(f"wrote at {bar.rate}")
+    _summarise(console, store, manifest, arguments.dest)
 
 
 def _config(settings: list[str]) -> PrepareConfig:
@@ -56,10 +64,13 @@ def _config(settings: list[str]) -> PrepareConfig:
     return build_recipe({"data": {"uri": "none"}}, overrides, where="--set").prepare
 
 
-def _summarise(console: Console, manifest: Manifest, dest: str) -> None:
+def _summarise(console: Console, store: Store, manifest: Manifest, dest: str) -> None:
     splits = ", ".join(f"{rows:,} {split}" for split, rows in manifest.splits.items())
     size = f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:,.1f} MB"
     console.print(f"data set {manifest.name}: {splits} images of {len(manifest.class_names)} classes in {size}")
+    report = read_report(store)
+    for line in report.lines() if report else ():
+        console.print(line)
     console.print(f"next: python pipelines/train.py --set data.uri={dest}")
 
 

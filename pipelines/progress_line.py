@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.status import Status
 
 from pipelines.mailbox import Event, Message, Progress, Recorded
+from pipelines.telemetry import waiting
 
 _PLAIN_EVERY_S = 10.0
 
 
 @dataclass(kw_only=True)
 class ProgressLine:
-    """Epoch, step, loss, images/s, share of the time without data, time left."""
+    """Epoch, step, loss, images/s, share of the time without data and the stage at fault, time left."""
 
     console: Console
     total_steps: int
@@ -57,14 +58,14 @@ class ProgressLine:
 
     def line(self) -> str:
         """The line as it stands."""
-        loss, waiting = self._latest.get("train/loss"), self._latest.get("train/data_wait_share")
+        loss = self._latest.get("train/loss")
         left_s = (self.total_steps - self._step) * self.global_batch_size / self._rate if self._rate else None
         parts = [
             f"epoch {self._step / self.steps_per_epoch:.2f}/{self.total_steps / self.steps_per_epoch:.0f}",
             f"step {self._step}/{self.total_steps}",
             "" if loss is None else f"loss {loss:.4f}",
             f"{self._rate:,.0f} images/s",
-            "" if waiting is None else f"{waiting:.0%} waiting for data",
+            waiting(self._latest),
             "" if left_s is None else f"{_clock(left_s)} left",
         ]
         return "  ".join(part for part in parts if part)

@@ -20,8 +20,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.errors import UserError
-from pipelines.data.decode import CropConfig
-from pipelines.data.write import PrepareConfig
+from pipelines.data.prepare_config import PrepareConfig
+from pipelines.recipe_sections import DataConfig, RunConfig
 from pipelines.toml_file import find_file, first_line, nearest, read_toml
 from resnet_core.config import (
     AugmentConfig,
@@ -36,76 +36,6 @@ from resnet_core.schedule import to_steps, total_steps
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = "mnist5k"
-
-
-def _require(condition: bool, key: str, what: str, value: object) -> None:
-    if not condition:
-        raise ValueError(f"{key} {what}, got {value!r}")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class DataConfig(CropConfig):
-    """Which data set, and how a sample becomes an input; the crop's fields are `CropConfig`'s."""
-
-    uri: str = ""
-    """Folder or s3://bucket/prefix that holds manifest.json."""
-    source: str = ""
-    """If there is no data set at `uri` yet, prepare it from this SOURCE first; "" = never."""
-    train_split: str = "train"
-    eval_split: str = "test"
-    task_mb: int = 32
-    """Decoded megabytes that one data task yields: large enough to hide a task's cost, small enough to stream."""
-    ordered: bool = False
-    """Keep the plan's order through the stream: a rerun sees the same batches. A late task holds up the rest."""
-
-    def __post_init__(self) -> None:
-        CropConfig.__post_init__(self)
-        _require(bool(self.uri), "data.uri", "must name a folder or s3://bucket/prefix", self.uri)
-        _require(self.task_mb >= 1, "data.task_mb", "must be at least 1", self.task_mb)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class RunConfig:
-    """Where and on what the run happens. Nothing here but `seed` changes the result."""
-
-    name: str = ""
-    """Folder of the run under `home` and name of the MLflow run; "" = recipe's name and digest."""
-    home: str = "runs"
-    """Folder or s3://bucket/prefix for checkpoints and the run's state."""
-    experiment: str = "resnet-ray"
-    """MLflow experiment."""
-    register_as: str = ""
-    """Registered model that the best checkpoint becomes a version of; "" = do not register."""
-    seed: int = 0
-    num_workers: int = 1
-    """Ray Train workers; 0 = in this process (Ray's local mode)."""
-    cpus_per_worker: int = 1
-    use_gpu: bool = False
-    max_failures: int = 3
-    """Worker-group restarts inside one command; further ones need the command again."""
-    log_every_steps: int = 50
-    eval_every_epochs: int = 1
-    checkpoint_every_steps: int = 0
-    """Checkpoints between evaluations; 0 = only at evaluations."""
-    keep_best: int = 1
-    """Checkpoints kept for their accuracy, besides the newest two."""
-
-    def __post_init__(self) -> None:
-        _require(not (set(self.name) & set("/\\ ")), "run.name", "must not contain slashes or spaces", self.name)
-        for field, least in _RUN_MINIMA.items():
-            _require(getattr(self, field) >= least, f"run.{field}", f"must be at least {least}", getattr(self, field))
-
-
-_RUN_MINIMA = {
-    "seed": 0,
-    "num_workers": 0,
-    "cpus_per_worker": 1,
-    "max_failures": 0,
-    "log_every_steps": 1,
-    "eval_every_epochs": 1,
-    "checkpoint_every_steps": 0,
-    "keep_best": 1,
-}
 
 
 class Recipe(BaseModel):
@@ -141,6 +71,7 @@ class Recipe(BaseModel):
         Defaults are left out, so that a run keeps its name when a later version knows more keys.
         """
         left_out = {"name", "data.uri", "data.source", "data.task_mb", "model.num_classes"}  # set by the data
+        left_out |= {"data.max_bad_samples", "data.cache_dir", "data.cache_gb"}  # change nothing in what is trained
         sections = ("prepare.", "compute.", "run.")
         return {
             key: value

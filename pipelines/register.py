@@ -55,8 +55,7 @@ def register_checkpoint(
         recipe_digest=recipe.digest,
         metadata={
             "class_names": list(data.manifest.class_names),
-            "image_size": data.crop.image_size,
-            "eval_resize": data.crop.eval_resize,
+            **data.crop.shown,
             "data_uri": data.store.uri,
             "data_digest": data.manifest.digest,
             "split": data.split,
@@ -98,7 +97,7 @@ def _gate(tracking: Tracking, name: str, challenger: Score, data: EvalData) -> D
     if tuple(model.metadata["class_names"]) != data.manifest.class_names:
         reason = f"the champion {present.uri} tells other classes apart: register under another name"
         return Decision(promote=False, reason=reason)
-    crop = CropConfig(image_size=model.metadata["image_size"], eval_resize=model.metadata["eval_resize"])
+    crop = CropConfig.of_shown(model.metadata)
     champion_data = EvalData(store=data.store, manifest=data.manifest, crop=crop, split=data.split)
     return decide(challenger, score_model(model.predict, champion_data))
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from infra.errors import UserError
 from infra.gate import Score
 from infra.storage import Store
+from pipelines.data.cache import CacheConfig
 from pipelines.data.decode import CropConfig
 from pipelines.data.manifest import Manifest
 from pipelines.data.plan import WorkItem, eval_items, rows_within
@@ -84,10 +85,13 @@ class EvalData:
     """Root of the data set."""
     manifest: Manifest
     crop: CropConfig
-    """Its `image_size` and `eval_resize` count; at the size that the model takes."""
+    """Its sizes, decoder and interpolation count; at the size that the model takes."""
     split: str = "test"
     rank: int = 0
     world_size: int = 1
+    cache: CacheConfig | None = None
+    tolerant: bool = False
+    """Leave bad samples out, which training names; else they are errors, and evaluation is never tolerant."""
     window: int = 3
     """Tasks in flight, finished ones included: bounds what waits in the object store."""
     views: Views = field(default_factory=Views)
@@ -121,9 +125,17 @@ class EvalData:
     def load(self, item: WorkItem, rows_per_block: int) -> Iterator[Block]:
         """What the task of an item does."""
         if self.views.whole:
-            return load_whole(self.store, self.manifest, item, self.scales)
-        config = TaskConfig(crop=self._loaded, train=False, seed=0, rows_per_block=rows_per_block)
-        return load_item(self.store, self.manifest, item, config)
+            return load_whole(self.store, self.manifest, item, self.scales, self.crop)
+        config = TaskConfig(
+            crop=self._loaded,
+            train=False,
+            seed=0,
+            rows_per_block=rows_per_block,
+            tolerant=self.tolerant,
+            cache=self.cache,
+        )
+        blocks = load_item(self.store, self.manifest, item, config)
+        return ({name: column[block["bad"] == ""] for name, column in block.items()} for block in blocks)
 
     @property
     def _loaded(self) -> CropConfig:

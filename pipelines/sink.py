@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,12 @@ import torch
 from safetensors.numpy import save as save_arrays
 from safetensors.torch import save as save_tensors
 
+from infra.errors import UserError
 from infra.records import Record
+from pipelines.bad_samples import BadSamples
 from pipelines.checkpoint import INPUTS, LEDGER, MEAN_IMAGE, RECORDS, SCORED, Checkpoint, RunFolder
 from pipelines.data.ledger import Ledger
+from pipelines.data.quarantine import QUARANTINE
 from pipelines.feed import Feed
 from pipelines.recipe import Recipe
 from resnet_core.collective import gather_rows
@@ -33,6 +37,7 @@ class Sink:
     ledger: Ledger
     split_start: int
     history: list[Record]
+    bad: BadSamples
     mean_image: npt.NDArray[np.float32] | None = None
     """What the network's inputs are taken from, H x W x 3, if it is an image."""
     scored: dict[str, npt.NDArray[np.generic]] | None = None
@@ -44,12 +49,21 @@ class Sink:
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None) -> None:
         marks = gather_rows(torch.from_numpy(self.feed.drain_marks()).to(state.device)).cpu().numpy()
+        with self._reported():
+            quarantine = self.bad.exchange(state.device)
         if self.rank != 0:
             return
         self._mark(marks)
         self.wait()
-        checkpoint = self._checkpoint(state, metrics or {})
-        self._under_way = self._writer.submit(self.folder.write, checkpoint, keep_best=self.recipe.run.keep_best)
+        checkpoint = self._checkpoint(state, metrics or {}, {QUARANTINE: quarantine} if quarantine else {})
+        self._under_way = self._writer.submit(self._write, checkpoint)
+
+    def watch(self) -> None:
+        """Tell what data tasks had to tell since the last call; UserError if too many samples are bad."""
+        for warning in self.feed.drain_warnings():
+            self.bad.tell(warning)
+        with self._reported():
+            self.bad.take(self.feed.drain_bad())
 
     def wait(self) -> None:
         """Until the last save is committed; raises what went wrong with it."""
@@ -57,14 +71,28 @@ class Sink:
             self._under_way.result()
             self._under_way = None
 
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """If there are too many bad samples, the report names them all."""
+        try:
+            yield
+        except UserError:
+            self.wait()  # for an older report
+            self.bad.report()
+            raise
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        self.folder.write(checkpoint, keep_best=self.recipe.run.keep_best)
+        if QUARANTINE in checkpoint.files:
+            self.folder.store.write(QUARANTINE, checkpoint.files[QUARANTINE])
+
     def _mark(self, marks: npt.NDArray[np.int64]) -> None:
         for epoch in np.unique(marks[:, 0]).tolist():
             self.ledger.mark(epoch, marks[marks[:, 0] == epoch, 1] - self.split_start)
 
-    def _checkpoint(self, state: TrainState, metrics: Mapping[str, float]) -> Checkpoint:
-        files = {
-            f"{group}.safetensors": save_tensors(tensors) for group, tensors in state.snapshot().items() if tensors
-        }
+    def _checkpoint(self, state: TrainState, metrics: Mapping[str, float], files: Mapping[str, bytes]) -> Checkpoint:
+        groups = state.snapshot().items()
+        files = {**files, **{f"{name}.safetensors": save_tensors(tensors) for name, tensors in groups if tensors}}
         if metrics and self.scored:
             files[SCORED] = save_arrays(self.scored)
         if self.mean_image is not None:

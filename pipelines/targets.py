@@ -12,13 +12,14 @@ from infra.mlflow_client import resolve_tracking
 from infra.registry import load
 from infra.storage import open_store
 from pipelines.checkpoint import Checkpoint, Warn
-from pipelines.data.decode import CropConfig
+from pipelines.data.decode import SHOWN, CropConfig
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.recipe import Recipe, build_recipe
 from pipelines.scoring import EvalData, Predict, Views, ensemble
 
 MODELS = "models:/"
-SIZE_KEY, RESIZE_KEY = CROP_KEYS = ("data.image_size", "data.eval_resize")
+SIZE_KEY, RESIZE_KEY = "data.image_size", "data.eval_resize"
+CROP_KEYS = tuple(f"data.{name}" for name in SHOWN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +76,7 @@ def open_target(request: Request, warn: Warn) -> Target:
 def _check_request(request: Request) -> None:
     for key in request.crop:
         if key not in CROP_KEYS:
-            raise UserError(f"--set {key}: evaluate.py takes {' and '.join(CROP_KEYS)} only")
+            raise UserError(f"--set {key}: evaluate.py takes {', '.join(CROP_KEYS)} only")
     if request.size is not None and request.size < 1:
         raise UserError(f"--size must be at least 1, got {request.size}")
     if request.size is not None and SIZE_KEY in request.crop:
@@ -117,8 +118,7 @@ def _registered(request: Request, target: str) -> Target:
         raise UserError(
             f"--views {request.views.name}: {uri} was exported for {size}x{size} pixels: give its run's folder instead"
         )
-    crop = CropConfig(image_size=size, eval_resize=about["eval_resize"])
-    data = _data(request, about["data_uri"], about["split"], crop)
+    data = _data(request, about["data_uri"], about["split"], CropConfig.of_shown(about))
     if data.crop.image_size != size:
         asked = f"--set {SIZE_KEY}" if request.size is None else "--size"
         raise UserError(f"{asked}: {uri} was exported for {size}x{size} pixels")
@@ -127,8 +127,7 @@ def _registered(request: Request, target: str) -> Target:
 
 def _data(request: Request, uri: str, split: str, trained: CropConfig) -> EvalData:
     crop = trained.at(request.size or trained.image_size)
-    values = {"uri": "none", "image_size": crop.image_size, "eval_resize": crop.eval_resize}
-    wanted = build_recipe({"data": values}, request.crop, where="--set").data
+    wanted = build_recipe({"data": {"uri": "none", **crop.shown}}, request.crop, where="--set").data
     store = open_store(request.data or uri)
     return EvalData(
         store=store,
@@ -156,11 +155,13 @@ def _together(members: list[Target]) -> Target:
                 f"{one.description} and {other.description} were evaluated on {_place(one)} and {_place(other)}: "
                 "name one with --data and --split"
             )
-        if _pixels(one) != _pixels(other):
-            raise UserError(
-                f"{one.description} takes {_pixels(one)}, {other.description} {_pixels(other)}: "
-                f"set {SIZE_KEY} and {RESIZE_KEY} for all of them with --set"
-            )
+        mine, theirs = one.data.crop.shown, other.data.crop.shown
+        for name in SHOWN:
+            if mine[name] != theirs[name]:
+                raise UserError(
+                    f"data.{name} is {mine[name]} for {one.description}, {theirs[name]} for {other.description}: "
+                    "set it for all of them with --set"
+                )
     return Target(
         description="ensemble of " + "; ".join(member.description for member in members),
         predict=ensemble([member.predict for member in members]),
@@ -171,11 +172,6 @@ def _together(members: list[Target]) -> Target:
 
 def _place(target: Target) -> str:
     return f"split {target.data.split} of {target.data.manifest.name}"
-
-
-def _pixels(target: Target) -> str:
-    crop = target.data.crop
-    return f"{crop.image_size} of {crop.eval_resize} pixels"
 
 
 def _class_names(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> tuple[str, ...]:

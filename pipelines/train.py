@@ -17,6 +17,7 @@ from rich.console import Console
 
 from infra.cluster import in_job
 from pipelines import cli
+from pipelines.data.quarantine import QUARANTINE
 from pipelines.driver import train
 from pipelines.outcome import Outcome
 from pipelines.recipe import Recipe, build_recipe, load_recipe, parse_overrides
@@ -41,6 +42,13 @@ def anchored(recipe: Recipe) -> Recipe:
 
 def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
     console.print(f"test accuracy {outcome.accuracy:.2%} after {outcome.step} steps")
+    if outcome.data_limit:
+        console.print(f"data        {outcome.data_limit}")
+    if outcome.retries:
+        console.print(f"storage     {outcome.retries:,} requests had to be repeated")
+    if outcome.bad_samples:
+        report = f"{recipe.run.home}/{recipe.run_name}/{QUARANTINE}"
+        console.print(f"bad data    {outcome.bad_samples:,} samples left out, named in {report}")
     if outcome.model:
         state = "champion" if outcome.champion else f"not champion: {outcome.reason}"
         console.print(f"registered  {outcome.model} ({state})")

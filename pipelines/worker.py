@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray.train
@@ -14,10 +14,13 @@ from infra.storage import open_store
 from pipelines.checkpoint import RunFolder
 from pipelines.data.ingest import Stream
 from pipelines.data.ledger import Ledger
+from pipelines.data.ordered import opened
+from pipelines.data.stages import DataTimes
 from pipelines.failures import told_plainly
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.recipe import Recipe
 from pipelines.system_metrics import Sampler
+from pipelines.telemetry import data_metrics
 from resnet_core.curriculum import phase_at
 
 if TYPE_CHECKING:
@@ -63,20 +66,16 @@ def train_worker(config: dict[str, Any]) -> None:
 class _Worker:
     def __init__(self, job: Job) -> None:
         from pipelines.assembly import decided, feed_steps
-        from pipelines.feed import Feed
         from resnet_core.compute import configure, pick_device
 
         context = ray.train.get_context()
         self.job = job
         recipe = job.recipe
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        # the stream takes seconds to start: it does while the model is built
-        shard = ray.train.get_dataset_shard("train")
-        blocks = shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
         self.device = pick_device(use_gpu=recipe.run.use_gpu, local_rank=0)
         self.recipe = recipe = decided(recipe, self.device)
         self.steps = feed_steps(recipe, job.stream, self.world_size)
-        self.feed: Feed = Feed(blocks, self.steps, self.device)
+        self.feed = self._open_feed()
         configure(recipe.compute, self.device)
         self.folder = RunFolder(open_store(job.stream.run_uri))
         self.asked_at = time.monotonic()
@@ -84,6 +83,23 @@ class _Worker:
         self.sampler = None
         if context.get_local_rank() == 0:
             self.sampler = Sampler(context.get_node_rank(), lambda record: self._send(Recorded(record=record)))
+
+    def _open_feed(self) -> Feed:
+        """It takes seconds to start, which it does while the model is built."""
+        from pipelines.device_images import DeviceImages
+        from pipelines.feed import Feed
+        from pipelines.resident import load_resident, resident_blocks
+
+        stream, data = self.job.stream, self.recipe.data
+        maker = DeviceImages(device=self.device, interpolation=data.interpolation)
+        if data.device_cache:
+            resident = load_resident(stream, self.device)
+            blocks = resident_blocks(stream, resident, self.steps, self.rank)
+            maker = replace(maker, resident_NHWC=resident.images_NHWC)
+        else:
+            shard = ray.train.get_dataset_shard("train")
+            blocks = opened(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
+        return Feed(blocks, self.steps, self.device, maker)
 
     def run(self) -> None:
         from pipelines.assembly import before_step, build_state, cadence_of, step_config
@@ -127,19 +143,21 @@ class _Worker:
     def _shares(self, start: int) -> Iterator[Share]:
         """The feed's shares, with the driver told of the progress between them."""
         for step, share in enumerate(self.feed.shares(start), start):
+            self.sink.watch()
             yield share
             self._progress(step + 1)
 
     def _resume(self, state: TrainState) -> Sink:
         """Load the checkpoint that the stream continues, and know what was consumed and recorded until there."""
         from pipelines.assembly import continued, deepen
+        from pipelines.bad_samples import BadSamples
         from pipelines.sink import Sink
 
         manifest, split = self.job.stream.manifest, self.job.stream.split
         ledger, history, mean_image = Ledger(manifest.splits[split]), [], None
         base = self.feed.base()
-        if base:
-            checkpoint = self.folder.load(base)
+        checkpoint = self.folder.load(base) if base else None
+        if checkpoint:
             self.recipe = continued(self.recipe, checkpoint.recipe, self.device)
             phase = phase_at(self.recipe.phases(manifest.splits[split]), base - 1)  # of the last step done
             if phase.first_step:
@@ -159,6 +177,7 @@ class _Worker:
             ledger=ledger,
             split_start=manifest.split_start(split),
             history=history,
+            bad=BadSamples(manifest, self.folder, self.recipe.data.max_bad_samples, self._say, checkpoint),
             mean_image=mean_image,
         )
 
@@ -171,7 +190,8 @@ class _Worker:
         from resnet_core.collective import sum_over_ranks_
 
         self._tell(Event(text="computing the mean image of the training split"))
-        part = ImageSum.of(score_blocks(self._data(self.job.stream.split)), self.recipe.data.image_size)
+        data = self._data(self.job.stream.split, tolerant=self.job.stream.tolerant)
+        part = ImageSum.of(score_blocks(data), self.recipe.data.image_size)
         total = sum_over_ranks_(self._tensor(part.total.astype("int64"))).cpu().numpy()
         count = sum_over_ranks_(torch.tensor(part.count, device=self.device))
         return ImageSum(total=total, count=int(count)).mean()
@@ -200,19 +220,20 @@ class _Worker:
         """This rank's part of the training images for BatchNorm's exact statistics, in batches as in training."""
         missing = -(-self.recipe.optim.exact_bn_images // self.world_size)
         size = self.steps.images_per_rank
-        for batch in self._batches(self.job.stream.split, min(size, self.steps.microbatch_size or size)):
+        stream, rows = self.job.stream, min(size, self.steps.microbatch_size or size)
+        for batch in self._batches(stream.split, rows, tolerant=stream.tolerant):
             yield batch.images_BHWC[:missing]
             missing -= len(batch.images_BHWC)
             if missing <= 0:
                 return
 
-    def _batches(self, split: str, batch_size: int) -> Iterator[EvalBatch]:
+    def _batches(self, split: str, batch_size: int, *, tolerant: bool = False) -> Iterator[EvalBatch]:
         """This rank's part of a split on the device, as it is: no augmentation."""
         from pipelines.scoring import eval_batches
 
-        return eval_batches(self._data(split), self.device, batch_size=batch_size)
+        return eval_batches(self._data(split, tolerant=tolerant), self.device, batch_size=batch_size)
 
-    def _data(self, split: str) -> EvalData:
+    def _data(self, split: str, *, tolerant: bool) -> EvalData:
         from pipelines.scoring import EvalData
 
         stream = self.job.stream
@@ -220,26 +241,26 @@ class _Worker:
             store=open_store(stream.data_uri),
             manifest=stream.manifest,
             crop=stream.crop,
+            cache=stream.cache,
+            tolerant=tolerant,
             split=split,
             rank=self.rank,
             world_size=self.world_size,
         )
 
     def _telemetry(self) -> dict[str, float]:
-        """Rate and share of time without data since it was last asked, over all ranks."""
-        import torch
-
-        from resnet_core.collective import max_over_ranks_, sum_over_ranks_
-
-        seconds = max(time.monotonic() - self.asked_at, 1e-9)
-        images = sum_over_ranks_(torch.tensor([float(self.feed.images)], device=self.device)).item()
-        waited = max_over_ranks_(torch.tensor([self.feed.waited_s / seconds], device=self.device)).item()
-        self.feed.images, self.feed.waited_s, self.asked_at = 0, 0.0, time.monotonic()
-        return {"train/images_per_second": images / seconds, "train/data_wait_share": min(1.0, waited)}
+        """Rate and time without data since it was last asked, over all ranks."""
+        metrics = data_metrics(self.feed.times, max(time.monotonic() - self.asked_at, 1e-9), self.device)
+        self.feed.times, self.asked_at = DataTimes(), time.monotonic()
+        return metrics
 
     def _tell(self, message: Message) -> None:
         if self.rank == 0:
             self._send(message)
+
+    def _say(self, text: str) -> None:
+        """As `_tell`, from any rank."""
+        self._send(Event(text=text))
 
     def _send(self, message: Message) -> None:
         self.job.mailbox.put.remote(message)
@@ -249,7 +270,7 @@ class _Worker:
         now = time.monotonic()
         if now - self.told_at >= _PROGRESS_EVERY_S:
             self.told_at = now
-            rate = self.feed.images * self.world_size / max(now - self.asked_at, 1e-9)
+            rate = self.feed.times.images * self.world_size / max(now - self.asked_at, 1e-9)
             self._tell(Progress(step=step, images_per_second=rate))
 
 

@@ -1,5 +1,7 @@
 """Encoded bytes to RGB pixels, and the crops of training and evaluation. Pillow and numpy only.
 
+This is the reference: `pipelines.data.views` makes the same crops several times as fast, and is held to it by tests.
+
 Legend: H, W height and width of the stored image; S side of the crop. Pictures are Pillow images in mode RGB, results
 uint8 arrays HWC.
 """
@@ -9,11 +11,19 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+
+from pipelines.data.boxes import centred, jittered_box, padded_offset, random_box, size_by_shorter
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from pipelines.data.manifest import Stored
 
 MAX_PIXELS = 25_000_000
 """Checked on the header alone: a small file with a forged header would otherwise decode to hundreds of megabytes."""
@@ -21,11 +31,15 @@ MAX_PIXELS = 25_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Pillow would also try formats that start other programs or that nobody trains on."""
 
-_RESIZE = Image.Resampling.BILINEAR
-_CROP_ATTEMPTS = 10
-
+Record = bytes | bytearray | memoryview
+"""The stored bytes of one image."""
+Interpolation = Literal["bilinear", "bicubic"]
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+Decoder = Literal["fast", "exact"]
 TrainCrop = Literal["random_resized", "scale_jitter", "pad", "center"]
 Policy = Literal["", "trivial_augment_wide", "rand_augment", "three_augment"]
+SHOWN = ("image_size", "eval_resize", "interpolation", "decoder")
+"""Fields of `CropConfig` that decide what evaluation shows a model."""
 MOST_MAGNITUDE = 10
 """Upper end of RandAugment's scale, as timm has it."""
 
@@ -34,12 +48,20 @@ class DecodeError(Exception):
     """These bytes are no image that we accept; the message is the reason, without the image's name."""
 
 
+class OversizedImage(DecodeError):
+    """By its header an image has more than `MAX_PIXELS`; nothing of it was decoded."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class CropConfig:
     """How a stored image becomes S x S inputs: crop, policy, and how many of them."""
 
     image_size: int = 224
     """S, pixels."""
+    decoder: Decoder = "fast"
+    """fast: `pipelines.data.views`, at most two levels of 255 from exact; exact: Pillow throughout, to the bit."""
+    interpolation: Interpolation = "bilinear"
+    """Of whatever is resized; always with antialiasing, as in Pillow."""
     train_crop: TrainCrop = "random_resized"
     """random_resized: random region, resized (Inception); scale_jitter: resized at random, then random crop (He et al.
     2015, 3.4); pad: zero-pad, then random crop (CIFAR); center: as eval."""
@@ -72,6 +94,8 @@ class CropConfig:
         _require(self.image_size >= 1, "image_size", "must be at least 1", self.image_size)
         _require(self.eval_resize >= 1, "eval_resize", "must be at least 1", self.eval_resize)
         _require(self.pad >= 0, "pad", "must be at least 0", self.pad)
+        _require_choice("decoder", self.decoder, Decoder)
+        _require_choice("interpolation", self.interpolation, Interpolation)
         _require_choice("train_crop", self.train_crop, TrainCrop)
         _require(0 < self.scale[0] <= self.scale[1] <= 1, "scale", "must be 0 < low <= high <= 1", self.scale)
         _require(0 < self.ratio[0] <= self.ratio[1], "ratio", "must be 0 < low <= high", self.ratio)
@@ -84,6 +108,16 @@ class CropConfig:
         _require(0 <= spread < math.inf, "policy_magnitude_std", "must be finite, at least 0", spread)
         _require(self.repeats >= 1, "repeats", "must be at least 1", self.repeats)
 
+    @property
+    def shown(self) -> dict[str, int | str]:
+        """The fields of `SHOWN`."""
+        return {name: getattr(self, name) for name in SHOWN}
+
+    @classmethod
+    def of_shown(cls, kept: Mapping[str, Any]) -> CropConfig:
+        """Of what a registered model keeps of `shown`; its other keys are ignored."""
+        return cls(**{name: kept[name] for name in SHOWN if name in kept})
+
     def at(self, size: int) -> CropConfig:
         """The same crop at another S, lengths in proportion: a curriculum's phase."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(CropConfig)}
@@ -92,7 +126,7 @@ class CropConfig:
         return CropConfig(**{**fields, **scaled, "image_size": size})
 
 
-def open_rgb(data: bytes) -> Image.Image:
+def open_rgb(data: Record) -> Image.Image:
     """Decode to a Pillow image in mode RGB.
 
     CMYK, grey, palette, 16-bit and transparent images become RGB (alpha is dropped); an EXIF rotation is not applied,
@@ -104,19 +138,45 @@ def open_rgb(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
-            raise DecodeError(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
+            raise OversizedImage(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
         return _to_rgb(image)
     except DecodeError:
         raise
+    except Image.DecompressionBombError as error:
+        raise OversizedImage(str(error)) from None
     except UnidentifiedImageError:
         raise DecodeError(f"not an image ({len(data):,} bytes)") from None
     except Exception as error:  # Pillow's plugins raise what they like on hostile bytes
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
-def decode_rgb(data: bytes) -> npt.NDArray[np.uint8]:
+def decode_rgb(data: Record) -> npt.NDArray[np.uint8]:
     """Decode to uint8 HWC. Raises `DecodeError`; see `open_rgb`."""
     return np.asarray(open_rgb(data))
+
+
+def open_record(record: Record, stored: Stored) -> Image.Image:
+    """The stored bytes of one image as a Pillow image in mode RGB.
+
+    Raises:
+        DecodeError: not an image of the stored form.
+    """
+    if stored.form != "raw":
+        return open_rgb(record)
+    pixels = raw_pixels(record, stored)
+    return Image.fromarray(pixels[:, :, 0] if stored.channels == 1 else pixels).convert("RGB")
+
+
+def raw_pixels(record: Record, stored: Stored) -> npt.NDArray[np.uint8]:
+    """The pixels of form "raw", uint8 HWC of 1 or 3 channels, read-only. Raises `DecodeError`."""
+    if len(record) != stored.size * stored.size * stored.channels:
+        raise DecodeError(f"{len(record):,} bytes, expected {stored.size}x{stored.size}x{stored.channels}")
+    return np.frombuffer(record, dtype=np.uint8).reshape(stored.size, stored.size, stored.channels)
+
+
+def to_rgb(table: pa.Table, stored: Stored) -> list[npt.NDArray[np.uint8]]:
+    """The images of a table of rows, uint8 HWC each. Raises `DecodeError`."""
+    return [np.asarray(open_record(record, stored)) for record in table["image"].to_pylist()]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -140,100 +200,38 @@ def train_crop(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -
 
 def eval_crop(image: Image.Image, crop: CropConfig) -> npt.NDArray[np.uint8]:
     """Resize the shorter side, then the centre, zero-padded where the image is smaller: uint8 SxSx3."""
-    return np.asarray(center(resize_shorter(image, crop.eval_resize), crop.image_size))
+    return np.asarray(center(resize_shorter(image, crop.eval_resize, crop.interpolation), crop.image_size))
 
 
-def resize_shorter(image: Image.Image, size: int) -> Image.Image:
+def resize_shorter(image: Image.Image, size: int, interpolation: Interpolation = "bilinear") -> Image.Image:
     """The shorter side to `size` pixels, the longer one in proportion, rounded down as in torchvision."""
     if min(image.size) == size:
         return image
-    return image.resize(_size_by_shorter(image.width, image.height, size), _RESIZE)
-
-
-def _size_by_shorter(width: int, height: int, size: int) -> tuple[int, int]:
-    short = min(width, height)
-    return max(1, width * size // short), max(1, height * size // short)
+    return image.resize(size_by_shorter(image.width, image.height, size), FILTERS[interpolation])
 
 
 def center(image: Image.Image, size: int) -> Image.Image:
     """The central size x size region; zeros outside the image."""
-    left, top = _centred(image.width, size), _centred(image.height, size)
+    left, top = centred(image.width, size), centred(image.height, size)
     return image.crop((left, top, left + size, top + size))
-
-
-def _centred(length: int, size: int) -> int:
-    """Offset of a centred window along one side, negative where the window is longer; rounded as in torchvision."""
-    return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
 def _random_resized(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     # Cropped, then resized, as torchvision does: the filter of resize(box=...) would see pixels outside the box.
     region = image.crop(random_box(image.width, image.height, crop, rng))
-    return np.asarray(region.resize((crop.image_size, crop.image_size), _RESIZE))
-
-
-def random_box(width: int, height: int, crop: CropConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of a random region; the distribution is that of torchvision's RandomResizedCrop.
-
-    Source: Szegedy et al. 2015 (Going deeper with convolutions), section 6.
-    """
-    log_ratio = (math.log(crop.ratio[0]), math.log(crop.ratio[1]))
-    for _ in range(_CROP_ATTEMPTS):
-        area = width * height * rng.uniform(*crop.scale)
-        ratio = math.exp(rng.uniform(*log_ratio))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-            return left, top, left + w, top + h
-    return _largest_box(width, height, crop.ratio)
-
-
-def _largest_box(width: int, height: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """The largest central region whose width over height is in `ratio`."""
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = max(1, round(width / ratio[0]))
-    elif width / height > ratio[1]:
-        w = max(1, round(height * ratio[1]))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
+    return np.asarray(region.resize((crop.image_size, crop.image_size), FILTERS[crop.interpolation]))
 
 
 def _scale_jitter(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
     # The crop of the resized image, of which nothing else is computed: here the filter has to see what is around it.
     box = jittered_box(image.width, image.height, crop, rng)
-    return np.asarray(image.resize((crop.image_size, crop.image_size), _RESIZE, box=box))
-
-
-def jittered_box(
-    width: int, height: int, crop: CropConfig, rng: np.random.Generator
-) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom), in the pixels of an image, of a random crop of the image resized at random.
-
-    The shorter side of the resized image is uniform in [jitter_min, jitter_max], and the crop begins at any of its
-    pixels. Source: He et al. 2015, section 3.4.
-    """
-    least, most = (max(crop.image_size, each) for each in (crop.jitter_min, crop.jitter_max))
-    shorter = int(rng.integers(least, most + 1))
-    resized_width, resized_height = _size_by_shorter(width, height, shorter)
-    left = int(rng.integers(resized_width - crop.image_size + 1))
-    top = int(rng.integers(resized_height - crop.image_size + 1))
-    across, down = width / resized_width, height / resized_height
-    return left * across, top * down, (left + crop.image_size) * across, (top + crop.image_size) * down
+    return np.asarray(image.resize((crop.image_size, crop.image_size), FILTERS[crop.interpolation], box=box))
 
 
 def _pad_crop(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    left = _padded_offset(image.width, crop, rng)
-    top = _padded_offset(image.height, crop, rng)
+    left = padded_offset(image.width, crop, rng)
+    top = padded_offset(image.height, crop, rng)
     return np.asarray(image.crop((left, top, left + crop.image_size, top + crop.image_size)))
-
-
-def _padded_offset(length: int, crop: CropConfig, rng: np.random.Generator) -> int:
-    """Offset of the crop along one side of the unpadded image; centred where even the padded side is shorter than S."""
-    slack = length + 2 * crop.pad - crop.image_size
-    if slack < 0:
-        return _centred(length, crop.image_size)
-    return int(rng.integers(slack + 1)) - crop.pad
 
 
 def _require_choice(field: str, value: str, choices: object) -> None:

@@ -8,28 +8,41 @@ not divide; filler rows (id -1) take the tail's place, so no sample is ever drop
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray.data
 import ray.train
 
 from infra.storage import open_store
 from pipelines.checkpoint import RunFolder
+from pipelines.data.cache import CacheConfig, open_cache
 from pipelines.data.decode import CropConfig
 from pipelines.data.ledger import Ledger
 from pipelines.data.manifest import Manifest
-from pipelines.data.plan import Plan, Sizes, WorkItem, plan_items, rows_within
+from pipelines.data.ordered import Chunks, chunked, sealed, task_rows
+from pipelines.data.plan import Plan, Sizes, WorkItem, from_text, plan_tasks, rows_within, to_text
 from pipelines.data.quiet import quiet
+from pipelines.data.read import Fetched, Reader
+from pipelines.data.stages import StageClock
 from pipelines.data.task import Block, TaskConfig, load_item
+from pipelines.data.undecoded import DecodeOn, filler_columns, load_undecoded
 
 FILLER = -1
 """Id and epoch of a row that is no sample."""
-_BLOCK_BYTES = 4 * 2**20
-_PLAN_ROWS = 1024
+_BLOCK_BYTES = 16 * 2**20  # each costs Ray milliseconds of CPU time, whatever its size (docs/ingest-benchmark.md)
+_BLOCKS_AHEAD = 4  # of one task, before it waits for Ray to look: that happens 10 times a second at worst
+_PLAN_ROWS = 256  # tasks that are planned at once; Ray holds the plan back where it is far ahead
+_ITEMS_PER_TASK = 32  # at most: a task reads the next item while it decodes one, and waits for its first
+_TASKS_PER_CPU = 16  # at least, where there are so many items: all CPUs have something to do to the end
+
+_Ahead = Iterable[tuple[WorkItem, Future[Fetched]]]
 
 logger = logging.getLogger(__name__)
 
@@ -46,19 +59,54 @@ class Stream:
     split: str
     seed: int
     total_samples: int  # of the whole run; each is one row, however many views of it are trained on
+    step_rows: int  # of one step, over all workers
     task_mb: int
     ordered: bool
+    decode_on: DecodeOn = "host"
+    cache: CacheConfig | None = None
+    tolerant: bool = False  # bad samples come as rows that name them, and not as errors
 
     @property
     def plan(self) -> Plan:
-        largest = max(size for _, size in self.sizes)
+        wanted = rows_within(self.task_mb * 2**20 // self.crop.repeats, self.largest, least=64, most=8192)
         return Plan(
             manifest=self.manifest,
             split=self.split,
             seed=self.seed,
             total_samples=self.total_samples,
-            item_rows=rows_within(self.task_mb * 2**20 // self.crop.repeats, largest, least=64, most=8192),
+            item_rows=task_rows(self.step_rows, wanted) if self.ordered else wanted,
+            exact=self.ordered,
             sizes=self.sizes,
+        )
+
+    @property
+    def largest(self) -> int:
+        """Side of the largest crop, pixels."""
+        return max(size for _, size in self.sizes)
+
+    def block_rows(self, image_size: int) -> int:
+        """About how many rows a block has."""
+        return max(1, rows_within(_BLOCK_BYTES, image_size, least=16, most=1024) // self.crop.repeats)
+
+    def chunks(self, world_size: int) -> Chunks:
+        """What workers are dealt: single rows; or, where the plan's order is kept, chunks of them."""
+        if not self.ordered:
+            return Chunks(rows=1, world_size=world_size)
+        return Chunks.of(self.step_rows, self.plan.item_rows, world_size, self.block_rows(self.largest))
+
+    def config(self, rows_per_block: int) -> TaskConfig:
+        """How items become blocks."""
+        return TaskConfig(
+            crop=self.crop, train=True, seed=self.seed, rows_per_block=rows_per_block, tolerant=self.tolerant
+        )
+
+    def reader(self) -> Reader:
+        """What data tasks read with."""
+        return Reader(
+            store=open_store(self.data_uri),
+            manifest=self.manifest,
+            cache=open_cache(self.cache) if self.cache else None,
+            tolerant=self.tolerant,
         )
 
 
@@ -88,53 +136,95 @@ def remaining(stream: Stream, world_size: int) -> ray.data.Dataset:
 def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) -> ray.data.Dataset:
     """The rows that `ledger` leaves, as a lazy dataset; every worker gets at least one row, if only a filler."""
     rest = stream.total_samples - ledger.total
-    filler = -rest % world_size if rest >= world_size else world_size - rest
+    wanted = _TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
+    items_per_task = max(1, min(_ITEMS_PER_TASK, rest // (wanted * stream.plan.item_rows)))
+    chunks = stream.chunks(world_size)
+
+    def tasks() -> Iterator[str]:
+        count = 0
+        for items in plan_tasks(stream.plan, ledger, items_per_task):
+            count += chunks.count(sum(item.rows for item in items))
+            yield to_text(items)
+        if missing := chunks.missing(count):
+            yield to_text([_filler_item(missing * chunks.rows, stream.sizes[-1][1])])
 
     def plan(_: Any) -> Iterator[dict[str, Any]]:
-        rows = [item.to_row() for item in plan_items(stream.plan, ledger)]
-        if filler:
-            rows.append(_filler_item(filler, stream.sizes[-1][1]).to_row())
-        for begin in range(0, len(rows), _PLAN_ROWS):
-            part = rows[begin : begin + _PLAN_ROWS]
-            yield {key: [row[key] for row in part] for key in part[0]}
+        planned = tasks()
+        while part := list(itertools.islice(planned, _PLAN_ROWS)):
+            yield {"task": part}
 
-    def load(batch: dict[str, Any]) -> Iterator[Block]:
-        for place in range(len(batch["rows"])):
-            item = WorkItem.from_row({key: column[place] for key, column in batch.items()})
-            for block in _load(stream, item):
-                yield {**block, "base": np.full(len(block["id"]), base, dtype=np.int64)}
+    def load(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        reader, clock = stream.reader(), StageClock()
+        for task in batch["task"]:
+            for block in _load(stream, reader.ahead(from_text(task)), chunks, clock):
+                rows = len(block["id"])
+                told = {"warning": _first(rows, reader.take_warning())}
+                whole = {**block, "base": np.full(rows, base, dtype=np.int64), **told, **clock.columns(rows)}
+                yield sealed(whole) if stream.ordered else whole
+                clock.restart()
 
-    dataset = (
-        ray.data.from_items([{"run": 0}], override_num_blocks=1)
-        .map_batches(plan, batch_size=None, num_cpus=0)
-        .repartition(target_num_rows_per_block=1)  # one item, one task
-        .map_batches(load, batch_size=None, num_cpus=1)
-    )
+    planned = ray.data.from_items([{"run": 0}], override_num_blocks=1).map_batches(plan, batch_size=None, num_cpus=0)
+    if not stream.ordered:  # else every row is a block anyway
+        planned = planned.repartition(target_num_rows_per_block=1)
+    dataset = planned.map_batches(load, batch_size=None, num_cpus=1)
     context = dataset.context
-    context.target_max_block_size = _BLOCK_BYTES
+    # Ray joins blocks that are smaller and cuts those half as large again: ours are between the two. A sealed block
+    # is one row, which cannot be cut.
+    context.target_max_block_size = 1 if stream.ordered else _BLOCK_BYTES * 3 // 4
+    context._max_num_blocks_in_streaming_gen_buffer = _BLOCKS_AHEAD
     context.raise_original_map_exception = True
     context.execution_options = ray.data.ExecutionOptions(preserve_order=stream.ordered)
     return quiet(dataset)
 
 
-def _load(stream: Stream, item: WorkItem) -> Iterator[Block]:
-    images = rows_within(_BLOCK_BYTES, item.image_size, least=16, most=1024)
-    rows = max(1, images // stream.crop.repeats)
-    config = TaskConfig(crop=stream.crop, train=True, seed=stream.seed, rows_per_block=rows)
-    if not item.pieces:
-        yield _filler_block(item.rows, config.image_shape(item.image_size))
+def _load(stream: Stream, fetched: _Ahead, chunks: Chunks, clock: StageClock) -> Iterator[Block]:
+    """What the task of these items yields."""
+    if not stream.ordered:
+        for item, ahead in fetched:
+            rows = _even(item.rows, stream.block_rows(item.image_size))
+            yield from _load_item(stream, item, stream.config(rows), clock, ahead)
         return
-    yield from load_item(open_store(stream.data_uri), stream.manifest, item, config)
+    config = stream.config(chunks.rows)
+    blocks = (block for item, ahead in fetched for block in _load_item(stream, item, config, clock, ahead))
+    yield from chunked(blocks, chunks.rows, lambda rows, size: _filler_block(stream, _filler_item(rows, size), config))
+
+
+def _load_item(
+    stream: Stream, item: WorkItem, config: TaskConfig, clock: StageClock, ahead: Future[Fetched]
+) -> Iterator[Block]:
+    if not item.pieces:
+        yield _filler_block(stream, item, config)
+        return
+    load = load_undecoded if stream.decode_on == "device" else load_item
+    yield from load(open_store(stream.data_uri), stream.manifest, item, config, clock, ahead)
+
+
+def _even(total: int, rows: int) -> int:
+    """About `rows`, so that `total` rows make blocks of the same size: Ray would copy a small last one to the next."""
+    return -(-total // max(1, round(total / rows)))
 
 
 def _filler_item(rows: int, image_size: int) -> WorkItem:
     return WorkItem(epoch=FILLER, pieces=(), rows=rows, image_size=image_size)
 
 
-def _filler_block(rows: int, image_shape: tuple[int, ...]) -> Block:
+def _filler_block(stream: Stream, item: WorkItem, config: TaskConfig) -> Block:
+    rows, size = item.rows, item.image_size
+    if stream.decode_on == "device":
+        pictures = filler_columns(rows, stream.manifest, config, size)
+    else:
+        pictures = {"image": np.zeros((rows, *config.image_shape(size)), dtype=np.uint8)}
     return {
-        "image": np.zeros((rows, *image_shape), dtype=np.uint8),
+        **pictures,
         "label": np.zeros(rows, dtype=np.int64),
         "id": np.full(rows, FILLER, dtype=np.int64),
         "epoch": np.full(rows, FILLER, dtype=np.int32),
+        "bad": _first(rows, ""),
     }
+
+
+def _first(rows: int, text: str) -> npt.NDArray[np.object_]:
+    """A column that has `text` in its first row and nothing in the others."""
+    column = np.full(rows, "", dtype=object)
+    column[:1] = text
+    return column

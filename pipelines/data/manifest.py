@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from infra.errors import UserError
+from pipelines.data.shards import RowGroup, Shard, Shards, Span
 
 if TYPE_CHECKING:
     from infra.storage import Store
 
+__all__ = ["MANIFEST", "Form", "Manifest", "RowGroup", "Shard", "Span", "Stored", "check_shards", "load_manifest"]
+
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 _NAME_LENGTH = 16
+_SHARDS = b'"shards": [\n'  # the line of manifest.json after which each line is a shard
 
 Form = Literal["original", "jpeg", "raw"]
 
@@ -34,47 +39,6 @@ class Stored:
     channels: int  # raw: 1 or 3; else 3
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes [start, start + length) of a shard."""
-
-    start: int
-    length: int
-    sha256: str  # of these bytes
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RowGroup(Span):
-    """A Parquet row group: the unit that is fetched, verified and shuffled."""
-
-    rows: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Shard:
-    """One Parquet file."""
-
-    path: str  # relative to the data set's root
-    split: str
-    rows: int
-    bytes: int
-    sha256: str  # of the whole file
-    footer: Span
-    groups: tuple[RowGroup, ...]
-
-    def to_record(self) -> dict[str, Any]:
-        """Plain JSON values; spans as lists, which keep a manifest of 20,000 row groups at 2 MB."""
-        plain = {name: getattr(self, name) for name in ("path", "split", "rows", "bytes", "sha256")}
-        footer, groups = dataclasses.astuple(self.footer), [dataclasses.astuple(group) for group in self.groups]
-        return {**plain, "footer": list(footer), "groups": [list(group) for group in groups]}
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Shard:
-        """Inverse of `to_record`."""
-        groups = tuple(RowGroup(*group) for group in record["groups"])
-        return cls(**{**record, "footer": Span(*record["footer"]), "groups": groups})
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)  # no slots: `digest` is computed once and kept
 class Manifest:
     """A finished data set. Ids are dense: in the order of the shards, train from 0, test from there on."""
@@ -85,12 +49,23 @@ class Manifest:
     fingerprint: str  # digest of the source
     prepare: Mapping[str, float]  # settings of prepare that decided the layout
     splits: Mapping[str, int]  # rows, in id order
-    shards: tuple[Shard, ...]
+    shards: Sequence[Shard]  # becomes Shards
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shards", Shards.of(self.shards))
+
+    @property
+    def columns(self) -> Shards:
+        """The shards, by column."""
+        return cast(Shards, self.shards)
 
     @cached_property
     def digest(self) -> str:
         """sha256 of the content; equal digests mean equal data, wherever it lies."""
-        return hashlib.sha256(_canonical(self._record())).hexdigest()
+        digest = _Digest(self._head())
+        for shard in self.shards:
+            digest.add(shard.to_record())
+        return digest.hexdigest()
 
     @property
     def name(self) -> str:
@@ -105,7 +80,7 @@ class Manifest:
     @property
     def total_bytes(self) -> int:
         """Size of all shards."""
-        return sum(shard.bytes for shard in self.shards)
+        return self.columns.total_bytes
 
     def split_start(self, split: str) -> int:
         """Id of the split's first sample."""
@@ -123,10 +98,10 @@ class Manifest:
 
     def to_json(self) -> str:
         """Stable text: keys sorted, one shard a line."""
-        record = {**self._record(), "digest": self.digest}
-        shards = ",\n".join(_text(shard) for shard in record.pop("shards"))
+        record = {**self._head(), "digest": self.digest}
+        shards = ",\n".join(_text(shard.to_record()) for shard in self.shards)
         head = ",\n".join(f"{_text(key)}: {_text(value)}" for key, value in sorted(record.items()))
-        return f'{{\n{head},\n"shards": [\n{shards}\n]\n}}\n'
+        return f"{{\n{head},\n{_SHARDS.decode()}{shards}\n]\n}}\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = MANIFEST) -> Manifest:
@@ -136,28 +111,33 @@ class Manifest:
             UserError: not a manifest, another format version, or edited since it was written.
         """
         try:
-            record = json.loads(text)
-            version, digest = record.pop("format_version"), record.pop("digest")
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            head, records = _parsed(text.encode() if isinstance(text, str) else text)
+            version, digest = head.pop("format_version"), head.pop("digest")
+            if version != FORMAT_VERSION:
+                raise UserError(
+                    f"{where} has format version {version}; this code reads {FORMAT_VERSION}: prepare again"
+                )
+            found = _Digest({**head, "format_version": version})
+            shards = Shards.of(Shard.from_record(found.add(record)) for record in records)
+        except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
             raise UserError(f"{where} is not a manifest of resnet-ray: prepare the data set again") from error
-        if version != FORMAT_VERSION:
-            raise UserError(f"{where} has format version {version}; this code reads {FORMAT_VERSION}: prepare again")
-        if hashlib.sha256(_canonical({**record, "format_version": version})).hexdigest() != digest:
+        if found.hexdigest() != digest:
             raise UserError(
                 f"{where} was edited: its content no longer has the digest {digest[:_NAME_LENGTH]}: "
                 "restore it or prepare again"
             )
         return cls(
             **{
-                **record,
-                "class_names": tuple(record["class_names"]),
-                "stored": Stored(**record["stored"]),
-                "splits": dict(record["splits"]),
-                "shards": tuple(Shard.from_record(shard) for shard in record["shards"]),
+                **head,
+                "class_names": tuple(head["class_names"]),
+                "stored": Stored(**head["stored"]),
+                "splits": dict(head["splits"]),
+                "shards": shards,
             }
         )
 
-    def _record(self) -> dict[str, Any]:
+    def _head(self) -> dict[str, Any]:
+        """All but the shards, as plain JSON values."""
         return {
             "format_version": FORMAT_VERSION,
             "class_names": list(self.class_names),
@@ -166,16 +146,53 @@ class Manifest:
             "fingerprint": self.fingerprint,
             "prepare": dict(self.prepare),
             "splits": list(self.splits.items()),  # a list, because their order decides the ids
-            "shards": [shard.to_record() for shard in self.shards],
         }
+
+
+class _Digest:
+    """sha256 of a manifest as canonical JSON (keys sorted, no spaces), without making that text."""
+
+    def __init__(self, head: Mapping[str, Any]) -> None:
+        before = ",".join(f"{_text(key)}:{_text(head[key])}" for key in sorted(head) if key < "shards")
+        after = "".join(f",{_text(key)}:{_text(head[key])}" for key in sorted(head) if key > "shards")
+        self._hash = hashlib.sha256(f'{{{before},"shards":['.encode())
+        self._end = f"]{after}}}"
+        self._comma = ""
+
+    def add(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Take in the next shard's record."""
+        self._hash.update((self._comma + _text(record)).encode())
+        self._comma = ","
+        return record
+
+    def hexdigest(self) -> str:
+        """After the last shard."""
+        self._hash.update(self._end.encode())
+        return self._hash.hexdigest()
+
+
+def _parsed(data: bytes) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
+    """All but the shards, and the shards' records one at a time: as text they take a tenth of what they do parsed."""
+    lines = io.BytesIO(data)
+    head = b""
+    for line in lines:
+        if line == _SHARDS:
+            return json.loads(head.rstrip(b",\n") + b"}"), _records(lines)
+        head += line
+    whole = json.loads(data)  # the same content in another layout
+    return whole, iter(whole.pop("shards"))
+
+
+def _records(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    for line in lines:
+        if line.startswith(b"]"):
+            return
+        yield json.loads(line.rstrip(b",\n"))
+    raise ValueError("the list of shards has no end")
 
 
 def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _canonical(record: Mapping[str, Any]) -> bytes:
-    return _text(record).encode()
 
 
 def load_manifest(store: Store) -> Manifest:
@@ -192,8 +209,11 @@ def load_manifest(store: Store) -> Manifest:
     return Manifest.from_json(data, where)
 
 
-def check_shards(store: Store, manifest: Manifest) -> None:
-    """Compare the listing with the manifest; files that it does not name are ignored.
+def check_shards(store: Store, manifest: Manifest) -> list[str]:
+    """Compare the listing with the manifest.
+
+    Returns:
+        Shards that lie there and are none of the data set's: nothing of them is ever read.
 
     Raises:
         UserError: a shard is missing or has another size.
@@ -208,3 +228,5 @@ def check_shards(store: Store, manifest: Manifest) -> None:
                 f"shard {shard.path} in {store.description} has {size:,} bytes, the manifest says {shard.bytes:,}: "
                 "restore it or prepare again"
             )
+    named = {shard.path for shard in manifest.shards}
+    return [path for path in found if path.endswith(".parquet") and path not in named]

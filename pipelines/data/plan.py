@@ -2,17 +2,18 @@
 
 An epoch is a permutation of all row groups by (seed, epoch), cut into work items of about `item_rows` rows; a task
 shuffles the rows of its item together, so that batches mix row groups differently in every epoch. Where items begin and
-how their rows are ordered does not depend on the ledger: a restart follows the same plan less what was done.
+how their rows are ordered does not depend on the ledger: a restart follows the same plan less what was done. One epoch
+is held at a time, and none of it as objects.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,28 +47,24 @@ class WorkItem:
         left_out = np.unpackbits(np.frombuffer(self.skip, dtype=np.uint8), count=total).astype(bool)
         return ~left_out
 
-    def to_row(self) -> dict[str, Any]:
-        """The item as a row of a Ray dataset: columns of one type each."""
-        flat = [index for piece in self.pieces for index in piece]
-        return {
-            "epoch": self.epoch,
-            "pieces": flat,
-            "skip": self.skip,
-            "rows": self.rows,
-            "image_size": self.image_size,
-        }
 
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> WorkItem:
-        """Inverse of `to_row`."""
-        flat = [int(index) for index in row["pieces"]]
-        return cls(
-            epoch=int(row["epoch"]),
-            pieces=tuple(zip(flat[::2], flat[1::2], strict=True)),
-            skip=bytes(row["skip"]),
-            rows=int(row["rows"]),
-            image_size=int(row["image_size"]),
+def to_text(items: Iterable[WorkItem]) -> str:
+    """What one task does, as JSON: the row of a Ray dataset."""
+    return json.dumps([[i.epoch, i.pieces, i.skip.hex(), i.rows, i.image_size] for i in items], separators=(",", ":"))
+
+
+def from_text(text: str) -> list[WorkItem]:
+    """Inverse of `to_text`."""
+    return [
+        WorkItem(
+            epoch=epoch,
+            pieces=tuple((shard, group) for shard, group in pieces),
+            skip=bytes.fromhex(skip),
+            rows=rows,
+            image_size=image_size,
         )
+        for epoch, pieces, skip, rows, image_size in json.loads(text)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,11 +75,13 @@ class Plan:
     split: str
     seed: int
     total_samples: int  # of the whole run, from its first step; may end inside an epoch
-    item_rows: int = ITEM_ROWS  # about how many rows one work item has
+    item_rows: int = ITEM_ROWS  # that one work item has, about
+    exact: bool = False
+    """Items of exactly `item_rows` rows, counted from the run's first: cut within row groups and epochs if need be."""
     sizes: Sizes
 
     def size_at(self, sample: int) -> int:
-        """Side of the crop of an item that begins at the run's `sample`."""
+        """Side of the crop of the run's `sample`."""
         return self.sizes[bisect_right(self.sizes, sample, key=itemgetter(0)) - 1][1]
 
 
@@ -90,25 +89,18 @@ class Plan:
 class _Groups:
     """The row groups of a split in id order, as columns."""
 
-    shard: Ints
-    group: Ints
-    rows: Ints
+    shard: npt.NDArray[np.int32]
+    group: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int32]
     first: Ints  # ordinal of the group's first row
     total: int  # rows of the split
 
     @classmethod
     def of(cls, manifest: Manifest, split: str) -> _Groups:
         manifest.require_split(split)
-        table = [
-            (shard_index, group_index, group.rows)
-            for shard_index, shard in enumerate(manifest.shards)
-            if shard.split == split
-            for group_index, group in enumerate(shard.groups)
-        ]
-        columns = np.array(table, dtype=np.int64).reshape(-1, 3)
-        rows = columns[:, 2]
-        total = int(rows.sum())
-        return cls(shard=columns[:, 0], group=columns[:, 1], rows=rows, first=np.cumsum(rows) - rows, total=total)
+        shard, group, rows = manifest.columns.groups_of(split)
+        ends = np.cumsum(rows, dtype=np.int64)
+        return cls(shard=shard, group=group, rows=rows, first=ends - rows, total=int(ends[-1]))
 
     def ordinals(self, members: Ints) -> Ints:
         """Ordinals of the rows of these groups, group after group."""
@@ -117,20 +109,46 @@ class _Groups:
         ordinals: Ints = np.arange(int(rows.sum())) + np.repeat(self.first[members] - starts, rows)
         return ordinals
 
-    def items(self, order: Ints, item_rows: int) -> Iterator[tuple[int, Ints]]:
-        """Cut an order of groups into items: (rows before the item, its groups)."""
-        starts = np.cumsum(self.rows[order]) - self.rows[order]
-        cuts = np.flatnonzero(np.diff(starts // item_rows)) + 1
-        bounds = [0, *cuts.tolist(), len(order)]
-        for begin, end in itertools.pairwise(bounds):
-            yield int(starts[begin]), order[begin:end]
-
     def item(self, members: Ints, keep: Mask | None, *, epoch: int, image_size: int) -> WorkItem:
         pieces = tuple(zip(self.shard[members].tolist(), self.group[members].tolist(), strict=True))
         total = int(self.rows[members].sum())
         kept = total if keep is None else int(np.count_nonzero(keep))
         skip = b"" if keep is None or kept == total else np.packbits(~keep).tobytes()
         return WorkItem(epoch=epoch, pieces=pieces, skip=skip, rows=kept, image_size=image_size)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Cut:
+    """A stretch of the rows of some groups, one group after another."""
+
+    begin: int  # its first row, of all rows of the order that it is cut from
+    end: int
+    members: Ints  # the groups that it lies in
+    offset: int  # its first row, of the members' rows
+
+    @property
+    def rows(self) -> int:
+        return self.end - self.begin
+
+
+def _cuts(groups: _Groups, order: Ints, edges: Ints) -> Iterator[_Cut]:
+    """The stretches between consecutive `edges` of the rows of all groups in this order."""
+    rows = groups.rows[order]
+    ends = np.cumsum(rows, dtype=np.int64)
+    starts = ends - rows
+    low = np.searchsorted(ends, edges[:-1], side="right")
+    high = np.searchsorted(starts, edges[1:], side="left")
+    offsets = edges[:-1] - starts[low]
+    for begin, end, first, last, offset in zip(edges[:-1], edges[1:], low, high, offsets, strict=True):
+        yield _Cut(begin=int(begin), end=int(end), members=order[first:last], offset=int(offset))
+
+
+def _group_edges(groups: _Groups, order: Ints, item_rows: int) -> Ints:
+    """Edges of items of whole groups: an item begins with the group that holds the next multiple of `item_rows`."""
+    rows = groups.rows[order]
+    starts = np.cumsum(rows, dtype=np.int64) - rows
+    begins = starts[1:][np.diff(starts // item_rows) > 0]
+    return np.concatenate([[0], begins, [groups.total]])
 
 
 def rows_within(size_bytes: int, image_size: int, *, least: int, most: int) -> int:
@@ -146,43 +164,101 @@ def item_order(seed: int, epoch: int, ids: Ints) -> Ints:
 def plan_items(plan: Plan, ledger: Ledger) -> Iterator[WorkItem]:
     """The work that the ledger leaves of a plan, in the plan's order.
 
-    Finished epochs and items wholly consumed are left out; of an item partly consumed the consumed rows are. Where
-    `total_samples` ends inside an epoch, the epoch ends after its first so many rows.
+    Finished epochs and items wholly consumed are left out; of an item partly consumed the consumed rows are. Rows on
+    the two sides of a change of size are two items. Where `total_samples` ends inside an epoch, the epoch ends as soon
+    as it has so many rows, those that it has seen already among them.
 
     Raises:
         UserError: the data set has no such split.
         ValueError: the ledger is of another split.
     """
+    return (item for _, item in _located_items(plan, ledger))
+
+
+def plan_tasks(plan: Plan, ledger: Ledger, items_per_task: int = 1) -> Iterator[list[WorkItem]]:
+    """The items of `plan_items` by task: so many each; or, where they are exact, those of as many times `item_rows`."""
+    if plan.exact:
+        rows = plan.item_rows * items_per_task
+        for _, found in itertools.groupby(_located_items(plan, ledger), key=lambda located: located[0] // rows):
+            yield [item for _, item in found]
+        return
+    items = plan_items(plan, ledger)
+    while part := list(itertools.islice(items, items_per_task)):
+        yield part
+
+
+def _located_items(plan: Plan, ledger: Ledger) -> Iterator[tuple[int, WorkItem]]:
+    """Items, each with the run's sample at which it would begin if the ledger were empty."""
     groups = _Groups.of(plan.manifest, plan.split)
     if ledger.rows != groups.total:
         raise ValueError(f"the ledger has {ledger.rows} rows, split {plan.split} has {groups.total}")
-    whole, rest = divmod(plan.total_samples, groups.total)
-    for epoch in range(ledger.complete, whole):
-        yield from _epoch_items(plan, groups, ledger, epoch, groups.total)
-    if rest and ledger.complete <= whole:
-        yield from _epoch_items(plan, groups, ledger, whole, rest)
+    for epoch in range(ledger.complete, -(-plan.total_samples // groups.total)):
+        yield from _Epoch(plan=plan, groups=groups, ledger=ledger, number=epoch).items()
 
 
-def _epoch_items(plan: Plan, groups: _Groups, ledger: Ledger, epoch: int, limit: int) -> Iterator[WorkItem]:
-    """Items of the first `limit` rows of an epoch, without the rows that the ledger has."""
-    fresh = ~ledger.consumed(epoch)
-    untouched = bool(fresh.all())
-    order = permutation(stream(plan.seed, Purpose.EPOCH, epoch), len(groups.rows))
-    for before, members in groups.items(order, plan.item_rows):
-        if before >= limit:
-            return
-        inside = before + int(groups.rows[members].sum()) <= limit
-        keep = None
-        if not (untouched and inside):
-            ordinals = groups.ordinals(members)
-            keep = fresh[ordinals]
-            if not inside:
-                ids = ordinals + plan.manifest.split_start(plan.split)
-                keep[item_order(plan.seed, epoch, ids)[limit - before :]] = False
-            if not keep.any():
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Epoch:
+    """One epoch of a plan."""
+
+    plan: Plan
+    groups: _Groups
+    ledger: Ledger
+    number: int
+
+    @property
+    def first(self) -> int:
+        """The run's sample at which it begins."""
+        return self.number * self.groups.total
+
+    def items(self) -> Iterator[tuple[int, WorkItem]]:
+        """What the ledger leaves of it."""
+        limit = min(self.groups.total, self.plan.total_samples - self.first)
+        left = limit - self.ledger.count(self.number)
+        order = permutation(stream(self.plan.seed, Purpose.EPOCH, self.number), len(self.groups.rows))
+        marked = self._marked(order)
+        for cut in _cuts(self.groups, order, self._edges(order)):
+            if left <= 0:
+                return
+            seen = 0 if marked is None else int(marked[cut.members].sum())
+            if seen == int(self.groups.rows[cut.members].sum()):
                 continue
-        size = plan.size_at(epoch * groups.total + before)
-        yield groups.item(members, keep, epoch=epoch, image_size=size)
+            for item in self._items_of(cut, left, untouched=not seen):
+                yield self.first + cut.begin, item
+                left -= item.rows
+
+    def _marked(self, order: Ints) -> Ints | None:
+        """Rows of each group that were seen; None where there are none at all."""
+        return self.ledger.counts(self.number, self.groups.first) if self.ledger.count(self.number) else None
+
+    def _edges(self, order: Ints) -> Ints:
+        if not self.plan.exact:
+            return _group_edges(self.groups, order, self.plan.item_rows)
+        inner = np.arange(-self.first % self.plan.item_rows, self.groups.total, self.plan.item_rows)
+        return np.concatenate([[0], inner[inner > 0], [self.groups.total]])
+
+    def _items_of(self, cut: _Cut, left: int, *, untouched: bool) -> Iterator[WorkItem]:
+        """The cut's rows: those that were not seen, `left` of them at most, by image size."""
+        begin = self.first + cut.begin
+        changes = [sample - begin for sample, _ in self.plan.sizes if 0 < sample - begin < cut.rows]
+        total = int(self.groups.rows[cut.members].sum())
+        if untouched and not changes and cut.rows <= left:
+            keep = None
+            if cut.rows < total:
+                keep = np.zeros(total, dtype=bool)
+                keep[cut.offset : cut.offset + cut.rows] = True
+            yield self.groups.item(cut.members, keep, epoch=self.number, image_size=self.plan.size_at(begin))
+            return
+        ordinals = self.groups.ordinals(cut.members)
+        ids = ordinals + self.plan.manifest.split_start(self.plan.split)
+        rows = item_order(self.plan.seed, self.number, ids)
+        rows = rows[(rows >= cut.offset) & (rows < cut.offset + cut.rows)]
+        fresh = ~self.ledger.marked(self.number, ordinals[rows])
+        fresh &= np.cumsum(fresh) <= left
+        for low, high in itertools.pairwise([0, *changes, cut.rows]):
+            keep = np.zeros(total, dtype=bool)
+            keep[rows[low:high][fresh[low:high]]] = True
+            if keep.any():
+                yield self.groups.item(cut.members, keep, epoch=self.number, image_size=self.plan.size_at(begin + low))
 
 
 def eval_items(
@@ -196,10 +272,14 @@ def eval_items(
     groups = _Groups.of(manifest, split)
     begin = rank * groups.total // world_size
     end = (rank + 1) * groups.total // world_size
-    members = np.flatnonzero((groups.first < end) & (groups.first + groups.rows > begin))
+    if begin == end:
+        return []
+    order = np.arange(len(groups.rows))
+    edges = _group_edges(groups, order, item_rows)
+    edges = np.concatenate([[begin], edges[(edges > begin) & (edges < end)], [end]])
     items = []
-    for _, some in groups.items(members, item_rows) if begin < end else ():
-        ordinals = groups.ordinals(some)
-        keep = (ordinals >= begin) & (ordinals < end)
-        items.append(groups.item(some, keep, epoch=0, image_size=image_size))
+    for cut in _cuts(groups, order, edges):
+        keep = np.zeros(int(groups.rows[cut.members].sum()), dtype=bool)
+        keep[cut.offset : cut.offset + cut.rows] = True
+        items.append(groups.item(cut.members, keep, epoch=0, image_size=image_size))
     return items

@@ -1,30 +1,111 @@
-"""The one reader of shards: ranged reads, each verified against the manifest before anything parses it."""
+"""The one reader of shards: row groups, verified against the manifest before anything parses them.
+
+Memory, beside the rows that it returns: one copy of each row group until it is parsed, and 16 MiB of footers.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import mmap
-from collections.abc import Sequence
+import io
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from infra.errors import UserError
-from pipelines.data.decode import DecodeError, open_rgb
+from pipelines.data.quarantine import Fault
+from pipelines.data.spans import Part, SpanReader
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from infra.storage import Store
-    from pipelines.data.manifest import Shard, Span, Stored
+    from pipelines.data.cache import SpanCache
+    from pipelines.data.manifest import Manifest, Shard
+    from pipelines.data.plan import WorkItem
 
-_FETCHES = 2  # a first mismatch may be the transfer's fault; a second one is the storage's
+MAX_GROUP_BYTES = 64 * 2**20
+"""Of a row group that is fetched at all: prepare's have 6 MiB, or what one larger record has."""
+_FOOTERS_BYTES = 16 * 2**20  # kept in a process: of 3,000 shards of 128 MiB with JPEGs
+
+Piece = tuple["Shard", int]
+"""A shard, and the index of one of its row groups."""
 
 
 class IntegrityError(UserError):
     """Stored bytes are not those that prepare wrote."""
+
+
+class OversizedError(UserError):
+    """A row group is larger than any that prepare writes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fetched:
+    """The rows of an item."""
+
+    table: pa.Table
+    """Columns image (binary), label (int32), id (int64), key (string)."""
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+    """What is wrong with rows that could not be read, by their place; of them the table has the ids alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reader:
+    """Reads the items of a data set."""
+
+    store: Store
+    manifest: Manifest
+    cache: SpanCache | None = None
+    tolerant: bool = False
+    """A row group that cannot be read comes back as faults; else it is an error."""
+
+    def fetch(self, item: WorkItem) -> Fetched:
+        """All rows of an item's pieces, in the order of the pieces.
+
+        Raises:
+            UserError: a shard is missing; and if not tolerant, IntegrityError or OversizedError.
+        """
+        import pyarrow as pa
+
+        if not item.pieces:
+            return Fetched(table=_unread(0, 0))
+        pieces = [(self.manifest.shards[shard], group) for shard, group in item.pieces]
+        tables: list[pa.Table] = []
+        faults: dict[int, Fault] = {}
+        first = 0
+        for (shard, group), rows in zip(pieces, _read(SpanReader(self.store, self.cache), pieces), strict=True):
+            count = shard.groups[group].rows
+            if isinstance(rows, Fault) and not self.tolerant:
+                raise _error(self.store, shard, rows)
+            if isinstance(rows, Fault):
+                faults |= dict.fromkeys(range(first, first + count), rows)
+                rows = _unread(self._first_id(*item.pieces[len(tables)]), count)
+            tables.append(rows)
+            first += count
+        return Fetched(table=pa.concat_tables(tables), faults=faults)
+
+    def take_warning(self) -> str:
+        """What has gone wrong with the cache, once in a process; else ""."""
+        return self.cache.take_warning() if self.cache else ""
+
+    def _first_id(self, shard: int, group: int) -> int:
+        """Of a piece: ids are dense, so that they are known where the rows are not."""
+        before = sum(each.rows for each in self.manifest.shards[:shard])
+        return before + sum(each.rows for each in self.manifest.shards[shard].groups[:group])
+
+    def ahead(self, items: Sequence[WorkItem]) -> Iterator[tuple[WorkItem, Future[Fetched]]]:
+        """The items in order with their rows, each fetched while the caller is busy with the one before."""
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead")
+        try:
+            under_way = [pool.submit(self.fetch, item) for item in items[:1]]
+            for following, item in enumerate(items, 1):
+                present = under_way.pop()
+                under_way += [pool.submit(self.fetch, after) for after in items[following : following + 1]]
+                yield item, present
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_rows(store: Store, shard: Shard, groups: Sequence[int]) -> pa.Table:
@@ -36,56 +117,120 @@ def read_rows(store: Store, shard: Shard, groups: Sequence[int]) -> pa.Table:
     Raises:
         UserError: the shard is missing.
         IntegrityError: a byte range differs from the manifest, twice.
+        OversizedError: a row group has more than `MAX_GROUP_BYTES`.
     """
+    import pyarrow as pa
+
+    tables = _read(SpanReader(store), [(shard, group) for group in groups])
+    for rows in tables:
+        if isinstance(rows, Fault):
+            raise _error(store, shard, rows)
+    return pa.concat_tables(tables)
+
+
+def _read(spans: SpanReader, pieces: Sequence[Piece]) -> list[pa.Table | Fault]:
+    """The rows of each piece, or why there are none. Footers and row groups are asked for at once."""
+    shards = {shard.path: shard for shard, _ in pieces}
+    footers = {path: _footers.get(shard.footer.sha256) for path, shard in shards.items()}
+    parts = [Part(shard, shard.footer, "footer") for path, shard in shards.items() if not footers[path]]
+    parts += [
+        Part(shard, shard.groups[group], f"row group {group}")
+        for shard, group in pieces
+        if shard.groups[group].length <= MAX_GROUP_BYTES
+    ]
+    found = {(part.shard.path, part.span.start): data for part, data in zip(parts, spans.fetch(parts), strict=True)}
+    tables = []
+    for shard, group in pieces:
+        footer = footers[shard.path] or found[shard.path, shard.footer.start]
+        tables.append(_rows(shard, group, footer, found.get((shard.path, shard.groups[group].start))))
+    return tables
+
+
+def _rows(shard: Shard, group: int, footer: memoryview | Fault, data: memoryview | Fault | None) -> pa.Table | Fault:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # A sparse copy of the shard: pages that nobody writes cost nothing, and Parquet's offsets hold as they are.
-    sparse = mmap.mmap(-1, shard.bytes)
-    _place(sparse, shard.footer, _fetch(store, shard, shard.footer, "footer"))
-    for group in groups:
-        span = shard.groups[group]
-        _place(sparse, span, _fetch(store, shard, span, f"row group {group}"))
-    with pq.ParquetFile(pa.BufferReader(pa.py_buffer(sparse))) as file:
-        return file.read_row_groups(list(groups), use_threads=False)
+    span = shard.groups[group]
+    if data is None:
+        return Fault("oversized", f"row group {group} has {span.length:,} bytes, more than {MAX_GROUP_BYTES:,}")
+    if isinstance(footer, Fault):
+        return footer
+    if isinstance(data, Fault):
+        return data
+    _footers.keep(shard.footer.sha256, footer)
+    metadata = pq.read_metadata(pa.BufferReader(footer))
+    with pq.ParquetFile(pa.PythonFile(_Window(data, span.start), mode="r"), metadata=metadata) as file:
+        return file.read_row_groups([group], use_threads=False)
 
 
-def open_record(record: bytes, stored: Stored) -> Image.Image:
-    """The stored bytes of one image as a Pillow image in mode RGB.
-
-    Raises:
-        DecodeError: not an image of the stored form.
-    """
-    if stored.form != "raw":
-        return open_rgb(record)
-    if len(record) != stored.size * stored.size * stored.channels:
-        raise DecodeError(f"{len(record):,} bytes, expected {stored.size}x{stored.size}x{stored.channels}")
-    mode = "L" if stored.channels == 1 else "RGB"
-    return Image.frombytes(mode, (stored.size, stored.size), record).convert("RGB")
+def _error(store: Store, shard: Shard, fault: Fault) -> UserError:
+    where = f"shard {shard.path} in {store.description}"
+    if fault.reason == "unreadable":
+        return IntegrityError(f"{where}: {fault.detail}: restore the shard or prepare again")
+    return OversizedError(f"{where}: {fault.detail}: prepare again without its largest image")
 
 
-def to_rgb(table: pa.Table, stored: Stored) -> list[npt.NDArray[np.uint8]]:
-    """The images of a table from `read_rows`, uint8 HWC each. Raises `DecodeError`."""
-    return [np.asarray(open_record(record, stored)) for record in table["image"].to_pylist()]
+def _unread(first_id: int, count: int) -> pa.Table:
+    """Rows of which the ids alone are known."""
+    import pyarrow as pa
+
+    columns = {
+        "image": pa.array([b""] * count, pa.binary()),
+        "label": pa.array([0] * count, pa.int32()),
+        "id": pa.array(range(first_id, first_id + count), pa.int64()),
+        "key": pa.array([""] * count, pa.string()),
+    }
+    return pa.table(columns)
 
 
-def _place(sparse: mmap.mmap, span: Span, data: bytes) -> None:
-    sparse[span.start : span.start + span.length] = data
+class _Window(io.RawIOBase):
+    """A shard of which only some bytes are there: Parquet's offsets hold as they are, and nothing is copied."""
+
+    def __init__(self, data: memoryview, start: int) -> None:
+        self._data, self._start, self._at = data, start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        ends = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._start + len(self._data)}
+        self._at = ends[whence] + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> memoryview:
+        begin = self._at - self._start
+        data = self._data[begin : begin + size]
+        self._at += len(data)
+        return data
 
 
-def _fetch(store: Store, shard: Shard, span: Span, what: str) -> bytes:
-    actual = ""
-    for _ in range(_FETCHES):
-        try:
-            data = store.read(shard.path, start=span.start, length=span.length)
-        except FileNotFoundError:
-            raise UserError(
-                f"shard {shard.path} is missing in {store.description}: restore it or prepare again"
-            ) from None
-        actual = hashlib.sha256(data).hexdigest()
-        if actual == span.sha256:
-            return data
-    raise IntegrityError(
-        f"shard {shard.path} in {store.description}: {what} has sha256 {actual[:16]}… ({len(data):,} bytes), "
-        f"the manifest says {span.sha256[:16]}… ({span.length:,} bytes): restore the shard or prepare again"
-    )
+class _Footers:
+    """Footers of the shards that this process has read last: each is a request saved."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._by_hash: OrderedDict[str, memoryview] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, sha256: str) -> memoryview | None:
+        with self._lock:
+            if sha256 in self._by_hash:
+                self._by_hash.move_to_end(sha256)
+            return self._by_hash.get(sha256)
+
+    def keep(self, sha256: str, footer: memoryview) -> None:
+        with self._lock:
+            if sha256 not in self._by_hash:
+                self._by_hash[sha256] = memoryview(bytes(footer))  # else it holds the answer it came in
+                self._bytes += len(footer)
+            while self._bytes > _FOOTERS_BYTES:
+                self._bytes -= len(self._by_hash.popitem(last=False)[1])
+
+
+_footers = _Footers()

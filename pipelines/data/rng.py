@@ -38,4 +38,9 @@ def permutation(bits: np.random.Philox, n: int) -> npt.NDArray[np.int64]:
     Built on the raw bits, whose values numpy guarantees from version to version (those of `Generator` it does not: NEP
     19), because a run that goes on after an upgrade must find its plan again.
     """
-    return np.argsort(bits.random_raw(n), kind="stable")
+    keys = bits.random_raw(n)
+    order = np.argsort(
+        keys
+    )  # several times as fast as the stable sort, from which it differs only where keys are equal
+    drawn = keys[order]
+    return np.argsort(keys, kind="stable") if (drawn[1:] == drawn[:-1]).any() else order

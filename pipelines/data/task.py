@@ -6,35 +6,31 @@ Imports no torch, so that a task starts fast, unless the recipe names a policy.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from infra.errors import UserError
-from pipelines.data.decode import CropConfig, DecodeError, eval_crop, train_crop
-from pipelines.data.manifest import Manifest
+from pipelines.data.cache import CacheConfig, open_cache
+from pipelines.data.decode import CropConfig, Record
+from pipelines.data.manifest import Manifest, Stored
 from pipelines.data.plan import WorkItem, item_order
-from pipelines.data.read import open_record, read_rows
+from pipelines.data.read import Fetched, Reader
+from pipelines.data.records import Records
 from pipelines.data.rng import Purpose, generator
+from pipelines.data.stages import StageClock
+from pipelines.data.views import eval_view, train_views
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from PIL import Image
+    from concurrent.futures import Future
 
     from infra.storage import Store
 
-_FETCH_THREADS = 8  # row groups of one item fetched at once: object storage answers slowly but many at a time
-
 Block = dict[str, npt.NDArray[np.generic]]
 Pixels = npt.NDArray[np.uint8]
-Crop = Callable[["Image.Image", int], Pixels]
-
-
-class BadSample(UserError):
-    """A stored image does not decode. None is tolerated, and none is skipped silently."""
+Crop = Callable[[Record, int], Pixels]
+"""From a record and its sample's id to what is shown of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +41,8 @@ class TaskConfig:
     train: bool  # shuffled and cropped at random; else in id order and by the evaluation crop
     seed: int
     rows_per_block: int
+    tolerant: bool = False  # a bad sample comes as zeros, named in the column `bad`; else it is an error
+    cache: CacheConfig | None = None
 
     def image_shape(self, size: int) -> tuple[int, ...]:
         """Of what one sample becomes: one view, or several."""
@@ -52,60 +50,73 @@ class TaskConfig:
         return (self.crop.repeats, *view) if self.train and self.crop.repeats > 1 else view
 
 
-def load_item(store: Store, manifest: Manifest, item: WorkItem, config: TaskConfig) -> Iterator[Block]:
+def load_item(
+    store: Store,
+    manifest: Manifest,
+    item: WorkItem,
+    config: TaskConfig,
+    clock: StageClock | None = None,
+    ahead: Future[Fetched] | None = None,
+) -> Iterator[Block]:
     """Fetch, verify, decode and crop an item.
 
-    The result depends on the arguments alone, not on which task runs it, or when.
+    The result depends on the arguments alone, not on which task runs it, or when. `clock` is told what is reading;
+    `ahead` is the item's rows where somebody has begun to fetch them.
 
     Yields:
         Blocks of at most `rows_per_block` rows: image uint8 [n,S,S,3], label int64 [n], id int64 [n], epoch int32 [n].
-        In training with r > 1 repeats, image has r views of each sample: [n,r,S,S,3].
+        In training with r > 1 repeats, image has r views of each sample: [n,r,S,S,3]. bad object [n]: "", or what is
+        wrong with the sample (`quarantine.Fault.note`), whose image is zeros then.
 
     Raises:
         UserError: a shard is missing (IntegrityError: differs from the manifest).
-        BadSample: an image does not decode.
+        BadSample: an image does not decode, or its label is no class.
     """
-    table = fetch_item(store, manifest, item)
-    ids, labels = table["id"].to_numpy(), table["label"].to_numpy().astype(np.int64)
+    records = fetch_records(store, manifest, item, config, clock, ahead)
+    ids, labels = records.ids, records.labels
     order = item_order(config.seed, item.epoch, ids) if config.train else np.arange(len(ids))
     order = order[item.kept(len(ids))[order]]
-    crop = _cropper(item, config)
+    crop = _cropper(item, config, manifest.stored)
     for begin in range(0, len(order), config.rows_per_block):
         rows = order[begin : begin + config.rows_per_block]
         images = np.empty((len(rows), *config.image_shape(item.image_size)), dtype=np.uint8)
         for place, row in enumerate(rows.tolist()):
-            try:
-                picture = open_record(table["image"][row].as_py(), manifest.stored)
-            except DecodeError as error:
-                raise bad_sample(manifest, table, row, error) from error
-            images[place] = crop(picture, int(ids[row]))
+            pixels = records.use(row, crop)
+            images[place] = 0 if pixels is None else pixels
         epochs = np.full(len(rows), item.epoch, dtype=np.int32)
-        yield {"image": images, "label": labels[rows], "id": ids[rows], "epoch": epochs}
+        yield {"image": images, "label": labels[rows], "id": ids[rows], "epoch": epochs, "bad": records.bad(rows)}
 
 
-def fetch_item(store: Store, manifest: Manifest, item: WorkItem) -> pa.Table:
-    """All rows of an item's pieces, in the order of the pieces."""
-    import pyarrow as pa
+def fetch_records(
+    store: Store,
+    manifest: Manifest,
+    item: WorkItem,
+    config: TaskConfig,
+    clock: StageClock | None = None,
+    ahead: Future[Fetched] | None = None,
+) -> Records:
+    """The records of an item, as in `load_item`."""
+    with (clock or StageClock()).reading():
+        if ahead is None:
+            cache = open_cache(config.cache) if config.cache else None
+            fetched = Reader(store=store, manifest=manifest, cache=cache, tolerant=config.tolerant).fetch(item)
+        else:
+            fetched = ahead.result()
+    return Records(fetched, manifest, tolerant=config.tolerant)
 
-    def read(piece: tuple[int, int]) -> pa.Table:
-        shard, group = piece
-        return read_rows(store, manifest.shards[shard], [group])
 
-    with ThreadPoolExecutor(max_workers=min(_FETCH_THREADS, len(item.pieces))) as pool:
-        return pa.concat_tables(pool.map(read, item.pieces))
-
-
-def _cropper(item: WorkItem, config: TaskConfig) -> Crop:
+def _cropper(item: WorkItem, config: TaskConfig, stored: Stored) -> Crop:
     """The crop of a sample; in training by the sample's own random stream, whatever the order of reading."""
     crop = config.crop.at(item.image_size)
     if not config.train:
-        return lambda image, _: eval_crop(image, crop)
+        return lambda record, _: eval_view(record, stored, crop)
     change = _policy(crop)
 
-    def views(image: Image.Image, sample_id: int) -> Pixels:
+    def views(record: Record, sample_id: int) -> Pixels:
         first = item.epoch * crop.repeats  # how often the sample was shown before
-        streams = (generator(config.seed, Purpose.CROP, first + view, sample_id) for view in range(crop.repeats))
-        shown = [change(train_crop(image, crop, rng), rng) for rng in streams]
+        streams = [generator(config.seed, Purpose.CROP, first + view, sample_id) for view in range(crop.repeats)]
+        cropped = train_views(record, stored, crop, streams)
+        shown = [change(view, rng) for view, rng in zip(cropped, streams, strict=True)]
         return np.stack(shown) if crop.repeats > 1 else shown[0]
 
     return views
@@ -118,10 +129,3 @@ def _policy(crop: CropConfig) -> Callable[[Pixels, np.random.Generator], Pixels]
     from pipelines.data.policies import build_policy
 
     return build_policy(crop)
-
-
-def bad_sample(manifest: Manifest, table: pa.Table, row: int, reason: DecodeError) -> BadSample:
-    sample_id, key = table["id"][row].as_py(), table["key"][row].as_py()
-    ends = np.cumsum([shard.rows for shard in manifest.shards])
-    shard = manifest.shards[int(np.searchsorted(ends, sample_id, side="right"))]
-    return BadSample(f"sample {sample_id} ({key}) of shard {shard.path} does not decode: {reason}")

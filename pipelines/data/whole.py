@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.data.decode import DecodeError, resize_shorter
+from pipelines.data.decode import CropConfig
 from pipelines.data.manifest import Manifest
 from pipelines.data.plan import WorkItem
-from pipelines.data.read import open_record
-from pipelines.data.task import Block, bad_sample, fetch_item
+from pipelines.data.read import Reader
+from pipelines.data.records import Records
+from pipelines.data.task import Block
+from pipelines.data.views import whole_views
 
 if TYPE_CHECKING:
     from infra.storage import Store
@@ -26,9 +28,12 @@ def column(scale: int) -> str:
     return f"image_{scale}"
 
 
-def load_whole(store: Store, manifest: Manifest, item: WorkItem, scales: Sequence[int]) -> Iterator[Block]:
+def load_whole(
+    store: Store, manifest: Manifest, item: WorkItem, scales: Sequence[int], crop: CropConfig
+) -> Iterator[Block]:
     """Fetch, verify, decode and resize an item: the shorter side to each of `scales`, in pixels.
 
+    Of `crop` the way of decoding and resizing counts, and nothing else.
     Images of different shape do not fit into one array, and none is padded: each shape gets a block of its own.
 
     Yields:
@@ -36,17 +41,15 @@ def load_whole(store: Store, manifest: Manifest, item: WorkItem, scales: Sequenc
 
     Raises:
         UserError: a shard is missing (IntegrityError: differs from the manifest).
-        BadSample: an image does not decode.
+        BadSample: an image does not decode, or its label is no class.
     """
-    table = fetch_item(store, manifest, item)
-    ids, labels = table["id"].to_numpy(), table["label"].to_numpy().astype(np.int64)
+    records = Records(Reader(store=store, manifest=manifest).fetch(item), manifest, tolerant=False)
+    ids, labels = records.ids, records.labels
     shapes: dict[tuple[tuple[int, ...], ...], list[tuple[int, Scales]]] = {}
     for row in np.flatnonzero(item.kept(len(ids))).tolist():
-        try:
-            picture = open_record(table["image"][row].as_py(), manifest.stored)
-        except DecodeError as error:
-            raise bad_sample(manifest, table, row, error) from error
-        sized = tuple(np.asarray(resize_shorter(picture, scale)) for scale in scales)
+        views = records.use(row, lambda record, _: whole_views(record, manifest.stored, crop, scales))
+        assert views is not None  # faults are errors here
+        sized = tuple(views)
         shapes.setdefault(tuple(image.shape for image in sized), []).append((row, sized))
     for members in shapes.values():
         rows = [row for row, _ in members]

@@ -1,31 +1,43 @@
 """prepare: a source becomes shards and, last, a manifest. One Ray Data task writes one shard.
 
-An interrupted run leaves `_progress/`: what is being made (`job.json`) and a record for each finished shard. The next
-run of the same source and settings goes on from there; any other is refused.
+An interrupted run leaves `_progress/`: what is being made (`job.json`), the index of archives, and a record for each
+finished shard. The next run of the same source and settings goes on from there; any other is refused.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
-from pipelines.data.layout import PROGRESS, BadImages, PrepareConfig, ShardJob, plan_shards, stored_form, write_shard
-from pipelines.data.manifest import MANIFEST, Manifest, Shard, Stored, check_shards, load_manifest
-from pipelines.data.quiet import quiet
-from pipelines.data.samples import Source
+from pipelines.data.layout import ShardJob, plan_shards, stored_form
+from pipelines.data.manifest import MANIFEST, Manifest, Stored, check_shards, load_manifest
+from pipelines.data.prepare_config import PrepareConfig
+from pipelines.data.report import read_report, write_report
+from pipelines.data.samples import Samples, Source
+from pipelines.data.shard_file import BadImage, BadImages, Written, write_shard
+from pipelines.data.sources.index import PROGRESS
+from pipelines.data.sources.parquet import Copy, ParquetRows
+from pipelines.data.spread import spread
 
 if TYPE_CHECKING:
     from infra.storage import Store
 
-__all__ = ["PrepareConfig", "Progress", "find_prepared", "prepare"]
+__all__ = ["PrepareConfig", "Progress", "clear_progress", "find_prepared", "prepare"]
 
 _JOB = f"{PROGRESS}/job.json"
+_REJECTED = f"{PROGRESS}/rejected.json"
+_COPIES = f"{PROGRESS}/copies"
 _REASONS_TOLD = 5
 
 Progress = Callable[[int, int, int], None]
 """Called with (rows written, rows in all, bytes written)."""
+
+Bad = dict[str, list[BadImage]]
+"""Images that cannot be used, by split."""
 
 
 def find_prepared(source: Source, store: Store, config: PrepareConfig) -> Manifest | None:
@@ -37,8 +49,8 @@ def find_prepared(source: Source, store: Store, config: PrepareConfig) -> Manife
     if not store.exists(MANIFEST):
         return None
     manifest = load_manifest(store)
-    made = (manifest.fingerprint, manifest.stored, dict(manifest.prepare))
-    if made != (source.fingerprint, stored_form(source, config), _layout(config)):
+    same = (manifest.stored, dict(manifest.prepare)) == (stored_form(source, config), _layout(config))
+    if not same or not _same_source(source, store, manifest):
         raise UserError(
             f"{store.description} already holds data set {manifest.name} ({manifest.source}), made from another source "
             "or with other settings: choose another destination"
@@ -47,39 +59,57 @@ def find_prepared(source: Source, store: Store, config: PrepareConfig) -> Manife
     return manifest
 
 
+def _same_source(source: Source, store: Store, manifest: Manifest) -> bool:
+    report = read_report(store) if source.listing else None
+    untouched = report is not None and report.listing == source.listing  # found without looking into archives again
+    return untouched or manifest.fingerprint == source.fingerprint
+
+
 def prepare(source: Source, store: Store, config: PrepareConfig, progress: Progress = lambda *_: None) -> Manifest:
     """Write the data set, or what an interrupted run left of it. Ray is initialised by the caller.
 
     A finished data set of the same source and settings is left as it is.
 
     Raises:
-        UserError: the destination cannot be written or holds something else, or images do not decode.
+        UserError: the destination cannot be written or holds something else, or more images do not decode than
+            `config.max_bad_images`.
     """
     store.check_access(write=True)
     manifest = find_prepared(source, store, config)
     if manifest is None:
         stored = stored_form(source, config)
         _claim(source, store, stored, config)
-        jobs = plan_shards(source, stored, config)
-        shards = _write_shards(store, jobs, source.total_rows, progress)
+        written = _Writing(source, store, config, progress).run()
         manifest = Manifest(
             class_names=source.class_names,
             stored=stored,
             source=source.description,
             fingerprint=source.fingerprint,
             prepare=_layout(config),
-            splits=dict(source.rows),
-            shards=tuple(shards[job.path] for job in jobs),
+            splits=_rows(written),
+            shards=tuple(each.shard for each in written),
         )
         _commit(store, manifest)
+    clear_progress(store)
+    return manifest
+
+
+def clear_progress(store: Store) -> None:
+    """Remove what only an unfinished data set needs."""
     for path, _ in store.list(PROGRESS):
         store.delete(path)
-    return manifest
 
 
 def _layout(config: PrepareConfig) -> dict[str, float]:
     """The settings that, with the stored form, decide the content."""
     return {name: getattr(config, name) for name in ("shard_mb", "min_shards", "holdout", "seed")}
+
+
+def _rows(written: Sequence[Written]) -> dict[str, int]:
+    rows: Counter[str] = Counter()
+    for each in written:
+        rows[each.shard.split] += each.shard.rows
+    return dict(rows)
 
 
 def _claim(source: Source, store: Store, stored: Stored, config: PrepareConfig) -> None:
@@ -106,63 +136,132 @@ def _commit(store: Store, manifest: Manifest) -> None:
             ) from None
 
 
-def _write_shards(store: Store, jobs: list[ShardJob], total_rows: int, progress: Progress) -> dict[str, Shard]:
-    """Shards by path: those that an earlier run finished, then the others as they get done."""
-    shards = _finished(store, jobs)
-    bad: list[str] = []
+class _Writing:
+    """The shards of one data set."""
 
-    def tell() -> None:
-        progress(
-            sum(shard.rows for shard in shards.values()), total_rows, sum(shard.bytes for shard in shards.values())
-        )
+    def __init__(self, source: Source, store: Store, config: PrepareConfig, progress: Progress) -> None:
+        self.source, self.store, self.config, self.progress = source, store, config, progress
+        self.splits = _readable(source, store)
 
-    tell()
-    for result in _run(store, [job for job in jobs if job.path not in shards]):
-        if "error" in result:
-            raise UserError(result["error"])
-        if "bad" in result:
-            bad += result["bad"]
-        else:
-            shards[result["path"]] = Shard.from_record(result)
-            tell()
-    if bad:
-        more = f" and {len(bad) - _REASONS_TOLD:,} more" if len(bad) > _REASONS_TOLD else ""
+    def run(self) -> list[Written]:
+        """All shards in id order, and the report beside them.
+
+        Where images are bad, all of them are found first; then the shards that they were in are written without them.
+        """
+        bad = self._rejected()
+        while True:
+            jobs = self._plan(bad)
+            written, found = self._write(jobs)
+            if not found:
+                break
+            bad = {split: sorted([*bad.get(split, ()), *found.get(split, ())], key=_place) for split in self.splits}
+            self._allow(bad)
+            record = {split: [dataclasses.asdict(image) for image in images] for split, images in bad.items()}
+            self.store.write(_REJECTED, json.dumps(record).encode())
+        self._drop_others(jobs)
+        write_report(self.store, self.source.listing, self.splits, bad, jobs, written)
+        return written
+
+    def _plan(self, bad: Bad) -> list[ShardJob]:
+        rejected = {split: [image.position for image in images] for split, images in bad.items()}
+        return plan_shards(self.source, stored_form(self.source, self.config), self.config, rejected)
+
+    def _rejected(self) -> Bad:
+        """What an interrupted run has found to be bad."""
+        if not self.store.exists(_REJECTED):
+            return {}
+        record = json.loads(self.store.read(_REJECTED))
+        bad = {split: [BadImage(**image) for image in images] for split, images in record.items()}
+        self._allow(bad)
+        return bad
+
+    def _write(self, jobs: list[ShardJob]) -> tuple[list[Written], Bad]:
+        """Shards in the order of `jobs`: those that an earlier run finished, the others as they get done."""
+        done = _finished(self.store, jobs)
+        bad: Bad = {}
+        self._tell(done)
+        for result in _write_each(self.store, self.splits, [job for job in jobs if job.path not in done]):
+            if "bad" in result:
+                bad.setdefault(result["split"], []).extend(BadImage(**image) for image in result["bad"])
+            else:
+                written = Written.from_json(result["written"])
+                done[written.shard.path] = written
+                self._tell(done)
+        return [done[job.path] for job in jobs if job.path in done], bad
+
+    def _tell(self, done: Mapping[str, Written]) -> None:
+        shards = [written.shard for written in done.values()]
+        self.progress(sum(shard.rows for shard in shards), self.source.total_rows, sum(shard.bytes for shard in shards))
+
+    def _allow(self, bad: Bad) -> None:
+        """Raise UserError where more images are bad than may be left out."""
+        images = sorted((image for each in bad.values() for image in each), key=lambda image: image.key)
+        if len(images) <= self.config.max_bad_images:
+            return
+        told = "; ".join(f"{image.key} ({image.reason})" for image in images[:_REASONS_TOLD])
+        more = f" and {len(images) - _REASONS_TOLD:,} more" if len(images) > _REASONS_TOLD else ""
         raise UserError(
-            f"{len(bad):,} of {total_rows:,} images cannot be used: {'; '.join(sorted(bad)[:_REASONS_TOLD])}{more}. "
-            f"Repair or remove them, empty {store.description}, and run again"
+            f"{len(images):,} of {self.source.total_rows:,} images cannot be used: {told}{more}. Repair or remove "
+            f"them, empty {self.store.description}, and run again; or leave them out with --set "
+            f"prepare.max_bad_images={len(images)}"
         )
-    return shards
+
+    def _drop_others(self, jobs: Sequence[ShardJob]) -> None:
+        """Remove shards that were written before so many images were left out that there are fewer."""
+        planned = {job.path for job in jobs}
+        for job in self._plan({}):
+            if job.path not in planned:
+                self.store.delete(job.path)
 
 
-def _finished(store: Store, jobs: list[ShardJob]) -> dict[str, Shard]:
-    """Shards that have their record and the size that it says."""
+def _place(image: BadImage) -> int:
+    return image.position
+
+
+def _readable(source: Source, store: Store) -> dict[str, Samples]:
+    """The splits, such that single samples can be read: images in Parquet are copied out first."""
+    target = store.sub(_COPIES)
+    copies = {
+        copy.path: copy for rows in source.splits.values() if isinstance(rows, ParquetRows) for copy in rows.copies()
+    }
+
+    def make(copy: Copy) -> str:
+        copy.make(target)
+        return copy.path
+
+    for _ in spread(make, list(copies.values())):
+        pass
+    return {
+        split: samples.copied(target) if isinstance(samples, ParquetRows) else samples
+        for split, samples in source.splits.items()
+    }
+
+
+def _finished(store: Store, jobs: Sequence[ShardJob]) -> dict[str, Written]:
+    """Shards that have their record, hold what is planned, and have the size that the record says."""
     found = dict(store.list())
-    shards = {}
+    finished = {}
     for job in jobs:
-        if job.path in found and job.sidecar in found:
-            shard = Shard.from_record(json.loads(store.read(job.sidecar)))
-            if shard.bytes == found[job.path]:
-                shards[job.path] = shard
-    return shards
+        if {job.path, job.sidecar, job.hashes} <= set(found):
+            written = Written.from_json(store.read(job.sidecar))
+            if written.job == job.digest and written.shard.bytes == found[job.path]:
+                finished[job.path] = written
+    return finished
 
 
-def _run(store: Store, jobs: list[ShardJob]) -> Iterator[dict[str, Any]]:
-    """Write shards as Ray Data tasks, one each; yields records of shards, {"bad": reasons} and {"error": message}."""
+def _write_each(store: Store, splits: Mapping[str, Samples], jobs: list[ShardJob]) -> Iterator[dict[str, Any]]:
+    """Write shards as tasks; yields {"written": record} of a shard, or {"bad": its bad images}."""
     if not jobs:
-        return
-    import ray.data
+        return iter(())
+    import ray
 
-    references = [ray.put(job) for job in jobs]
+    samples = {split: ray.put(samples) for split, samples in splits.items()}  # once, for all tasks of a node
 
-    def write(row: dict[str, Any]) -> dict[str, str]:
-        job: ShardJob = ray.get(references[row["job"]])
+    def write(job: ShardJob) -> dict[str, Any]:
         try:
-            return {"result": json.dumps(write_shard(store, job).to_record())}
+            written = write_shard(store, job, ray.get(samples[job.split]))
+            return {"written": written.to_json().decode()}
         except BadImages as error:
-            return {"result": json.dumps({"bad": error.reasons})}
-        except UserError as error:  # told as it is, not as the traceback of a task
-            return {"result": json.dumps({"error": str(error)})}
+            return {"split": job.split, "bad": [dataclasses.asdict(image) for image in error.images]}
 
-    rows = ray.data.from_items([{"job": index} for index in range(len(jobs))], override_num_blocks=len(jobs))
-    for row in quiet(rows.map(write)).iter_rows():
-        yield json.loads(row["result"])
+    return spread(write, jobs)

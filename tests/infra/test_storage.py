@@ -256,7 +256,7 @@ class _Faulty:
 
 def _install(monkeypatch: pytest.MonkeyPatch, method: str, fault: Callable[..., Any]) -> _Faulty:
     faulty = _Faulty(infra.s3._client(), method, fault)
-    monkeypatch.setattr(infra.s3, "_client", lambda: faulty)
+    monkeypatch.setattr(infra.s3, "_client", lambda _="": faulty)
     return faulty
 
 

@@ -13,9 +13,11 @@ from safetensors.torch import save
 
 from infra.storage import LocalStore
 from pipelines.checkpoint import Checkpoint
-from pipelines.data.layout import PrepareConfig, plan_shards, stored_form, write_shard
+from pipelines.data.layout import plan_shards, stored_form
 from pipelines.data.manifest import MANIFEST, Manifest
+from pipelines.data.prepare_config import PrepareConfig
 from pipelines.data.samples import Source
+from pipelines.data.shard_file import write_shard
 from pipelines.data.sources import open_source
 from pipelines.recipe import build_recipe
 from pipelines.scoring import EvalData
@@ -92,6 +94,7 @@ def written(source: Source, store: LocalStore, config: PrepareConfig | None = No
     """The shards of a data set without Ray: what prepare's tasks do, one after another. The manifest is not written."""
     config = config or PrepareConfig()
     stored = stored_form(source, config)
+    jobs = plan_shards(source, stored, config)
     return Manifest(
         class_names=source.class_names,
         stored=stored,
@@ -99,7 +102,7 @@ def written(source: Source, store: LocalStore, config: PrepareConfig | None = No
         fingerprint=source.fingerprint,
         prepare={},
         splits=source.rows,
-        shards=tuple(write_shard(store, job) for job in plan_shards(source, stored, config)),
+        shards=tuple(write_shard(store, job, source.splits[job.split]).shard for job in jobs),
     )
 
 

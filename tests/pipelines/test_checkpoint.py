@@ -89,3 +89,38 @@ def test_a_missing_file_is_told(folder):
     folder.store.delete("checkpoints/step-00000010/model.safetensors")
     with pytest.raises(UserError, match="step 10 is missing or incomplete"):
         folder.load(10)
+
+
+def test_no_bit_of_the_commit_can_be_flipped_unnoticed(folder):
+    folder.write(make(10), keep_best=1)
+    folder.write(make(20, 0.5), keep_best=1)
+    path = "checkpoints/step-00000020/checkpoint.json"
+    whole = folder.store.read(path)
+    for offset in range(0, len(whole), 7):
+        data = bytearray(whole)
+        data[offset] ^= 1
+        folder.store.write(path, bytes(data))
+        assert folder.newest(lambda _: None).step == 10, offset
+
+
+def test_a_fault_of_one_transfer_does_not_cost_a_checkpoint(folder):
+    folder.write(make(10), keep_best=1)
+    folder.write(make(20), keep_best=1)
+    reads = []
+
+    class Flaky:
+        description = "flaky"
+
+        def __getattr__(self, name):
+            return getattr(folder.store, name)
+
+        def read(self, path, **span):
+            reads.append(path)
+            data = folder.store.read(path, **span)
+            first = reads.count(path) == 1 and path.endswith("step-00000020/model.safetensors")
+            return data[:-1] + bytes([data[-1] ^ 1]) if first else data
+
+    newest = RunFolder(Flaky()).newest(fail)
+    assert newest is not None
+    assert newest.weights["weight"].tolist() == [20.0] * 3
+    assert reads.count("checkpoints/step-00000020/model.safetensors") == 2

@@ -13,7 +13,7 @@ from pipelines.feed import Feed, Steps
 CPU = torch.device("cpu")
 
 
-def block(ids, *, base=0, side=2, epoch=0):
+def block(ids, *, base=0, side=2, epoch=0, spent=(0.0, 0.0)):
     ids = np.asarray(ids, dtype=np.int64)
     return {
         "image": np.broadcast_to(ids.astype(np.uint8)[:, None, None, None], (len(ids), side, side, 3)).copy(),
@@ -21,6 +21,12 @@ def block(ids, *, base=0, side=2, epoch=0):
         "id": ids,
         "epoch": np.where(ids == FILLER, FILLER, epoch).astype(np.int32),
         "base": np.full(len(ids), base, dtype=np.int64),
+        "read_s": spent[0] * (np.arange(len(ids)) == 0),
+        "decode_s": spent[1] * (np.arange(len(ids)) == 0),
+        "made_at": np.zeros(len(ids)),
+        "retries": np.zeros(len(ids), dtype=np.int64),
+        "bad": np.full(len(ids), "", dtype=object),
+        "warning": np.full(len(ids), "", dtype=object),
     }
 
 
@@ -50,7 +56,7 @@ def test_shares_cut_across_blocks_and_the_last_takes_the_remainder():
     assert [len(batch) for batch in shares[1].microbatches] == [3, 3]
     assert feed.drain_marks().tolist() == [[0, i] for i in range(10)]
     assert feed.drain_marks().shape == (0, 2)
-    assert feed.images == 10
+    assert feed.times.images == 10
 
 
 def test_only_what_was_handed_out_is_marked():
@@ -67,10 +73,29 @@ def test_filler_is_neither_trained_on_nor_marked():
     assert feed.drain_marks()[:, 1].tolist() == [0, 1, 2]
 
 
+def test_filler_that_comes_early_makes_no_step_smaller():
+    feed = Feed([block([0, FILLER, 1]), block([FILLER]), block([2, 3, 4])], steps(9, 4, world=2), CPU)
+    shares = list(feed.shares(0))
+    assert [sum(len(batch) for batch in share.microbatches) for share in shares] == [2, 3]
+    assert feed.drain_marks()[:, 1].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_filler_stands_in_where_one_worker_has_all_of_it():
+    feed = Feed([block([0, FILLER, FILLER, FILLER])], steps(9, 4, world=2), CPU)
+    assert [sum(len(batch) for batch in share.microbatches) for share in feed.shares(0)] == [1, 0]
+
+
 def test_a_stream_of_nothing_but_filler_gives_an_empty_share():
     feed = Feed([block([FILLER])], steps(4, 4), CPU)
     (share,) = feed.shares(0)
     assert share.microbatches == [] and share.count == 4
+
+
+def test_blocks_of_no_rows_are_passed_over():
+    feed = Feed([block([]), block([0, 1], base=3), block([]), block([2, 3])], steps(4, 4), CPU)
+    assert feed.base() == 3
+    (share,) = feed.shares(0)
+    assert ids_of(share) == [0, 1, 2, 3]
 
 
 def test_images_of_two_sizes_become_batches_of_one_size_each():
@@ -95,7 +120,53 @@ def test_repeated_samples_are_marked_once_and_shown_view_after_view():
     assert [share.count for share in shares] == [4, 6]
     assert [len(batch) for batch in shares[1].microbatches] == [3, 3]
     assert feed.drain_marks().tolist() == [[0, i] for i in range(5)]
-    assert feed.images == 10
+    assert feed.times.images == 10
+
+
+def test_times_of_tasks_add_up_however_blocks_are_cut():
+    cut = block(range(5), spent=(0.5, 2.0))
+    parts = [{name: column[rows] for name, column in cut.items()} for rows in (slice(0, 3), slice(3, 5))]
+    feed = Feed([*parts, block([5, 6, 7], spent=(0.25, 1.0))], steps(8, 4), CPU)
+    list(feed.shares(0))
+    assert (feed.times.read_s, feed.times.decode_s, feed.times.images) == (0.75, 3.0, 8)
+
+
+class Arriving:
+    """A queue from which each block comes after some seconds, by a clock of its own."""
+
+    def __init__(self, monkeypatch, blocks):
+        self.now, self.blocks = 0.0, list(blocks)
+        monkeypatch.setattr("pipelines.feed.time.perf_counter", lambda: self.now)
+        monkeypatch.setattr("pipelines.feed.time.time", lambda: self.now)
+
+    def get(self):
+        seconds, arrived = self.blocks.pop(0)
+        self.now += seconds
+        return arrived
+
+    def put(self, _):
+        pass
+
+
+def test_the_wait_is_parted_by_who_was_waited_for_and_none_is_lost(monkeypatch):
+    """A block that is made late is the tasks' fault, one that comes late after it was made is the delivery's."""
+    feed = Feed([], steps(12, 4), CPU)
+    arriving = Arriving(
+        monkeypatch,
+        [
+            (10.0, block(range(4), spent=(0.0, 1.0))),  # the first one: nobody's fault
+            (2.0, {**block(range(4, 8), spent=(1.0, 2.0)), "made_at": np.full(4, 11.5)}),
+            (1.0, {**block(range(8, 12)), "made_at": np.full(4, 11.9)}),
+            (0.0, None),
+        ],
+    )
+    monkeypatch.setattr(feed, "_ahead", arriving)
+    feed.base()
+    assert (feed.times.waited_s, feed.times.decode_s) == (0.0, 1.0)
+    assert len(list(feed.shares(0))) == 3
+    assert (feed.times.tasks_s, feed.times.transfer_s) == (1.5, 1.5)
+    waits = {stage: seconds for stage, seconds in feed.times.waits().items() if seconds}
+    assert waits == pytest.approx({"read": 0.375, "decode": 1.125, "transfer": 1.5})
 
 
 def test_repeated_samples_over_ranks_and_with_filler():
@@ -124,3 +195,29 @@ def test_an_error_of_the_stream_reaches_the_one_who_waits():
 def test_a_stream_that_ends_early_is_a_bug():
     with pytest.raises(RuntimeError, match="ended 2 rows early"):
         next(Feed([block([0, 1])], steps(8, 4), CPU).shares(0))
+
+
+def test_a_bad_sample_is_consumed_and_nothing_of_it_is_trained_on():
+    """Its step keeps its nominal count; where a rank has nothing else, its share is empty."""
+    first, second = block(range(4)), block(range(4, 8))
+    for row, rows in ((1, first), *((row, second) for row in range(4))):
+        rows["bad"][row] = f"note {rows['id'][row]}"
+    feed = Feed([first, second], steps(8, 4), CPU)
+    shares = feed.shares(0)
+    share = next(shares)
+    assert [batch.labels_B.tolist() for batch in share.microbatches] == [[0, 2, 0]]
+    assert [batch.images_BHWC[:, 0, 0, 0].tolist() for batch in share.microbatches] == [[0, 2, 3]]
+    assert (share.count, feed.drain_marks()[:, 1].tolist()) == (4, [0, 1, 2, 3])
+    assert feed.drain_bad() == [(1, 0, "note 1")]
+    share = next(shares)
+    assert (share.microbatches, share.count) == ([], 4)
+    assert feed.drain_marks()[:, 1].tolist() == [4, 5, 6, 7]
+    assert [sample for sample, _, _ in feed.drain_bad()] == [4, 5, 6, 7]
+
+
+def test_what_data_tasks_warn_of_is_told_once():
+    warned = block(range(4))
+    warned["warning"][0] = "the disk is full"
+    feed = Feed([warned, warned, warned], steps(12, 4), CPU)
+    told = [feed.drain_warnings() for _ in feed.shares(0)]
+    assert told == [["the disk is full"], [], []]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from infra.storage import open_store
 from pipelines.data.decode import CropConfig
 from pipelines.data.ingest import FILLER, Stream, build_dataset
 from pipelines.data.ledger import Ledger
+from pipelines.data.ordered import opened
 from pipelines.data.plan import item_order, rows_within
 from pipelines.data.sources import open_source
 from pipelines.data.write import PrepareConfig, prepare
@@ -33,19 +36,45 @@ def stream(ray_local, tmp_path_factory):
         split="train",
         seed=0,
         total_samples=2 * ROWS + 1001,
+        step_rows=64,
         task_mb=4,
-        ordered=True,
+        ordered=False,
     )
 
 
+@pytest.fixture(scope="module")
+def ordered(stream):
+    """140 steps of 64 rows; the sizes change at step 75, in the middle of a task and an epoch."""
+    return dataclasses.replace(stream, ordered=True, task_mb=1, sizes=((0, 28), (75 * 64, 32)))
+
+
+@pytest.fixture(scope="module")
+def planned(ordered):
+    """What one worker gets."""
+    (rows,) = received(ordered, 0, Ledger(ROWS), 1)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def straight(ordered):
+    """What each of two workers gets."""
+    return received(ordered, 0, Ledger(ROWS), 2)
+
+
+def digest(image):
+    """Names a picture by its pixels and its side."""
+    return image.shape[0] * 2**32 + zlib.crc32(image.tobytes())
+
+
 def received(stream, base, ledger, world_size):
-    """What each worker gets, as (epoch, id, base) rows in order."""
+    """What each worker gets, as rows of (epoch, id, base, digest of the image), in order."""
     parts = build_dataset(stream, base, ledger, world_size).streaming_split(world_size, equal=True)
     rows: list[list[np.ndarray]] = [[] for _ in parts]
 
     def read(rank):
-        for block in parts[rank].iter_batches(batch_size=None, batch_format="numpy"):
-            rows[rank].append(np.stack([block["epoch"], block["id"], block["base"]], axis=1))
+        for block in opened(parts[rank].iter_batches(batch_size=None, batch_format="numpy")):
+            pictures = np.array([digest(image) for image in block["image"]])
+            rows[rank].append(np.stack([block["epoch"], block["id"], block["base"], pictures], axis=1))
 
     threads = [threading.Thread(target=read, args=(rank,)) for rank in range(world_size)]
     for thread in threads:
@@ -73,15 +102,44 @@ def test_every_sample_once_in_equal_parts(stream, world_size):
     }
 
 
-def test_the_rest_of_an_interrupted_run_is_the_unbroken_run_from_there(stream):
-    (whole,) = received(stream, 0, Ledger(ROWS), 1)
-    done = 4321
+def after(stream, steps, rows):
+    """The ledger after so many steps of one worker's `rows`."""
     ledger = Ledger(ROWS)
-    for epoch in (0, 1):
-        ledger.mark(epoch, whole[:done][whole[:done, 0] == epoch, 1])
-    (rest,) = received(stream, 77, ledger, 1)
-    assert rest[:, :2].tolist() == whole[done:, :2].tolist()
-    assert set(rest[:, 2].tolist()) == {77}
+    done = rows[: steps * stream.step_rows]
+    for epoch in np.unique(done[:, 0]):
+        ledger.mark(int(epoch), done[done[:, 0] == epoch, 1])
+    return ledger
+
+
+def test_in_order_one_worker_has_the_plan(ordered, planned):
+    assert len(planned) % 64 == 0 and np.count_nonzero(planned[:, 1] == FILLER) < 64
+    real = planned[planned[:, 1] != FILLER]
+    assert [int(epoch) for epoch, _ in itertools.groupby(real[:, 0])] == [0, 1, 2]
+    assert len(np.unique(real[:, :2], axis=0)) == len(real) == ordered.total_samples
+    assert (np.where(real[:, 3] >> 32 == 28, 0, 1) == (np.arange(len(real)) >= 75 * 64)).all()
+
+
+def test_in_order_two_runs_give_each_worker_the_same_rows_and_pictures(ordered, straight):
+    again = received(ordered, 0, Ledger(ROWS), 2)
+    assert [part.tolist() for part in again] == [part.tolist() for part in straight]
+    assert straight[0][:, 1].tolist() != straight[1][:, 1].tolist()
+
+
+@pytest.mark.parametrize("steps", [62, 76, 139])
+def test_in_order_a_killed_run_goes_on_as_it_would_have(ordered, planned, straight, steps):
+    """At the end of an epoch (row 4,000 is in step 62), at the change of size, before the end."""
+    rest = received(ordered, steps, after(ordered, steps, planned), 2)
+    for before, now in zip(straight, rest, strict=True):
+        assert now[:, [0, 1, 3]].tolist() == before[steps * 32 :, [0, 1, 3]].tolist()
+        assert set(now[:, 2].tolist()) == {steps}
+
+
+def test_in_order_a_step_has_the_same_rows_whatever_the_number_of_workers(ordered, planned):
+    """Begun by one worker, gone on with by four."""
+    parts = [part[:, :2] for part in received(ordered, 110, after(ordered, 110, planned), 4)]
+    for step in range(110, 140):
+        rows = np.concatenate([part[(step - 110) * 16 : (step - 109) * 16] for part in parts])
+        assert sorted(rows.tolist()) == sorted(planned[step * 64 : (step + 1) * 64, :2].tolist())
 
 
 def test_a_finished_run_still_tells_every_worker_where_it_stands(stream):
@@ -91,7 +149,7 @@ def test_a_finished_run_still_tells_every_worker_where_it_stands(stream):
     (whole,) = received(stream, 0, Ledger(ROWS), 1)
     ledger.mark(2, whole[whole[:, 0] == 2, 1])
     parts = received(stream, 140, ledger, 2)
-    assert [part.tolist() for part in parts] == [[[FILLER, FILLER, 140]], [[FILLER, FILLER, 140]]]
+    assert [part[:, :3].tolist() for part in parts] == [[[FILLER, FILLER, 140]], [[FILLER, FILLER, 140]]]
 
 
 def test_repeats_give_each_row_several_views(stream):

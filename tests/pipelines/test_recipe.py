@@ -7,6 +7,7 @@ import tomllib
 import pytest
 
 from infra.errors import UserError
+from pipelines.data.cache import CacheConfig
 from pipelines.recipe import RECIPES, build_recipe, load_recipe, parse_overrides
 
 
@@ -48,12 +49,22 @@ def test_settings_are_toml_and_bare_words_are_strings():
         ("run.num_workers", 1.5, "run.num_workers: input should be a valid integer"),
         ("optim.momentum", 2.0, r"optim.momentum must be in \[0, 1\)"),
         ("run.keep_best", 0, "run.keep_best must be at least 1"),
+        ("data.max_bad_samples", -1, "data.max_bad_samples must be at least 0, got -1"),
+        ("data.cache_gb", 0.0, "data.cache_gb must be above 0, got 0.0"),
         ("model.name", "resnet21", "model.name: input should be 'resnet18'"),
     ],
 )
 def test_a_key_that_cannot_be_is_refused_by_name(key, value, told):
     with pytest.raises(UserError, match=told):
         load_recipe("mnist5k", {key: value})
+
+
+def test_what_changes_nothing_in_the_weights_is_no_part_of_the_digest():
+    plain = load_recipe("mnist5k")
+    kept = {"data.max_bad_samples": 3, "data.cache_dir": "/local/cache", "data.cache_gb": 1.5}
+    recipe = load_recipe("mnist5k", kept)
+    assert (recipe.digest, recipe.run_name) == (plain.digest, plain.run_name)
+    assert (plain.data.cache, recipe.data.cache) == (None, CacheConfig(folder="/local/cache", cap_bytes=1_500_000_000))
 
 
 def test_an_unknown_recipe_says_which_there_are():

@@ -153,6 +153,7 @@ STATED: dict[str, dict[str, Any]] = {
     "rsb_a1_resnet50": {
         "model.drop_path": 0.05,
         "data.image_size": 224,
+        "data.interpolation": "bicubic",
         "data.policy": "rand_augment",
         "data.policy_magnitude": 7,
         "data.policy_magnitude_std": 0.5,
@@ -168,6 +169,7 @@ STATED: dict[str, dict[str, Any]] = {
         "schedule.shape": "cosine",
     },
     "rsb_a2_resnet50": {
+        "data.interpolation": "bicubic",
         "model.drop_path": 0.05,
         "data.policy_magnitude": 7,
         "data.repeats": 3,
@@ -177,6 +179,7 @@ STATED: dict[str, dict[str, Any]] = {
         "optim.label_smoothing": 0,
     },
     "rsb_a3_resnet50": {
+        "data.interpolation": "bicubic",
         "model.drop_path": 0,
         "data.image_size": 224,
         "curriculum.image_size": [160],

@@ -109,6 +109,8 @@ def test_the_first_version_is_the_champion(
         "class_names": ["azure", "lime", "scarlet"],
         "image_size": SIZE,
         "eval_resize": SIZE,
+        "interpolation": "bilinear",
+        "decoder": "fast",
         "data_uri": colours.store.uri,
         "data_digest": colours.manifest.digest,
         "split": "test",
@@ -203,6 +205,7 @@ def test_evaluate_is_what_one_computes_by_hand(
         "data set": f"{colours.manifest.name}, split test",
         "images": "30",
         "views": f"centre crop, {SIZE}x{SIZE} of a shorter side of {SIZE}",
+        "pixels": "bilinear, fast",
         "loss": f"{expected['loss']:.4f}",
         "top-1": f"{expected['accuracy']:.2%}",
         "top-5": "100.00%",
@@ -272,7 +275,7 @@ def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(
     )
     monkeypatch.setattr(evaluate, "open_target", lambda request, warn: target)
     monkeypatch.setattr(evaluate, "score_model", lambda predict, data: score)
-    title, *rows = [line.split() for line in command(evaluate, "m")[9:]]
+    title, *rows = [line.split() for line in command(evaluate, "m")[10:]]
     assert title == ["lowest", "20", "of", "30", "classes", "images", "top-1"]
     assert rows[:3] == [["class10", "10", "0.00%"], ["class20", "10", "0.00%"], ["class1", "10", "10.00%"]]
     assert len(rows) == 20
@@ -349,7 +352,8 @@ def test_bad_input_to_evaluate(command: Command, run_folder: Path, home: Path, t
     assert differ in refusal(command, evaluate, run_folder, "--data", other.store.uri)
     assert differ in refusal(command, evaluate, *model, "--data", other.store.uri)
     assert refusal(command, evaluate, run_folder, "--set", "optim.momentum=0.5") == (
-        "--set optim.momentum: evaluate.py takes data.image_size and data.eval_resize only"
+        "--set optim.momentum: evaluate.py takes data.image_size, data.eval_resize, data.interpolation, "
+        "data.decoder only"
     )
     assert refusal(command, evaluate, *model, "--set", "data.image_size=20") == (
         "--set data.image_size: models:/colours/1 was exported for 16x16 pixels"
@@ -392,8 +396,8 @@ def test_models_that_make_no_ensemble(
     )
     RunFolder(LocalStore(uri=str(tmp_path / "larger"))).write(larger, keep_best=1)
     assert refusal(command, evaluate, run_folder, tmp_path / "larger") == (
-        f"{run_folder}, step {STEP} takes 16 of 16 pixels, {tmp_path}/larger, step {STEP} 24 of 16 pixels: "
-        "set data.image_size and data.eval_resize for all of them with --set"
+        f"data.image_size is 16 for {run_folder}, step {STEP}, 24 for {tmp_path}/larger, step {STEP}: "
+        "set it for all of them with --set"
     )
     assert scored(command, tmp_path, run_folder, tmp_path / "larger", "--set", "data.image_size=16")["count"] == 30
     elsewhere = coloured(tmp_path / "elsewhere", COLOURS, per_class=8, seed=50)

@@ -65,7 +65,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def data_of(blends: Coloured, name: ViewName, rank: int = 0, world_size: int = 1) -> EvalData:
-    crop = dataclasses.replace(blends.data.crop, image_size=S, eval_resize=R)
+    crop = dataclasses.replace(blends.data.crop, image_size=S, eval_resize=R, decoder="exact")  # as by hand
     views = Views(name=name, scales=SCALES if name.startswith("multi") else ())
     return dataclasses.replace(blends.data, crop=crop, views=views, rank=rank, world_size=world_size)
 

@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     for name, count in {"a": 20, "b": 30, "c": 40}.items():
         (root / name).mkdir(parents=True)
         for index in range(count):
-            image = picture(20 + index, 16 + index % 7, seed=index)
+            image = picture(20 + index, 16 + index % 7, seed=1000 * ord(name) + index)
             form = "PNG" if (name, index) == ("b", 3) else "JPEG"
             (root / name / f"{index:03d}.jpg").write_bytes(encoded(image, form))
     return root

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -66,13 +67,44 @@ def test_listing_is_compared_with_the_manifest(tmp_path: Path) -> None:
     for shard in MANIFEST.shards:
         store.write(shard.path, bytes(shard.bytes))
     store.write("of-somebody-else.parquet", b"")
-    check_shards(store, MANIFEST)
+    assert check_shards(store, MANIFEST) == ["of-somebody-else.parquet"]
     store.write("train-00001.parquet", bytes(999))
     with pytest.raises(UserError, match=r"shard train-00001\.parquet in .* has 999 bytes, the manifest says 1,000"):
         check_shards(store, MANIFEST)
     store.delete("train-00001.parquet")
     with pytest.raises(UserError, match=r"shard train-00001\.parquet is missing in"):
         check_shards(store, MANIFEST)
+
+
+def test_another_layout_of_the_same_json_is_the_same_manifest() -> None:
+    assert Manifest.from_json(json.dumps(json.loads(MANIFEST.to_json()), indent=2)) == MANIFEST
+
+
+def test_a_cut_list_of_shards_is_refused() -> None:
+    head, _, _ = MANIFEST.to_json().partition("]\n}")
+    with pytest.raises(UserError, match="is not a manifest of resnet-ray"):
+        Manifest.from_json(head)
+
+
+def test_data_tasks_map_the_shards_and_copy_next_to_nothing() -> None:
+    """Ray unpickles what a task needs for each task: columns stay where they are, in shared memory."""
+    manifest = layout_only([[58] * 22] * 1000)
+    buffers: list[pickle.PickleBuffer] = []
+    copied = pickle.dumps(manifest, protocol=5, buffer_callback=buffers.append)
+    assert len(copied) < 2000
+    assert sum(buffer.raw().nbytes for buffer in buffers) == manifest.columns.nbytes
+    assert manifest.columns.nbytes < 60 * 22_000
+    assert pickle.loads(copied, buffers=buffers) == manifest
+
+
+def test_shards_are_a_sequence() -> None:
+    shards = MANIFEST.shards
+    assert [shard.rows for shard in shards[1:]] == [4, 2]
+    assert (shards[-1].split, shards[-1].groups[0].rows, len(shards)) == ("test", 2, 3)
+    assert shards[0].groups[1:] == shards[0].groups[-1:]
+    with pytest.raises(IndexError):
+        shards[3]
+    assert [column.tolist() for column in MANIFEST.columns.groups_of("train")] == [[0, 0, 1], [0, 1, 0], [3, 2, 4]]
 
 
 def test_text_is_one_shard_a_line_and_plain_json() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
 
@@ -9,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import UserError
-from pipelines.data.ledger import EpochCount, Ledger
+from pipelines.data.ledger import Ledger
 from pipelines.data.manifest import Manifest
-from pipelines.data.plan import Plan, WorkItem, eval_items, item_order, plan_items
+from pipelines.data.plan import Plan, WorkItem, eval_items, from_text, item_order, plan_items, plan_tasks, to_text
 
 from .conftest import layout_only
 
@@ -120,7 +121,6 @@ def test_skip_bits_are_packed_in_reading_order() -> None:
     first_to_second = item.pieces == ((0, 0), (0, 1))
     assert item.skip == bytes([0b01100010 if first_to_second else 0b00100110])
     assert item.rows == 5
-    assert WorkItem.from_row(item.to_row()) == item
 
 
 def test_ids_of_a_later_split_start_after_the_first() -> None:
@@ -153,56 +153,60 @@ def test_unknown_split_and_foreign_ledger() -> None:
         list(plan_items(Plan(manifest=manifest, split="train", seed=0, total_samples=4, sizes=((0, 28),)), Ledger(5)))
 
 
-def test_a_sample_marked_twice_is_an_error_and_leaves_the_ledger_as_it_was() -> None:
-    ledger = Ledger(10)
-    ledger.mark(0, np.array([3, 4]))
-    for bad, message in (
-        ([4, 5], "sample 4 is marked twice"),
-        ([6, 6], "sample 6 is marked twice"),
-        ([10], "leave 0..9"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            ledger.mark(0, np.array(bad))
-    assert ledger.report() == {0: EpochCount(once=2, never=8)}
-    ledger.mark(1, np.array([4]))
-    assert ledger.total == 3
-
-
-def test_finished_epochs_collapse_even_when_they_finish_out_of_order() -> None:
-    ledger = Ledger(4)
-    ledger.mark(1, np.arange(4))
-    assert ledger.complete == 0
-    ledger.mark(0, np.arange(4))
-    assert ledger.complete == 2
-    assert list(ledger.to_arrays()) == ["counters"]
-    with pytest.raises(RuntimeError, match="twice"):
-        ledger.mark(0, np.array([0]))
-    assert ledger.report() == {0: EpochCount(4, 0), 1: EpochCount(4, 0)}
-    assert ledger.total == 8
-
-
-def test_ledgers_of_workers_merge_and_survive_storage() -> None:
-    whole, other = Ledger(11), Ledger(11)
-    whole.mark(0, np.array([0, 2, 4]))
-    other.mark(0, np.array([1, 3]))
-    other.mark(2, np.array([10]))
-    whole.merge(other)
-    arrays = whole.to_arrays()
-    assert {array.dtype for array in arrays.values()} == {np.dtype(np.uint8)}
-    restored = Ledger.from_arrays(arrays)
-    assert restored.report() == {0: EpochCount(5, 6), 2: EpochCount(1, 10)}
-    assert np.flatnonzero(restored.consumed(0)).tolist() == [0, 1, 2, 3, 4]
-    with pytest.raises(RuntimeError, match="epoch 0: sample 1 is marked twice"):
-        whole.merge(other)
-
-
-def test_an_item_has_the_size_of_the_phase_it_begins_in() -> None:
+def test_the_size_changes_at_the_exact_row() -> None:
     manifest = layout_only([[4, 4], [4, 4]], test=[[3]])
-    plan = Plan(
-        manifest=manifest, split="train", seed=0, total_samples=40, item_rows=4, sizes=((0, 16), (10, 24), (32, 32))
-    )
-    sizes = [item.image_size for item in plan_items(plan, Ledger(16))]
-    assert sizes == [16, 16, 16, 24, 24, 24, 24, 24, 32, 32]  # items begin at 0, 4, 8, 12, ..., 36
+    sizes = ((0, 16), (10, 24), (32, 32))
+    plan = Plan(manifest=manifest, split="train", seed=0, total_samples=40, item_rows=4, sizes=sizes)
+    items = [(item.image_size, item.rows) for item in plan_items(plan, Ledger(16))]
+    assert items == [(16, 4), (16, 4), (16, 2), (24, 2), *[(24, 4)] * 5, (32, 4), (32, 4)]
+    one_size = dataclasses.replace(plan, sizes=((0, 16),))
+    assert stream(plan, Ledger(16)) == stream(one_size, Ledger(16))
     ledger = Ledger(16)
     ledger.mark(0, np.arange(16))
-    assert [item.image_size for item in plan_items(plan, ledger)] == sizes[4:]
+    assert [(item.image_size, item.rows) for item in plan_items(plan, ledger)] == items[5:]
+
+
+def test_exact_items_have_as_many_rows_whatever_the_row_groups_and_epochs() -> None:
+    manifest = layout_only([[5, 3], [7, 2, 6]])  # 23 rows
+    plan = Plan(
+        manifest=manifest, split="train", seed=3, total_samples=61, item_rows=8, exact=True, sizes=((0, 28),)
+    )  # fmt: skip
+    tasks = list(plan_tasks(plan, Ledger(23)))
+    assert [sum(item.rows for item in task) for task in tasks] == [8, 8, 8, 8, 8, 8, 8, 5]
+    assert [[item.epoch for item in task] for task in tasks] == [[0], [0], [0, 1], [1], [1], [1, 2], [2], [2]]
+    assert Counter(epoch for epoch, _ in stream(plan, Ledger(23))) == {0: 23, 1: 23, 2: 15}
+    assert len(set(stream(plan, Ledger(23)))) == 61
+    twice = [sum(item.rows for item in task) for task in plan_tasks(plan, Ledger(23), items_per_task=3)]
+    assert twice == [24, 24, 13]
+
+
+def test_the_plan_of_a_seed_is_the_same_for_ever() -> None:
+    """A run that goes on after an upgrade must find its plan again: these values never change."""
+    manifest = layout_only([[4, 4], [4, 4]])
+    plan = Plan(manifest=manifest, split="train", seed=7, total_samples=24, item_rows=8, sizes=((0, 28),))
+    assert [sample for _, sample in stream(plan, Ledger(16))] == [
+        *(6, 13, 7, 5, 12, 15, 4, 14),
+        *(1, 11, 9, 0, 10, 2, 3, 8),
+        *(15, 10, 9, 8, 14, 13, 11, 12),
+    ]
+
+
+def test_a_task_survives_as_text() -> None:
+    manifest = layout_only([[5, 3], [7, 2, 6]])
+    ledger = Ledger(23)
+    ledger.mark(0, np.array([1, 2, 6]))
+    plan = Plan(manifest=manifest, split="train", seed=3, total_samples=61, item_rows=8, sizes=((0, 28),))
+    tasks = list(plan_tasks(plan, ledger, items_per_task=2))
+    assert [from_text(to_text(task)) for task in tasks] == tasks
+    assert [item for task in tasks for item in task] == list(plan_items(plan, ledger))
+
+
+def test_another_size_of_items_after_a_restart_still_ends_at_the_last_sample() -> None:
+    """`data.task_mb` may change between restarts: the plan is another one then, and the ledger stays exact."""
+    manifest = layout_only([[5, 3], [7, 2, 6]])
+    plan = Plan(manifest=manifest, split="train", seed=0, total_samples=12, item_rows=3, sizes=((0, 28),))
+    begun = stream(plan, Ledger(23))[:7]
+    ledger = Ledger(23)
+    ledger.mark(0, np.array([sample for _, sample in begun]))
+    rest = stream(dataclasses.replace(plan, item_rows=16), ledger)
+    assert len({*begun, *rest}) == 12 == len(begun) + len(rest)

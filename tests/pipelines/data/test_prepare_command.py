@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -28,13 +29,16 @@ def test_command_prepares_once_and_then_says_so(command, folder: Path, tmp_path:
     dest = str(tmp_path / "out")
     command(str(folder), dest, "--set", "prepare.min_shards=2", "--set", "prepare.holdout=0.2")
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("0 of 90 images, 0.0 MB")
-    assert lines[-3].startswith("90 of 90 images")
-    assert lines[-2].split(": ", 1)[1].startswith("72 train, 18 test images of 3 classes in 4 shards, ")
+    assert lines[0] == "preparing image files in class folders of images (0.2 of each class held out)"
+    assert lines[1].startswith("0 of 90 images, 0.0 MB")
+    assert lines[-5].startswith("90 of 90 images")
+    assert re.fullmatch(r"wrote at [\d,]+ images/s, [\d.]+ MB/s", lines[-4])
+    assert lines[-2] == "odd images, read as RGB like all others: 1 PNG named JPEG"
+    assert lines[-3].split(": ", 1)[1].startswith("72 train, 18 test images of 3 classes in 4 shards, ")
     assert lines[-1] == f"next: python pipelines/train.py --set data.uri={dest}"
     command(str(folder), dest, "--set", "prepare.min_shards=2", "--set", "prepare.holdout=0.2")
     again = capsys.readouterr().out.splitlines()
-    assert again == [f"{dest} is already prepared: nothing to do", *lines[-2:]]
+    assert again == [f"{dest} is already prepared: nothing to do", *lines[-3:]]
 
 
 @pytest.mark.parametrize(

@@ -8,16 +8,24 @@ import pytest
 
 from infra.errors import UserError
 from infra.storage import LocalStore
-from pipelines.data.decode import CropConfig, DecodeError
+from pipelines.data import read
+from pipelines.data.decode import CropConfig, DecodeError, open_record, to_rgb
 from pipelines.data.ledger import Ledger
 from pipelines.data.manifest import Manifest, Stored
 from pipelines.data.plan import Plan, WorkItem, eval_items, plan_items
-from pipelines.data.read import IntegrityError, open_record, read_rows, to_rgb
+from pipelines.data.read import IntegrityError, read_rows
+from pipelines.data.records import BadSample
 from pipelines.data.sources import open_source
-from pipelines.data.task import BadSample, TaskConfig, load_item
+from pipelines.data.task import TaskConfig, load_item
 
 CROP = CropConfig(image_size=28, eval_resize=28, train_crop="pad", pad=2)
 Mnist = tuple[LocalStore, Manifest]
+
+
+@pytest.fixture(autouse=True)
+def no_footers_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test reads like a process that has just started."""
+    monkeypatch.setattr(read, "_footers", read._Footers())
 
 
 def config(train: bool, rows_per_block: int = 100, seed: int = 0) -> TaskConfig:
@@ -63,7 +71,7 @@ def test_stored_pixels_are_the_sources_by_key(mnist: Mnist) -> None:
     assert len(seen) == 5000
 
 
-def test_a_flipped_bit_is_found_where_it_is(mnist: Mnist) -> None:
+def test_a_flipped_bit_is_found_where_it_is(mnist: Mnist, monkeypatch: pytest.MonkeyPatch) -> None:
     store, manifest = mnist
     shard = manifest.shards[2]
     flip_bit(store, shard.path, shard.groups[3].start + 1000)
@@ -74,6 +82,8 @@ def test_a_flipped_bit_is_found_where_it_is(mnist: Mnist) -> None:
     ):
         read_rows(store, shard, [2, 3])
     flip_bit(store, shard.path, shard.footer.start + 10)
+    assert read_rows(store, shard, [0]).num_rows == 32  # a footer once verified is not asked for again
+    monkeypatch.setattr(read, "_footers", read._Footers())
     with pytest.raises(IntegrityError, match="footer has sha256"):
         read_rows(store, shard, [0])
 

@@ -137,14 +137,21 @@ def test_fingerprint_follows_names_and_sizes_not_the_place(folder: Path) -> None
 
 
 def test_bad_folders(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="source /no/such does not exist: give a folder of class folders or of IDX files"
-    ):
+    with pytest.raises(UserError, match="source /no/such does not exist"):
         open_source("/no/such")
-    with pytest.raises(UserError, match=r"000\.jpg is a file"):
+    with pytest.raises(UserError, match=rf"imagse does not exist \(did you mean {folder}\?\)"):
+        open_source(str(folder.parent / "imagse"))
+    with pytest.raises(
+        UserError, match=r"000\.jpg holds none of what is known: ImageNet's archives .*the word mnist5k"
+    ):
         open_source(str(folder / "a" / "000.jpg"))
-    with pytest.raises(UserError, match=rf"{folder}/a has no class folders: expected {folder}/a/CLASS/\*\.jpg"):
+    with pytest.raises(UserError, match="/a holds none of what is known: "):
         open_source(str(folder / "a"))
+    with pytest.raises(UserError, match=r"storage location gs://… is not supported"):
+        open_source("gs://bucket/x")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(UserError, match="void is empty"):
+        open_source(str(tmp_path / "void"))
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=rf"class folder {folder}/empty holds no images"):
         open_source(str(folder))

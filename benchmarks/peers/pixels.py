@@ -1,0 +1,20 @@
+"""Torchvision's fastest path from a JPEG file to a cropped, flipped uint8 tensor; what torch's loaders all use here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
+
+from benchmarks.peers.measure import CROP, RATIO, SCALE
+
+torch.set_num_threads(1)
+
+_CROP = v2.Compose([v2.RandomResizedCrop(CROP, scale=SCALE, ratio=RATIO, antialias=True), v2.RandomHorizontalFlip()])
+
+
+def view(record: bytes | Tensor) -> Tensor:
+    """uint8 3 x 224 x 224 from the bytes of a JPEG file."""
+    data = record if isinstance(record, Tensor) else torch.frombuffer(bytearray(record), dtype=torch.uint8)
+    return _CROP(decode_jpeg(data, mode=ImageReadMode.RGB))

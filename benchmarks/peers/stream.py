@@ -1,0 +1,159 @@
+"""Ours as a run has it: Ray tasks, streaming_split, one actor per worker with its feed and the flip of a device.
+
+Variants: local, s3 and s3-50ms (where AWS_ENDPOINT_URL points; benchmarks/ingest.py starts the server and the proxy
+outside this process tree, so that the CPU time of neither is counted here).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import ray
+import torch
+
+from benchmarks.peers.measure import Job, Measured, arguments, tree_cpu_s, write
+from benchmarks.peers.ours import photograph_stream, prepared
+from infra.cluster import connect
+from pipelines.data.ingest import Stream, build_dataset
+from pipelines.data.ledger import Ledger
+from resnet_core.augment import random_flip
+
+_SAMPLE_S = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Streamed(Measured):
+    """What only a whole pipeline has."""
+
+    median_gap_s: float  # between two batches
+    cold_first_batch_s: float  # from the start of the stream; processes of data tasks not started yet
+    warm_first_batch_s: float  # the second stream of the cluster
+    object_store_gb: float  # most that was held at once, 10^9 bytes
+    spilled_gb: float
+
+
+class Worker:
+    """One rank: the end of the stream as `pipelines.worker` has it, and no training."""
+
+    def __init__(self, rank: int) -> None:
+        torch.set_num_threads(1)
+        self._generator = torch.Generator().manual_seed(rank)
+
+    def start(self, part: Any, stream: Stream, world_size: int) -> float:
+        """Begin with a stream; the moment at which its first batch is there."""
+        from pipelines.feed import Feed, Steps
+
+        steps = Steps(
+            total_samples=stream.total_samples,
+            total_steps=stream.total_samples // stream.step_rows,
+            global_batch_size=stream.step_rows,
+            world_size=world_size,
+            microbatch_size=0,
+        )
+        blocks = part.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
+        self._shares = Feed(blocks, steps, torch.device("cpu")).shares(0)
+        self._next()
+        return time.time()
+
+    def warm(self, images: int) -> None:
+        """Take that many images."""
+        while images > 0:
+            images -= self._next()
+
+    def measure(self, seconds: float) -> tuple[int, float, list[float]]:
+        """(images, seconds, seconds between batches)."""
+        images, gaps = 0, []
+        began = last = time.perf_counter()
+        while last - began < seconds:
+            images += self._next()
+            gaps.append(time.perf_counter() - last)
+            last += gaps[-1]
+        return images, last - began, gaps
+
+    def _next(self) -> int:
+        return sum(len(random_flip(batch.images_BHWC, self._generator)) for batch in next(self._shares).microbatches)
+
+
+class StoreWatch:
+    """Samples the object store in a thread."""
+
+    def __init__(self) -> None:
+        self.most = self.spilled = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+
+        state = get_state_from_address(ray.get_runtime_context().gcs_address)
+        while not self._stop.wait(_SAMPLE_S):
+            stats = get_memory_info_reply(state).store_stats
+            self.most = max(self.most, stats.object_store_bytes_used)
+            self.spilled = stats.spilled_bytes_total
+
+    def end(self) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def started(stream: Stream, workers: list[Any]) -> float:
+    """Give a new stream to the workers; seconds until the last of them has its first batch."""
+    began = time.time()
+    dataset = build_dataset(stream, 0, Ledger(stream.manifest.splits["train"]), len(workers))
+    parts = dataset.streaming_split(len(workers), equal=True)
+    first = [worker.start.remote(part, stream, len(workers)) for worker, part in zip(workers, parts, strict=True)]
+    return max(ray.get(first)) - began
+
+
+def streams(job: Job, uri: str) -> Iterator[Stream]:
+    """Runs of the same data, each of another seed."""
+    for seed in range(2):
+        yield photograph_stream(uri, "", step_rows=job.batch * job.workers, seed=seed)
+
+
+def measure_stream(job: Job, uri: str) -> Streamed:
+    connect(min_cpus=job.workers + 1)
+    actor: Any = ray.remote(num_cpus=1)(Worker)
+    first, second = streams(job, uri)
+    workers = [actor.remote(rank) for rank in range(job.workers)]
+    cold = started(first, workers)
+    for worker in workers:
+        ray.kill(worker)
+    workers = [actor.remote(rank) for rank in range(job.workers)]
+    ray.get([worker.warm.remote(0) for worker in workers])
+    warm = started(second, workers)
+    ray.get([worker.warm.remote(max(len(job.files()) // job.workers, job.batch * 4)) for worker in workers])
+    watch, cpu = StoreWatch(), tree_cpu_s(os.getpid())
+    parts = ray.get([worker.measure.remote(job.seconds) for worker in workers])
+    cpu = tree_cpu_s(os.getpid()) - cpu
+    watch.end()
+    gaps = [gap for _, _, found in parts for gap in found]
+    return Streamed(
+        images=sum(images for images, _, _ in parts),
+        wall_s=max(seconds for _, seconds, _ in parts),
+        cpu_s=cpu,
+        longest_gap_s=max(gaps),
+        median_gap_s=median(gaps),
+        cold_first_batch_s=cold,
+        warm_first_batch_s=warm,
+        object_store_gb=watch.most / 1e9,
+        spilled_gb=watch.spilled / 1e9,
+    )
+
+
+def main() -> None:
+    job, out = arguments()
+    local = str(job.scratch / "data")
+    uri = prepared(job.photographs, "original", local if job.variant == "local" else "s3://resnet-ray/photographs")
+    write(measure_stream(job, uri), out)
+
+
+if __name__ == "__main__":
+    main()

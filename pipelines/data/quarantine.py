@@ -1,0 +1,139 @@
+"""Samples that a run may not use: named, with the reason, counted, and no more of them than the recipe allows.
+
+A data task marks their rows (column `bad`), so that the stream keeps its length; a worker throws them away and counts
+them as consumed; every checkpoint has the list, and the run's folder has it as `quarantine.parquet`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from infra.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.data.manifest import Manifest
+
+QUARANTINE = "quarantine.parquet"
+_NAMED = 10  # ids in a message
+
+Reason = Literal["unreadable", "oversized", "undecodable", "mislabelled"]
+"""Its row group differs from the manifest, also when fetched again; its header, record or row group is larger than any
+that is decoded; it does not decode; its label is no class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What is wrong with a record."""
+
+    reason: Reason
+    detail: str
+
+    def note(self, key: str) -> str:
+        """The row's entry in the column `bad`, where "" is a good row."""
+        return json.dumps([self.reason, self.detail, key])
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadRecord:
+    """One sample in quarantine; the report has a row of these fields for each."""
+
+    id: int
+    key: str
+    """Its name in the source; "" where its row group could not be read."""
+    shard: str
+    row_group: int
+    reason: str
+    detail: str
+    epoch: int
+    """In which it was met first."""
+
+    @classmethod
+    def of_row(cls, manifest: Manifest, sample_id: int, epoch: int, note: str) -> BadRecord:
+        """From the row's entry in the column `bad`."""
+        reason, detail, key = json.loads(note)
+        shard, group = locate(manifest, sample_id)
+        return cls(id=sample_id, key=key, shard=shard, row_group=group, reason=reason, detail=detail, epoch=epoch)
+
+    @property
+    def of_group(self) -> bool:
+        """Whether its whole row group is bad."""
+        return not self.key
+
+    def __str__(self) -> str:
+        named = f"row group {self.row_group}" if self.of_group else f"sample {self.id} ({self.key})"
+        return f"{named} of shard {self.shard}, {self.reason}: {self.detail}"
+
+
+def locate(manifest: Manifest, sample_id: int) -> tuple[str, int]:
+    """(path of the shard, index of the row group) of a sample."""
+    rows = [shard.rows for shard in manifest.shards]
+    ends = np.cumsum(rows)
+    place = int(np.searchsorted(ends, sample_id, side="right"))
+    shard = manifest.shards[place]
+    within = sample_id - int(ends[place]) + shard.rows
+    groups = np.cumsum([group.rows for group in shard.groups])
+    return shard.path, int(np.searchsorted(groups, within, side="right"))
+
+
+class Quarantine:
+    """The bad samples of a run, by id."""
+
+    def __init__(self, records: Iterable[BadRecord] = ()) -> None:
+        self._records: dict[int, BadRecord] = {}
+        self.add(records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def records(self) -> list[BadRecord]:
+        """By id."""
+        return [self._records[sample_id] for sample_id in sorted(self._records)]
+
+    def add(self, records: Iterable[BadRecord]) -> list[BadRecord]:
+        """Take in records; returns those whose sample was not there yet."""
+        new = []
+        for record in records:
+            if record.id not in self._records:
+                self._records[record.id] = record
+                new.append(record)
+        return new
+
+    def check(self, most: int, where: str) -> None:
+        """Raise UserError where there are more than `most`; `where` names the report."""
+        if len(self) <= most:
+            return
+        ids = [str(record.id) for record in self.records]
+        shown = ", ".join(ids[:_NAMED]) + (f" and {len(ids) - _NAMED} more" if len(ids) > _NAMED else "")
+        raise UserError(
+            f"{len(self)} bad samples, data.max_bad_samples allows {most}: {shown}; {where} names them with their "
+            "reasons: repair the data and prepare again, or allow more"
+        )
+
+    def to_parquet(self) -> bytes:
+        """The report: columns id, key, shard, row_group, reason, detail, epoch."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {name: [getattr(record, name) for record in self.records] for name in BadRecord.__slots__}
+        types = {"id": pa.int64(), "row_group": pa.int32(), "epoch": pa.int32()}
+        arrays = {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(arrays), buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes) -> Quarantine:
+        """Inverse of `to_parquet`."""
+        import pyarrow.parquet as pq
+
+        return cls(BadRecord(**row) for row in pq.read_table(io.BytesIO(data)).to_pylist())

@@ -1,0 +1,192 @@
+"""One shard: its samples are read, verified, encoded in the stored form and written as a Parquet file."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from pipelines.data.decode import DecodeError, center, open_rgb, resize_shorter
+from pipelines.data.kinds import kinds_of
+from pipelines.data.manifest import RowGroup, Shard, Span, Stored
+from pipelines.data.samples import Samples, SourceSample
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from infra.storage import Store
+    from pipelines.data.layout import ShardJob
+
+GROUP_BYTES = 6 * 2**20  # images of a row group, about: large enough to fetch, small enough to shuffle
+HASH_BYTES = 16  # of each image's sha256: among 10^9 images none collide by chance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadImage:
+    """An image that cannot be used."""
+
+    position: int  # among the split's samples
+    key: str
+    reason: str
+
+
+class BadImages(Exception):
+    """Images of one shard that do not decode: all of them."""
+
+    def __init__(self, images: list[BadImage]) -> None:
+        super().__init__(images)
+        self.images = images
+
+
+@dataclass(kw_only=True, slots=True)
+class _Seen:
+    """What is found out about the images on their way through."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    hashes: bytearray = field(default_factory=bytearray)
+    bad: list[BadImage] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """A finished shard."""
+
+    shard: Shard
+    job: str  # digest of what it was to hold
+    kinds: dict[str, int]  # odd images by kind
+
+    def to_json(self) -> bytes:
+        """What the sidecar holds."""
+        return json.dumps({"shard": self.shard.to_record(), "job": self.job, "kinds": self.kinds}).encode()
+
+    @classmethod
+    def from_json(cls, data: str | bytes) -> Written:
+        """Inverse of `to_json`."""
+        record = json.loads(data)
+        return cls(shard=Shard.from_record(record["shard"]), job=record["job"], kinds=record["kinds"])
+
+
+def write_shard(store: Store, job: ShardJob, samples: Samples) -> Written:
+    """Read, verify and write the samples of one shard, then its record beside it; `samples` are the whole split's.
+
+    Raises:
+        BadImages: some do not decode; no shard is written then.
+    """
+    import pyarrow.parquet as pq
+
+    seen = _Seen()
+    with tempfile.TemporaryDirectory(prefix="resnet-ray-") as folder:
+        file = Path(folder, "shard.parquet")
+        # Pixels and JPEGs hardly compress, and dictionaries and statistics of them are of no use.
+        with pq.ParquetWriter(
+            file, _schema(), compression="none", use_dictionary=False, write_statistics=False
+        ) as writer:
+            _write_groups(writer, job, _rows(job, samples, seen))
+        if seen.bad:
+            raise BadImages(seen.bad)
+        shard = describe(file, job.path, job.split)
+        store.put_file(job.path, file)
+    written = Written(shard=shard, job=job.digest, kinds=dict(seen.kinds))
+    store.write(job.hashes, bytes(seen.hashes))
+    store.write(job.sidecar, written.to_json())
+    return written
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema({"image": pa.binary(), "label": pa.int32(), "id": pa.int64(), "key": pa.string()})
+
+
+def _write_groups(writer: pq.ParquetWriter, job: ShardJob, rows: Iterator[dict[str, Any]]) -> None:
+    import pyarrow as pa
+
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(row["image"])
+        if len(group) == job.group_rows or size >= GROUP_BYTES:
+            writer.write_table(pa.Table.from_pylist(group, schema=_schema()))
+            group, size = [], 0
+    if group:
+        writer.write_table(pa.Table.from_pylist(group, schema=_schema()))
+
+
+def _rows(job: ShardJob, samples: Samples, seen: _Seen) -> Iterator[dict[str, Any]]:
+    """The shard's rows. Every image is decoded, and those that do not are all noted."""
+    for number, sample in enumerate(samples.take(job.positions).read()):
+        try:
+            image = encode(sample, job.stored)
+        except DecodeError as error:
+            seen.bad.append(BadImage(position=int(job.positions[number]), key=sample.key, reason=str(error)))
+            continue
+        source = sample.image if isinstance(sample.image, bytes) else sample.image.tobytes()
+        seen.hashes += hashlib.sha256(source).digest()[:HASH_BYTES]
+        if isinstance(sample.image, bytes):
+            seen.kinds.update(kinds_of(sample.image, sample.key))
+        yield {"image": image, "label": sample.label, "id": job.first_id + number, "key": sample.key}
+
+
+def encode(sample: SourceSample, stored: Stored) -> bytes:
+    """A sample's image in the stored form.
+
+    Raises:
+        DecodeError: the source's file does not decode.
+    """
+    if sample.refusal:
+        raise DecodeError(sample.refusal)
+    picture = open_rgb(sample.image) if isinstance(sample.image, bytes) else Image.fromarray(sample.image)
+    if stored.form == "original":
+        assert isinstance(sample.image, bytes)
+        return sample.image
+    if stored.form == "raw":
+        return center(resize_shorter(picture, stored.size), stored.size).tobytes()
+    if min(picture.size) > stored.size:
+        picture = resize_shorter(picture, stored.size)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=stored.quality)
+    return buffer.getvalue()
+
+
+def describe(file: Path, path: str, split: str) -> Shard:
+    """The record of a finished file, from its own metadata; `path` is its name in the data set."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(file)
+    groups = []
+    with file.open("rb") as opened:
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            columns = [group.column(number) for number in range(group.num_columns)]
+            start = min(column.data_page_offset for column in columns)
+            span = _span(opened, start, sum(column.total_compressed_size for column in columns))
+            groups.append(RowGroup(span.start, span.length, span.sha256, group.num_rows))
+        size = file.stat().st_size
+        footer_start = groups[-1].start + groups[-1].length
+        footer = _span(opened, footer_start, size - footer_start)
+        opened.seek(0)
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+    return Shard(
+        path=path,
+        split=split,
+        rows=metadata.num_rows,
+        bytes=size,
+        sha256=sha256,
+        footer=footer,
+        groups=tuple(groups),
+    )
+
+
+def _span(file: io.BufferedReader, start: int, length: int) -> Span:
+    file.seek(start)
+    return Span(start, length, hashlib.sha256(file.read(length)).hexdigest())

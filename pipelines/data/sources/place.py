@@ -1,0 +1,140 @@
+"""The folder, prefix or file that a SOURCE names, and what lies in it."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import hashlib
+import io
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from infra.errors import UserError
+from infra.storage import LocalStore, Store, open_store
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+_ASKED_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """A folder or prefix with the files below it; hidden ones are left out."""
+
+    text: str  # as the user wrote it: what messages name
+    name: str  # its last part: what descriptions name
+    store: Store
+    files: Mapping[str, int]  # bytes by path, sorted by path
+    folders: tuple[str, ...]  # paths of folders, sorted, empty ones too where the storage has such
+    is_file: bool = False  # SOURCE is one file: `files` has it alone
+
+    def subfolders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in `folder`."""
+        prefix = f"{folder}/" if folder else ""
+        below = (path.removeprefix(prefix) for path in self.folders if path.startswith(prefix))
+        return [path for path in below if "/" not in path]
+
+    def ending(self, *suffixes: str) -> list[str]:
+        """Paths of the files with one of these suffixes."""
+        return [path for path in self.files if path.lower().endswith(suffixes)]
+
+    def listing(self, paths: Iterable[str]) -> str:
+        """Digest of what these files are now: it changes when one is written again, whatever its size."""
+        paths = list(paths)
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+            for path, version in zip(paths, pool.map(self.store.version, paths), strict=True):
+                digest.update(f"{path}\0{self.files[path]}\0{version}\n".encode())
+        return digest.hexdigest()
+
+    def read(self, path: str, *, most: int) -> bytes:
+        """A file whole, uncompressed if its name ends in gz; refused if that makes more than `most` bytes."""
+        where = f"{self.text}/{path}" if not self.is_file else self.text
+        try:
+            data = self.store.read(path)
+            if path.endswith((".gz", ".tgz")):
+                with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+                    data = file.read(most + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{where} cannot be read: {error}") from error
+        if len(data) > most:
+            raise UserError(f"{where} holds more than {most:,} bytes: that is no file of this kind")
+        return data
+
+
+def find_place(text: str) -> Place:
+    """List what SOURCE names.
+
+    Raises:
+        UserError: nothing is there, or it cannot be listed.
+    """
+    store = open_store(text)
+    place = _local(text, Path(store.uri)) if isinstance(store, LocalStore) else _remote(text, store)
+    if not place.files and not place.folders:
+        raise UserError(f"source {text} is empty")
+    return place
+
+
+def _local(text: str, path: Path) -> Place:
+    path = path.resolve()
+    if path.is_file():
+        files = {path.name: path.stat().st_size}
+        store = LocalStore(uri=str(path.parent))
+        return Place(text=text, name=path.name, store=store, files=files, folders=(), is_file=True)
+    if not path.is_dir():
+        raise UserError(f"source {text} does not exist{_near(path)}")
+    found, folders = _walk(path)
+    store = LocalStore(uri=str(path))
+    return Place(text=text.rstrip("/"), name=path.name, store=store, files=dict(sorted(found.items())), folders=folders)
+
+
+def _near(path: Path) -> str:
+    """A hint at the neighbour whose name is closest."""
+    try:
+        neighbours = [entry.name for entry in os.scandir(path.parent)]
+    except OSError:
+        return ""
+    close = difflib.get_close_matches(path.name, neighbours, n=1)
+    return f" (did you mean {path.parent / close[0]}?)" if close else ""
+
+
+def _walk(root: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Sizes of the files, and the folders. What cannot be read is the user's to mend, never skipped."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    files: dict[str, int] = {}
+    folders: list[str] = []
+    for parent, below, names in os.walk(root, onerror=refuse, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".")]
+        inside = os.path.relpath(parent, root).replace(os.sep, "/")
+        prefix = "" if inside == "." else f"{inside}/"
+        folders += [prefix + name for name in below]
+        for name in names:
+            if not name.startswith("."):
+                try:
+                    files[prefix + name] = os.stat(os.path.join(parent, name)).st_size
+                except OSError as error:  # such as a dangling link
+                    refuse(error)
+    return files, tuple(sorted(folders))
+
+
+def _remote(text: str, store: Store) -> Place:
+    store.check_access(write=False)
+    name = PurePosixPath(store.uri).name
+    found = dict(store.list())
+    if not found and name:
+        above = open_store(store.uri.removesuffix(f"/{name}"))
+        size = above.size(name) if above.uri != store.uri else None
+        if size is not None:
+            return Place(text=text, name=name, store=above, files={name: size}, folders=(), is_file=True)
+    files = {path: size for path, size in found.items() if not any(part.startswith(".") for part in path.split("/"))}
+    folders = sorted({str(folder) for path in files for folder in list(PurePosixPath(path).parents)[:-1]})
+    if not files:
+        raise UserError(f"source {text} does not exist: there is nothing below it at {store.description}")
+    return Place(text=text.rstrip("/"), name=name, store=store, files=files, folders=tuple(folders))

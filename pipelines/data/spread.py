@@ -1,0 +1,38 @@
+"""The same work on many things, as Ray Data tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from infra.errors import UserError
+from pipelines.data.quiet import quiet
+
+_Item = TypeVar("_Item")
+
+
+def spread(work: Callable[[_Item], Any], items: Sequence[_Item]) -> Iterator[Any]:
+    """Call `work` on each item in a task of its own; yields what it returns, which JSON can hold, as tasks end.
+
+    Raises:
+        UserError: one of them raised it; it is told as it is, not as the traceback of a task.
+    """
+    if not items:
+        return
+    import ray.data
+
+    references = [ray.put(item) for item in items]
+
+    def run(row: dict[str, Any]) -> dict[str, str]:
+        try:
+            return {"result": json.dumps({"value": work(ray.get(references[row["item"]]))})}
+        except UserError as error:
+            return {"result": json.dumps({"error": str(error)})}
+
+    rows = ray.data.from_items([{"item": index} for index in range(len(items))], override_num_blocks=len(items))
+    for row in quiet(rows.map(run)).iter_rows():
+        result = json.loads(row["result"])
+        if "error" in result:
+            raise UserError(result["error"])
+        yield result["value"]

@@ -1,0 +1,103 @@
+"""The sections of a recipe that are the pipelines' own, `data` and `run`; the core's are in `resnet_core.config`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import get_args
+
+from pipelines.data.cache import CacheConfig
+from pipelines.data.decode import CropConfig
+from pipelines.data.undecoded import DecodeOn
+
+
+def _require(condition: bool, key: str, what: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"{key} {what}, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig(CropConfig):
+    """Which data set, and how a sample becomes an input; the crop's fields are `CropConfig`'s."""
+
+    uri: str = ""
+    """Folder or s3://bucket/prefix that holds manifest.json."""
+    source: str = ""
+    """If there is no data set at `uri` yet, prepare it from this SOURCE first; "" = never."""
+    train_split: str = "train"
+    eval_split: str = "test"
+    task_mb: int = 32
+    """Decoded megabytes that one data task yields: large enough to hide a task's cost, small enough to stream."""
+    decode_on: DecodeOn = "host"
+    """Where training images are decoded and cropped: in data tasks, or on each worker's device (docs/ingest.md)."""
+    max_bad_samples: int = 0
+    """Samples of the whole run that may be unreadable, oversized, undecodable or mislabelled: they are left out, named
+    in the run's quarantine.parquet (docs/bad-data.md). One more stops the run; 0 = the first does."""
+    cache_dir: str = ""
+    """Folder on each node's own disk that keeps what data tasks have read of shards; "" = none."""
+    cache_gb: float = 50.0
+    """Most that is kept there, 10^9 bytes; what was used longest ago makes room."""
+    device_cache: bool = False
+    """Keep the whole training split on every worker's device; raw pixels only, and no data tasks at all."""
+    ordered: bool = False
+    """Each step takes the next rows of the plan, whatever the number of workers and restarts (docs/plan.md)."""
+
+    def __post_init__(self) -> None:
+        CropConfig.__post_init__(self)
+        _require(bool(self.uri), "data.uri", "must name a folder or s3://bucket/prefix", self.uri)
+        _require(self.task_mb >= 1, "data.task_mb", "must be at least 1", self.task_mb)
+        _require(self.max_bad_samples >= 0, "data.max_bad_samples", "must be at least 0", self.max_bad_samples)
+        _require(0 < self.cache_gb < math.inf, "data.cache_gb", "must be above 0", self.cache_gb)
+        _require(self.decode_on in get_args(DecodeOn), "data.decode_on", 'must be "host" or "device"', self.decode_on)
+        host = self.decode_on == "host"
+        _require(host or not self.policy, "data.policy", 'must be "" where data.decode_on = "device"', self.policy)
+        _require(not (host and self.device_cache), "data.device_cache", 'needs data.decode_on = "device"', True)
+
+    @property
+    def cache(self) -> CacheConfig | None:
+        """Where nodes keep what they have read, if they do."""
+        return CacheConfig(folder=self.cache_dir, cap_bytes=round(self.cache_gb * 1e9)) if self.cache_dir else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Where and on what the run happens. Nothing here but `seed` changes the result."""
+
+    name: str = ""
+    """Folder of the run under `home` and name of the MLflow run; "" = recipe's name and digest."""
+    home: str = "runs"
+    """Folder or s3://bucket/prefix for checkpoints and the run's state."""
+    experiment: str = "resnet-ray"
+    """MLflow experiment."""
+    register_as: str = ""
+    """Registered model that the best checkpoint becomes a version of; "" = do not register."""
+    seed: int = 0
+    num_workers: int = 1
+    """Ray Train workers; 0 = in this process (Ray's local mode)."""
+    cpus_per_worker: int = 1
+    use_gpu: bool = False
+    max_failures: int = 3
+    """Worker-group restarts inside one command; further ones need the command again."""
+    log_every_steps: int = 50
+    eval_every_epochs: int = 1
+    checkpoint_every_steps: int = 0
+    """Checkpoints between evaluations; 0 = only at evaluations."""
+    keep_best: int = 1
+    """Checkpoints kept for their accuracy, besides the newest two."""
+
+    def __post_init__(self) -> None:
+        _require(not (set(self.name) & set("/\\ ")), "run.name", "must not contain slashes or spaces", self.name)
+        for field, least in _RUN_MINIMA.items():
+            _require(getattr(self, field) >= least, f"run.{field}", f"must be at least {least}", getattr(self, field))
+
+
+_RUN_MINIMA = {
+    "seed": 0,
+    "num_workers": 0,
+    "cpus_per_worker": 1,
+    "max_failures": 0,
+    "log_every_steps": 1,
+    "eval_every_epochs": 1,
+    "checkpoint_every_steps": 0,
+    "keep_best": 1,
+}

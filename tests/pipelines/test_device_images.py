@@ -1,0 +1,170 @@
+"""Images made on the device from records are those that data tasks make: same samples, same crops, same pixels."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from infra.errors import UserError
+from infra.storage import LocalStore, open_store
+from pipelines.data.decode import CropConfig, DecodeError
+from pipelines.data.ingest import Stream, build_dataset
+from pipelines.data.ledger import Ledger
+from pipelines.data.ordered import opened
+from pipelines.data.plan import Plan, plan_items
+from pipelines.data.prepare_config import PrepareConfig
+from pipelines.data.sources import open_source
+from pipelines.data.stages import StageClock
+from pipelines.data.task import TaskConfig, load_item
+from pipelines.data.undecoded import load_undecoded, look
+from pipelines.device_images import DeviceImages, UndecodableError
+from pipelines.feed import Feed, Steps
+from pipelines.recipe import load_recipe
+from tests.pipelines.conftest import written
+from tests.pipelines.data.conftest import encoded, picture
+
+CPU = torch.device("cpu")
+FORMS = [("raw", 20), ("jpeg", 18), ("original", 0)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two classes of 24 pictures of differing sizes: JPEGs in colour and in grey, a CMYK one and PNGs among them."""
+    root = tmp_path_factory.mktemp("images")
+    for name in ("a", "b"):
+        (root / name).mkdir()
+        for index in range(24):
+            image = picture(22 + 3 * index, 60 - 2 * index, seed=index)
+            kind = {3: ("L", "JPEG"), 5: ("CMYK", "JPEG"), 7: ("RGB", "PNG")}.get(index, ("RGB", "JPEG"))
+            (root / name / f"{index:03d}.jpg").write_bytes(encoded(image.convert(kind[0]), kind[1]))
+    return root
+
+
+@pytest.fixture(scope="module", params=FORMS, ids=[form for form, _ in FORMS])
+def data(request, folder, tmp_path_factory):
+    form, size = request.param
+    store = LocalStore(uri=str(tmp_path_factory.mktemp(form)))
+    config = PrepareConfig(form=form, size=size, holdout=0.25, min_shards=2)
+    return store, written(open_source(str(folder), holdout=0.25), store, config)
+
+
+def loaded(load, store, manifest, config, sizes=((0, 16),)):
+    plan = Plan(manifest=manifest, split="train", seed=3, total_samples=60, item_rows=10, sizes=sizes)
+    items = list(plan_items(plan, Ledger(manifest.splits["train"])))
+    return [block for item in items for block in load(store, manifest, item, config)]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+@pytest.mark.parametrize("kind", ["random_resized", "scale_jitter", "pad", "center"])
+def test_crops_of_the_device_equal_those_of_data_tasks(data, kind, repeats):
+    torch.set_num_threads(1)
+    crop = CropConfig(image_size=16, train_crop=kind, repeats=repeats, eval_resize=18, jitter_min=17, jitter_max=30)
+    config = TaskConfig(crop=crop, train=True, seed=3, rows_per_block=7)
+    sizes = ((0, 16), (36, 24))  # of the first and of the second epoch
+    store, manifest = data
+    host = loaded(load_item, store, manifest, config, sizes)
+    device = loaded(load_undecoded, store, manifest, config, sizes)
+    assert [len(block["id"]) for block in device] == [len(block["id"]) for block in host]
+    assert {int(block["size"][0]) for block in device} == {16, 24}
+    for expected, rows in zip(host, device, strict=True):
+        for name in ("id", "epoch", "label"):
+            assert rows[name].tolist() == expected[name].tolist()
+        images = DeviceImages(device=CPU).crops(rows).numpy()
+        views = expected["image"] if repeats == 1 else expected["image"].swapaxes(0, 1).reshape(images.shape)
+        assert images.dtype == np.uint8 and images.shape == views.shape
+        assert np.abs(images.astype(int) - views.astype(int)).max() <= 1
+
+
+def test_only_what_a_device_may_not_know_is_decoded_by_the_task(data):
+    _, manifest = data
+    image = picture(40, 30)
+    if manifest.stored.form == "raw":
+        assert look(bytes(1200), manifest.stored).coded is False
+        with pytest.raises(DecodeError, match="1,000 bytes, expected 20x20x3"):
+            look(bytes(1000), manifest.stored)
+        return
+    coded = encoded(image)
+    assert look(coded, manifest.stored).data is coded
+    assert look(encoded(image.convert("L")), manifest.stored).coded
+    odd = look(encoded(image, "PNG"), manifest.stored)
+    assert (odd.coded, odd.width, odd.height, len(odd.data)) == (False, 40, 30, 3600)
+
+
+@pytest.mark.parametrize("data", FORMS[1:], ids=["jpeg", "original"], indirect=True)
+def test_a_jpeg_that_does_not_decode_is_named(data):
+    store, manifest = data
+    config = TaskConfig(crop=CropConfig(image_size=16), train=True, seed=3, rows_per_block=7)
+    rows = loaded(load_undecoded, store, manifest, config)[0]
+    place = int(np.flatnonzero(rows["coded"])[2])
+    rows["image"][place] = rows["image"][place][:-200]
+    with pytest.raises(UndecodableError) as caught:
+        DeviceImages(device=CPU).crops(rows)
+    assert (caught.value.place, "truncated" in caught.value.reason) == (place, True)
+    blank = {name: np.full(len(rows["id"]), "", dtype=object) for name in ("bad", "warning")}
+    told = {"base": np.zeros(len(rows["id"]), dtype=np.int64), **StageClock().columns(len(rows["id"])), **blank}
+    count = len(rows["id"])
+    steps = Steps(total_samples=count, total_steps=1, global_batch_size=count, world_size=1, microbatch_size=0)
+    feed = Feed([{**rows, **told}], steps, CPU)
+    (share,) = feed.shares(0)
+    assert [batch.labels_B.tolist() for batch in share.microbatches] == [np.delete(rows["label"], place).tolist()]
+    assert feed.drain_marks()[:, 1].tolist() == rows["id"].tolist()
+    ((sample, epoch, note),) = feed.drain_bad()
+    assert (sample, epoch, json.loads(note)[0]) == (rows["id"][place], 0, "undecodable")
+
+
+def test_large_and_small_images_are_not_padded_to_the_same_array(monkeypatch):
+    from pipelines import device_images as module
+
+    monkeypatch.setattr(module, "_PIXELS_AT_ONCE", 1000)
+    heights, widths = (np.array(sides, dtype=np.int32) for sides in ([10, 100, 20, 10, 5], [10, 100, 20, 12, 5]))
+    assert list(module._of_similar_size(heights, widths)) == [[4, 0, 3], [2], [1]]
+
+
+def test_records_go_through_ray_to_the_shares_of_two_workers(data, ray_local, tmp_path):
+    store, manifest = data
+    crop = CropConfig(image_size=16)
+    stream = Stream(
+        manifest=manifest,
+        data_uri=store.uri,
+        run_uri=open_store(str(tmp_path / "run")).uri,
+        crop=crop,
+        sizes=((0, 16),),
+        split="train",
+        seed=3,
+        total_samples=35,
+        step_rows=8,
+        task_mb=1,
+        ordered=True,
+        decode_on="device",
+    )
+    expected = {
+        int(sample): image
+        for block in loaded(load_item, store, manifest, TaskConfig(crop=crop, train=True, seed=3, rows_per_block=64))
+        for epoch, sample, image in zip(block["epoch"], block["id"], block["image"], strict=True)
+        if epoch == 0
+    }
+    parts = build_dataset(stream, 0, Ledger(manifest.splits["train"]), 2).streaming_split(2, equal=True)
+    steps = Steps(total_samples=35, total_steps=4, global_batch_size=8, world_size=2, microbatch_size=0)
+    blocks: Any = {"batch_size": None, "batch_format": "numpy"}
+    feeds = [Feed(opened(part.iter_batches(**blocks)), steps, CPU) for part in parts]
+    shares = list(zip(*(feed.shares(0) for feed in feeds), strict=True))
+    seen = []
+    for feed, of_rank in zip(feeds, zip(*shares, strict=True), strict=True):
+        ids = feed.drain_marks()[:, 1].tolist()
+        images = [image for share in of_rank for batch in share.microbatches for image in batch.images_BHWC]
+        for sample, image in zip(ids, images, strict=True):
+            assert np.abs(image.numpy().astype(int) - expected[sample].astype(int)).max() <= 1
+        seen += ids
+        assert feed.times.device_s > 0
+    assert len(seen) == len(set(seen)) == 35
+
+
+def test_a_policy_of_pillow_has_no_place_on_the_device():
+    with pytest.raises(UserError, match=r'data\.policy must be "" where data\.decode_on = "device"'):
+        load_recipe("mnist5k", {"data.uri": "x", "data.decode_on": "device", "data.policy": "trivial_augment_wide"})
+    with pytest.raises(UserError, match=r"data\.decode_on"):
+        load_recipe("mnist5k", {"data.uri": "x", "data.decode_on": "gpu"})
