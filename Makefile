@@ -9,7 +9,7 @@ READY := .venv/.installed
 INSTALL := env -u PYTHONDONTWRITEBYTECODE -u VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check ui bench
+.PHONY: help demo test test-faults check ui bench
 
 help: ## list what make can do
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -17,8 +17,11 @@ help: ## list what make can do
 demo: $(READY) ## train the embedded demo on real images and register the model
 	$(BIN)/python pipelines/train.py
 
-test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+test: $(READY) ## run the tests, but for those of faults
+	$(BIN)/python -m pytest -m "not faults"
+
+test-faults: $(READY) ## run the tests of storage that fails and runs that are killed: minutes of waiting
+	$(BIN)/python -m pytest -m faults
 
 check: $(READY) ## lint, formatting, types, import contract
 	$(BIN)/ruff check

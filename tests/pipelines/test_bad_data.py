@@ -24,6 +24,8 @@ from pipelines.recipe import Recipe, build_recipe
 from tests.pipelines.conftest import Coloured
 from tests.pipelines.data.hostile import forged, rewritten
 
+pytestmark = pytest.mark.faults
+
 ROWS = 30
 
 

@@ -26,6 +26,8 @@ from pipelines.checkpoint import Checkpoint, RunFolder
 from pipelines.data.ledger import Ledger
 from tests.pipelines.conftest import SIZE, Coloured
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).parents[2]
 ROWS = 30
 RECIPE = f"""

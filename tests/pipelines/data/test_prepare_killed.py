@@ -21,6 +21,8 @@ from . import built
 from .built import put
 from .conftest import encoded, picture
 
+pytestmark = pytest.mark.faults
+
 ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 120
 
