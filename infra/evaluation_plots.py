@@ -21,13 +21,12 @@ _MOST_CLASSES = 24  # that a figure names; of more, those that change most eithe
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Flip:
-    """A picture that two models answer differently."""
+    """A picture that one of two models gets right."""
 
     image: NDArray[np.uint8]  # HxWx3
     label: str
-    old: str  # answers
-    new: str
-    gained: bool  # whether the new one is right
+    wrong: str  # the other's answer
+    gained: bool  # whether the new model is the one that is right
 
 
 def reliability(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_], *, bins: int) -> Figure:
@@ -81,10 +80,7 @@ def class_changes(names: Sequence[str], differences: Sequence[float], significan
 
 
 def flips(sheet: Sequence[Flip]) -> Figure:
-    """Pictures that one of two models gets right, titled with the class and both answers."""
-    titles = [
-        f"{short(flip.label)}\n{short(flip.old)} → {short(flip.new)}  {'+' if flip.gained else '−'}"  # noqa: RUF001
-        for flip in sheet
-    ]
+    """Pictures that one of two models gets right, each titled with its class and the wrong answer."""
+    titles = [f"{short(flip.label)}\n{'was' if flip.gained else 'now'}: {short(flip.wrong)}" for flip in sheet]
     colors = [_BETTER if flip.gained else _WORSE for flip in sheet]
     return picture_grid([flip.image for flip in sheet], titles, colors, empty="no picture changes sides")

@@ -94,7 +94,8 @@ class ComparisonReport:
 
     @property
     def _summary(self) -> Mapping[str, str]:
-        paired, interval = self.comparison.paired, self.comparison.paired.interval()
+        paired = self.comparison.paired
+        low, high = 100 * paired.interval().low, 100 * paired.interval().high
         old, new = self.old.target.data, self.new.target.data
         shown = dict(shown_data(old, paired.count))
         other = shown_data(new, paired.count)
@@ -107,7 +108,7 @@ class ComparisonReport:
             **shown,
             "top-1 of A": _accuracy(self.old.evaluated),
             "top-1 of B": _accuracy(self.new.evaluated),
-            "difference": f"{points(paired.difference)}  (95 %: {points(interval.low)} to {points(interval.high)}; "
+            "difference": f"{points(paired.difference)}  (95 %: {low:+.2f} to {high:+.2f}; "
             f"McNemar's exact p = {paired.p_value:.2g})",
             "pictures": f"{paired.wins:,} only B gets right, {paired.losses:,} only A; "
             f"both answer alike on {self.comparison.agreement:.2%}",
@@ -139,11 +140,10 @@ class ComparisonReport:
             Flip(
                 image=shown[int(comparison.new.id[row])],
                 label=names[comparison.new.label[row]],
-                old=names[comparison.old.predicted[row]],
-                new=names[comparison.new.predicted[row]],
+                wrong=names[wrong.predicted[row]],
                 gained=gained,
             )
-            for rows, gained in ((losses, False), (wins, True))
+            for rows, wrong, gained in ((losses, comparison.new, False), (wins, comparison.old, True))
             for row in rows
         ]
 

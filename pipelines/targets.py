@@ -93,6 +93,8 @@ def _check_request(request: Request) -> None:
     for key in request.crop:
         if key not in CROP_KEYS:
             raise UserError(f"--set {key}: evaluate.py takes {', '.join(CROP_KEYS)} only")
+    if request.steps and all(target.startswith(MODELS) for target in request.targets):
+        raise UserError("--step is for a run's folder: name a version of the registered model instead")
     if request.size is not None and request.size < 1:
         raise UserError(f"--size must be at least 1, got {request.size}")
     if request.size is not None and SIZE_KEY in request.crop:
@@ -125,8 +127,6 @@ def _of_run(request: Request, target: str, step: int | None, warn: Warn) -> Targ
 
 
 def _registered(request: Request, target: str) -> Target:
-    if request.steps:
-        raise UserError("--step is for a run's folder: name a version of the registered model instead")
     model = load(resolve_tracking(request.home), target)
     about, uri = model.metadata, model.version.uri
     size = about["image_size"]

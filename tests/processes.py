@@ -9,13 +9,13 @@ import signal
 from collections.abc import Callable, Iterable
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["mlflow", "mlflow.store.tracking.sqlalchemy_store", "torch", "infra.champion"])
+_CONTEXT.set_forkserver_preload(["tests.warm", "infra.champion"])
 _LIMIT_S = 250.0
 
 KILLED = -signal.SIGKILL
 
 
-def exit_codes(target: Callable[..., None], arguments: Iterable[tuple[object, ...]]) -> list[int | None]:
+def exit_codes(target: Callable[..., object], arguments: Iterable[tuple[object, ...]]) -> list[int | None]:
     """Call `target` with each of `arguments`, all at once; how each process ended."""
     processes = [_CONTEXT.Process(target=target, args=each) for each in arguments]
     for process in processes:
