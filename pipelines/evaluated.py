@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from pipelines.scoring import EvalData, Predict, SplitScore, Views, answers
 _RESAMPLES = 1000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluated:
     """What came of an evaluation."""
 
@@ -35,17 +36,17 @@ class Evaluated:
     def top5_accuracy(self) -> Interval:
         return wilson(int(self.predictions.top5.sum()), len(self.predictions))
 
-    @property
+    @cached_property
     def class_accuracy(self) -> tuple[Interval | None, ...]:
         """Of each class; None where it has no images."""
         counted = zip(self.score.class_correct, self.score.class_counts, strict=True)
         return tuple(wilson(right, count) if count else None for right, count in counted)
 
-    @property
+    @cached_property
     def loss(self) -> Interval:
         return _bootstrap(-np.log(self.predictions.label_probability.astype(np.float64)), self.score.loss)
 
-    @property
+    @cached_property
     def calibration_error(self) -> Interval:
         """Of the expected calibration error, which no formula has an interval for."""
         bins, excess = calibration_bins(self.predictions)
