@@ -7,9 +7,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+
+from infra.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,6 +28,44 @@ class Program:
     module: nn.Module  # uint8 NxHxWx3 in, probabilities NxK out: preprocessing and softmax inside
     example: NDArray[np.uint8]  # NxHxWx3, N >= 2
     metadata: Mapping[str, Any]  # JSON values
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What a program's signature promises: uint8 images N x `image`, probabilities N x `classes`."""
+
+    image: tuple[int, int, int]
+    classes: int
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """From an MLflow model folder. UserError where its signature is of something else."""
+        from mlflow.models import Model
+
+        signature = Model.load(str(folder)).signature
+        try:
+            (images,), (probabilities,) = signature.inputs.inputs, signature.outputs.inputs
+            (_, height, width, channels), (_, classes) = images.shape, probabilities.shape
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(f"its signature is not that of an image classifier: {signature}") from None
+        return cls((height, width, channels), classes)
+
+    def check_images(self, images: NDArray[Any]) -> None:
+        """UserError where a batch is not one that the program takes."""
+        if images.dtype != np.uint8 or images.shape[1:] != self.image:
+            expected, found = "x".join(map(str, self.image)), "x".join(map(str, images.shape))
+            raise UserError(f"images must be uint8 of N x {expected}, got {images.dtype} of {found}")
+
+    def check_module(self, module: nn.Module, what: str) -> None:
+        """UserError where the program does not answer one image in the promised shape."""
+        expected = (1, self.classes)
+        try:
+            found = predict(module, np.zeros((1, *self.image), dtype=np.uint8)).shape
+        except (RuntimeError, AssertionError) as error:  # an exported program guards the shapes it was made for
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{what} does not take images of {self.image}: {first}") from error
+        if found != expected:
+            raise UserError(f"{what} answers one image in the shape {found}, its signature promises {expected}")
 
 
 def save_program(program: Program, folder: Path, *, run_id: str, model_id: str) -> float:
