@@ -74,7 +74,8 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: 
     with tracker.finished_after(DELIVERY_PATIENCE_S):
         newest = folder.newest(lambda _: None)  # what is damaged has been told of
         if newest is None or newest.step != _steps(recipe, manifest):
-            _fit(recipe, _stream(recipe, manifest, folder), tracker, console, reporting)
+            cpus = reporting.data_cpus if reporting else 0.0
+            _fit(recipe, _stream(recipe, manifest, folder, cpus), tracker, console, reporting)
         outcome = conclude(recipe, manifest, folder, tracker, tracking, console)
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
     folder.write_json(FINISHED, outcome.to_json())
@@ -200,7 +201,7 @@ def _steps(recipe: Recipe, manifest: Manifest) -> int:
     return total_steps(recipe.schedule, manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size)
 
 
-def _stream(recipe: Recipe, manifest: Manifest, folder: RunFolder) -> Stream:
+def _stream(recipe: Recipe, manifest: Manifest, folder: RunFolder, cpus: float) -> Stream:
     """What the run's workers receive."""
     from pipelines.data.ingest import Stream
 
@@ -221,6 +222,7 @@ def _stream(recipe: Recipe, manifest: Manifest, folder: RunFolder) -> Stream:
         decode_on=recipe.data.decode_on,
         cache=recipe.data.cache,
         tolerant=recipe.data.max_bad_samples > 0,
+        cpus=cpus,
     )
 
 

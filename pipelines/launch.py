@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import PlacementGroupCleanerCallback
 
 from infra.storage import pyarrow_filesystem
 from pipelines.data.ingest import IngestConfig, Stream, remaining
@@ -37,6 +38,18 @@ class _Failures(ray.train.UserCallback):
         self._mailbox.put.remote(Event(text=text))
 
 
+class _TrialTrainer(TorchTrainer):
+    """Of a trial, which Tune may stop at any time: its actors, and with them its placement group, go with its process.
+
+    Train's own cleaner of placement groups is detached and would outlive it: where no dashboard runs, it never learns
+    that the trial is gone.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+
 def launch(
     recipe: Recipe,
     stream: Stream,
@@ -57,7 +70,7 @@ def launch(
     told = reporting.callbacks if reporting else ()
     reports = reporting is not None
     job = Job(recipe=recipe, stream=stream, start_uri=start_uri, mailbox=mailbox, reports=reports)
-    trainer = TorchTrainer(
+    trainer = (_TrialTrainer if reports else TorchTrainer)(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(

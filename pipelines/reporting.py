@@ -19,9 +19,10 @@ class Reporting:
     once: str  # names its MLflow run among all of the experiment: a trial has one, whatever was killed when
     tags: Mapping[str, str]  # of its MLflow run
     callbacks: tuple[Any, ...] = ()  # of Ray Train's controller: one that hands reports on to Tune
+    data_cpus: float = 0.0  # most that the run's data tasks hold at once, so that no trial starves another; 0 = any
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class ReportingSink:
     """`CheckpointSink` that reports every evaluation once its checkpoint is committed.
 
@@ -30,24 +31,24 @@ class ReportingSink:
     """
 
     sink: Sink
-    eval_steps: Sequence[int]  # of all evaluations, ascending; where two fall together, the number grows by two
+    eval_steps: Sequence[int]  # of all evaluations; where two fall together, the report's number grows by two
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None) -> None:
         self.sink.save(state, metrics)
         if metrics is None:
             return
         self.sink.wait()
-        report = {"report": bisect_right(self.eval_steps, state.step), "step": state.step, **metrics}
+        report = numbered(self.eval_steps, state.step, metrics)
         if self.sink.recipe.run.num_workers == 0:  # local mode, which calls nobody back: this is Tune's own process
             from ray import tune
 
             tune.report(report)
         else:
-            ray.train.report(report)
+            from ray import train
+
+            train.report(report)
 
 
-def reporting(sink: Sink, samples_per_epoch: int, total_steps: int) -> ReportingSink:
-    """The sink of a run that reports."""
-    from pipelines.assembly import eval_at_steps
-
-    return ReportingSink(sink=sink, eval_steps=[*eval_at_steps(sink.recipe, samples_per_epoch), total_steps])
+def numbered(eval_steps: Sequence[int], step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+    """The report of the evaluation at `step`, counted from 1: how many equal shares of the compute are spent."""
+    return {"report": bisect_right(eval_steps, step), "step": step, **metrics}

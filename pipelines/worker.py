@@ -19,7 +19,7 @@ from pipelines.data.stages import DataTimes
 from pipelines.failures import told_plainly
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.recipe import Recipe
-from pipelines.reporting import reporting
+from pipelines.reporting import ReportingSink
 from pipelines.system_metrics import Sampler
 from pipelines.telemetry import data_metrics
 from resnet_core.curriculum import phase_at
@@ -125,7 +125,7 @@ class _Worker:
                 cadence=cadence_of(recipe, samples, self.steps.total_steps),
                 step=self.step,
                 recorder=_Recorder(self, sink),
-                sink=reporting(sink, samples, self.steps.total_steps) if self.job.reports else sink,
+                sink=ReportingSink(sink, recipe.evaluation_steps(samples)) if self.job.reports else sink,
                 evaluate=self._evaluate,
                 telemetry=self._telemetry,
                 seed=recipe.run.seed,

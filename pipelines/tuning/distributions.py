@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Value = Any
 """A TOML value; for `settings`, the name of an option."""
 _KINDS = ("uniform", "log_uniform", "int_uniform", "choice", "settings")
-_DIGITS = 6  # significant: what is drawn is what the table shows and the recipe file says
+_DIGITS = 6  # significant, of what is drawn
 
 
 class Distribution(BaseModel):
@@ -28,7 +28,7 @@ class Distribution(BaseModel):
     int_uniform: tuple[int, int] | None = None
     choice: Annotated[tuple[Value, ...], Field(min_length=1)] | None = None
     settings: Annotated[dict[str, dict[str, Value]], Field(min_length=1)] | None = None
-    points: int = Field(0, ge=0)
+    points: Annotated[int, Field(ge=0)] = 0
     """Of a range, in a grid: this many, evenly from end to end; of "log_uniform", by a constant ratio."""
 
     @property
@@ -55,9 +55,9 @@ class Distribution(BaseModel):
             case "int_uniform":
                 return int(low) + int(share * (high - low + 1))
             case "log_uniform":
-                return _rounded(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
+                return rounded(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
             case _:
-                return _rounded(low + share * (high - low))
+                return rounded(low + share * (high - low))
 
     def grid(self) -> tuple[Value, ...]:
         """All of a list, and `points` of a range."""
@@ -77,7 +77,7 @@ class Distribution(BaseModel):
         low, high = self.bounds
         if self.kind == "int_uniform":
             return round(low + share * (high - low))
-        return _rounded(low * (high / low) ** share if self.kind == "log_uniform" else low + share * (high - low))
+        return rounded(low * (high / low) ** share if self.kind == "log_uniform" else low + share * (high - low))
 
     def overrides(self, key: str, value: Value) -> Mapping[str, Value]:
         """The recipe's keys that this value of `key` sets."""
@@ -99,5 +99,6 @@ class Distribution(BaseModel):
         return self
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """What is drawn, as tables show it and recipe files say it."""
     return float(f"{value:.{_DIGITS}g}")

@@ -48,13 +48,13 @@ class _Table(BaseModel):
 class Budget(_Table):
     """What the study may cost."""
 
-    trials: int = Field(0, ge=0)
+    trials: Annotated[int, Field(ge=0)] = 0
     """0 = as many as the grid has points."""
-    reports: int = Field(..., ge=1)
+    reports: Annotated[int, Field(ge=1)]
     """Evaluations of a whole trial, each after the same share of its compute: what schedulers count in."""
     equal_compute: bool = True
     """Every trial computes what the recipe does; false = schedules as given, so that trials differ in cost."""
-    concurrent: int = Field(0, ge=0)
+    concurrent: Annotated[int, Field(ge=0)] = 0
     """Trials at once; 0 = as many as the cluster has CPUs and GPUs for."""
 
 
@@ -62,15 +62,15 @@ class SchedulerTable(_Table):
     """Who stops trials, or changes them on the way."""
 
     name: SchedulerName = "none"
-    grace: int = Field(1, ge=1)
+    grace: Annotated[int, Field(ge=1)] = 1
     """Reports before a trial may be stopped: the first rung of "asha"; what "median" leaves alone."""
-    eta: float = Field(3.0, gt=1)
+    eta: Annotated[float, Field(gt=1)] = 3.0
     """Of "asha" and "hyperband": one of so many trials goes on at each rung, and the next is so much later."""
-    interval: int = Field(1, ge=1)
+    interval: Annotated[int, Field(ge=1)] = 1
     """Of "pbt" and "pb2": reports between two changes."""
-    quantile: float = Field(0.25, gt=0, le=0.5)
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
     """Of "pbt" and "pb2": the share of the trials that goes on from another's weights."""
-    resample: float = Field(0.25, ge=0, le=1)
+    resample: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Of "pbt": the chance that a changed key is drawn anew, in place of times 0.8 or 1.2."""
 
 
@@ -78,8 +78,8 @@ class SearcherTable(_Table):
     """Who proposes settings."""
 
     name: SearcherName = "random"
-    seed: int = Field(0, ge=0)
-    startup: int = Field(8, ge=1)
+    seed: Annotated[int, Field(ge=0)] = 0
+    startup: Annotated[int, Field(ge=1)] = 8
     """Of "tpe": trials drawn at random before the model is asked."""
     objectives: tuple[Literal["accuracy", "compute"], ...] = ("accuracy",)
     """Of "tpe": with compute as well, the front of both is searched; it needs equal_compute = false."""
@@ -88,7 +88,7 @@ class SearcherTable(_Table):
 class Final(_Table):
     """What --finalize makes of the winner."""
 
-    compute: float = Field(1.0, gt=0)
+    compute: Annotated[float, Field(gt=0)] = 1.0
     """Times a trial's compute, every duration alike; 1 = the trial itself."""
     set: Settings = {}
     """On top of the winner's recipe."""
