@@ -125,6 +125,7 @@ def responses(points: Sequence[Point], logarithmic: Collection[str] = ()) -> Fig
         frame(axis, key, "accuracy (%)" if place % _COLUMNS == 0 else "")
         margin = max(0.5, 0.06 * (top - floor))
         axis.set_ylim(floor - margin, top + margin)
+    figure.suptitle("filled: trained in full; hollow: stopped early", fontsize=9, color=INK)
     return figure
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.data_parallel_trainer import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from infra.storage import pyarrow_filesystem
 from pipelines.data.ingest import IngestConfig, Stream, remaining
@@ -46,7 +46,7 @@ class _TrialTrainer(TorchTrainer):
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2, by a switch
         return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
 
 

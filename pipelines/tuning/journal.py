@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
@@ -24,6 +24,13 @@ from pipelines.tuning.schedulers import NUMBER, build_scheduler
 SYNCHRONOUS = ("hyperband", "pbt", "pb2")
 FAILED = "failed"  # key of a report that says why the trial cannot go on
 Over = Callable[[Trial], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    """What schedulers know of a trial that is over."""
+
+    trial_id: str
 
 
 class Journal(TrialScheduler):
@@ -48,7 +55,7 @@ class Journal(TrialScheduler):
 
     def _tell_finished(self) -> None:
         over = [trial for trial in self._ledger.trials if trial.over]
-        stands = {trial.number: SimpleNamespace(trial_id=tune_id(trial.number)) for trial in over}
+        stands = {trial.number: _Over(tune_id(trial.number)) for trial in over}
         for stand in stands.values():
             self._inner.on_trial_add(None, stand)
         told = sorted(

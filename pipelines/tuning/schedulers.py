@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
 
 METRIC, TIME = "accuracy", "report"
-_NEVER = 10**9  # reports
+_NEVER: Any = float("inf")  # reports
 NUMBER = "number"  # in a Tune trial's config, beside its values: which trial of the ledger it is
 Decide = Callable[[int, int, Callable[[], Change]], Change]
 """(trial, report, draw) -> the change that the ledger has for it, or else the one drawn."""

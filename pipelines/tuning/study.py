@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from pipelines.tuning.report import publish, write_report
 if TYPE_CHECKING:
     from pipelines.tuning.trial import TrialJob
 
-_STATE_KEYS = ("run_id", "digest", "delivered")
+_STATE_KEYS = ("key", "run_id", "digest", "delivered")
 _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -66,7 +67,7 @@ class Study:
             UserError: whatever the user can put right; everything reported so far is kept.
         """
         state = self._state()
-        if self.over and state and state["delivered"] == self._delivery:
+        if self.over and state["delivered"] == self._delivery:
             self.console.print(f"study {self.plan.space.name} is finished: nothing to do")
             return str(state["run_id"])
         run = self.plan.base.run
@@ -80,7 +81,7 @@ class Study:
                 self._tune(tracker.run_id, samples)
             write_report(self.plan, self.ledger, self.store)
             publish(self.plan, self.ledger, self.store, tracker)
-        self._remember(tracker.run_id, self._delivery)
+        self._remember({**state, "run_id": tracker.run_id, "delivered": self._delivery})
         return tracker.run_id
 
     def _tune(self, run_id: str, samples: int) -> None:
@@ -125,22 +126,21 @@ class Study:
         if not self.over:
             raise KeyboardInterrupt  # Tune takes Ctrl-C for an end like any other
 
-    def _start_tracker(self, state: dict[str, Any] | None) -> Tracker:
+    def _start_tracker(self, state: dict[str, Any]) -> Tracker:
         """The study's own run in MLflow, above those of its trials."""
         space, run = self.plan.space, self.plan.base.run
         info = RunInfo(
             experiment=run.experiment,
             name=space.name,
-            run_id=state["run_id"] if state else None,
-            once=f"study {space.name} {self._digest[:16]}",
+            run_id=state["run_id"] or None,
+            once=state["key"],
             params={"title": space.title, "scheduler": space.scheduler.name, "searcher": space.searcher.name}
             | {f"budget.{key}": value for key, value in space.budget.model_dump().items()}
             | {f"space.{key}": value.model_dump(exclude_defaults=True) for key, value in space.space.items()},
             tags={"study": space.name},
         )
         tracker = Tracker.start(resolve_tracking(cli.local_home(run.home)), info, warn=self.console.print)
-        if not state:
-            self._remember(tracker.run_id, "")
+        self._remember({**state, "run_id": tracker.run_id})
         return tracker
 
     @property
@@ -156,15 +156,20 @@ class Study:
         told = [(trial.state, trial.present, trial.reports) for trial in self.ledger.trials]
         return hashlib.sha256(repr(told).encode()).hexdigest()
 
-    def _state(self) -> dict[str, Any] | None:
-        return RunFolder(self.store).read_json(STUDY, *_STATE_KEYS)
+    def _state(self) -> dict[str, Any]:
+        """What study.json holds; a study that begins has a key, by which MLflow knows it before it has a run."""
+        known = RunFolder(self.store).read_json(STUDY, *_STATE_KEYS)
+        if known is None:
+            known = {"key": uuid.uuid4().hex, "run_id": "", "digest": self._digest, "delivered": ""}
+            self._remember(known)
+        return known
 
-    def _remember(self, run_id: str, delivered: str) -> None:
-        state = {"run_id": run_id, "digest": self._digest, "delivered": delivered}
-        RunFolder(self.store).write_json(STUDY, {**state, "space": self.plan.space.model_dump(mode="json")})
+    def _remember(self, state: dict[str, Any]) -> None:
+        content = {**state, "space": self.plan.space.model_dump(mode="json")}
+        RunFolder(self.store).write_json(STUDY, content)
 
     def _check_same(self) -> None:
-        state = self._state()
+        state = RunFolder(self.store).read_json(STUDY, *_STATE_KEYS)
         if state and state["digest"] != self._digest:
             raise UserError(
                 f"study {self.plan.space.name} in {self.store.description} began with another space or recipe: go back "

@@ -64,7 +64,7 @@ def run_trial(job: TrialJob, number: int) -> None:
     recipe = job.plan.named(trial.present, run_name(study, trial))
     folder = RunFolder(open_store(recipe.run.home).sub(recipe.run_name))
     reporting = Reporting(
-        once=f"{study}/{number:03d}",
+        once=f"{job.parent_run_id}/{number:03d}",
         tags={"study": study, "trial": f"{number:03d}", **_told(trial.present)},
         callbacks=(TuneReportCallback(),) if recipe.run.num_workers else (),
         data_cpus=job.data_cpus,
