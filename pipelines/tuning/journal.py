@@ -126,8 +126,11 @@ class Journal(TrialScheduler):
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         known = self._ledger.trials[trial.config[NUMBER]]
         self._end(known, "finished")
-        told = _result(known.reports[-1]) if known.reports else {}
-        self._inner.on_trial_complete(tune_controller, self._stand(known.number, trial), told)
+        stand = self._stand(known.number, trial)
+        if known.reports:
+            self._inner.on_trial_complete(tune_controller, stand, _result(known.reports[-1]))
+        else:  # it failed before it had any
+            self._inner.on_trial_remove(tune_controller, stand)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """A trial that was waiting is stopped."""

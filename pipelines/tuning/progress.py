@@ -34,7 +34,7 @@ class Progress(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         known = self._ledger.trials[trial.config[NUMBER]]
         reports = self._plan.space.budget.reports
-        told = f"accuracy {known.accuracy:.2%} at {known.last}/{reports}" if known.reports else known.reason
+        told = known.reason if known.state == "failed" else f"accuracy {known.accuracy:.2%} at {known.last}/{reports}"
         self._console.print(f"trial {known.number:03d} {known.state}: {told}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
