@@ -13,13 +13,14 @@ from typing import Any
 
 from infra.records import Record
 from infra.storage import Store, open_store
+from pipelines.budget import multiply_adds
 from pipelines.checkpoint import Checkpoint, RunFolder
 from pipelines.data.manifest import load_manifest
 from pipelines.outcome import Outcome
 from pipelines.recipe import Recipe
 from pipelines.scoring import EvalData, SplitScore, ViewName, Views, score_blocks, score_model
 from pipelines.suite import Entry, Measure, Suite
-from pipelines.suite_plan import SuiteRun, multiply_adds
+from pipelines.suite_plan import SuiteRun
 from pipelines.targets import Request, Target, ensemble, open_targets
 from resnet_core.schedule import total_samples
 

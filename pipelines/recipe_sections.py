@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import get_args
 
 from infra.gate import MARGIN
@@ -84,6 +85,8 @@ class RunConfig:
     """Worker-group restarts inside one command; further ones need the command again."""
     log_every_steps: int = 50
     eval_every_epochs: int = 1
+    eval_at: tuple[float, ...] = ()
+    """Evaluations in place of those after epochs, in schedule.unit; the last step has one in any case."""
     checkpoint_every_steps: int = 0
     """Checkpoints between evaluations; 0 = only at evaluations."""
     keep_best: int = 1
@@ -92,6 +95,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         _require(not (set(self.name) & set("/\\ ")), "run.name", "must not contain slashes or spaces", self.name)
         _require(0 < self.gate_margin <= 1, "run.gate_margin", "must be above 0 and at most 1", self.gate_margin)
+        rises = all(low < high for low, high in pairwise((0.0, *self.eval_at, math.inf)))
+        _require(rises, "run.eval_at", "must be positive and strictly increasing", self.eval_at)
         for field, least in _RUN_MINIMA.items():
             _require(getattr(self, field) >= least, f"run.{field}", f"must be at least {least}", getattr(self, field))
 

@@ -187,7 +187,8 @@ def score_blocks(data: EvalData) -> Iterator[Block]:
         for item in items:
             yield from data.load(item, rows)
         return
-    load, shared = ray.remote(num_cpus=1)(_load), ray.put(data)
+    # "DEFAULT": below Tune a worker's tasks would be put into its own placement group, where they wait for ever
+    load, shared = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_load), ray.put(data)
     flying: deque[ray.ObjectRef[list[Block]]] = deque()
     for item in items:
         if len(flying) == data.window:

@@ -32,12 +32,15 @@ def main() -> None:
 
 def anchored(recipe: Recipe) -> Recipe:
     """In a Ray job, relative folders lie in ~/resnet-ray: its working directory is a copy that Ray removes."""
-    if not in_job():
-        return recipe
+    keys = anchored_keys(recipe)
+    return build_recipe({}, {**recipe.flat(), **keys}, where=recipe.name) if keys else recipe
+
+
+def anchored_keys(recipe: Recipe) -> dict[str, str]:
+    """The keys that `anchored` sets."""
     keys = {"run.home": recipe.run.home, "data.uri": recipe.data.uri}
     home = Path.home() / "resnet-ray"
-    anchored = {key: str(home / uri) for key, uri in keys.items() if "://" not in uri}
-    return build_recipe({}, {**recipe.flat(), **anchored}, where=recipe.name)
+    return {key: str(home / uri) for key, uri in keys.items() if "://" not in uri} if in_job() else {}
 
 
 def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:

@@ -19,6 +19,7 @@ from pipelines.data.stages import DataTimes
 from pipelines.failures import told_plainly
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.recipe import Recipe
+from pipelines.reporting import ReportingSink
 from pipelines.system_metrics import Sampler
 from pipelines.telemetry import data_metrics
 from resnet_core.curriculum import phase_at
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pipelines.feed import Feed
     from pipelines.scoring import EvalData
     from pipelines.sink import Sink
-    from resnet_core.evaluation import EvalBatch, EvalSums, Mistakes
+    from resnet_core.evaluation import EvalBatch
     from resnet_core.state import TrainState
     from resnet_core.step import Share
 
@@ -50,6 +51,7 @@ class Job:
     stream: Stream
     start_uri: str  # of the weights that the run starts from; "" = none
     mailbox: ActorHandle[Any]
+    reports: bool = False  # to the study that the run is a trial of
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -123,7 +125,7 @@ class _Worker:
                 cadence=cadence_of(recipe, samples, self.steps.total_steps),
                 step=self.step,
                 recorder=_Recorder(self, sink),
-                sink=sink,
+                sink=ReportingSink(sink, recipe.evaluation_steps(samples)) if self.job.reports else sink,
                 evaluate=self._evaluate,
                 telemetry=self._telemetry,
                 seed=recipe.run.seed,
@@ -202,6 +204,7 @@ class _Worker:
         return torch.tensor(values, device=self.device)
 
     def _evaluate(self, state: TrainState) -> Mapping[str, float]:
+        from pipelines.sink import details
         from resnet_core.evaluation import evaluate
 
         began = time.monotonic()
@@ -212,7 +215,7 @@ class _Worker:
             num_classes=self.recipe.model.num_classes,
             max_mistakes=MISTAKES_SHOWN,
         )
-        self.sink.scored = _details(sums, mistakes)
+        self.sink.scored = details(sums, mistakes)
         self.asked_at += time.monotonic() - began  # not part of the training rate
         return sums.metrics()
 
@@ -285,16 +288,3 @@ class _Recorder:
         record = Record(step=step, time_ms=time.time_ns() // 1_000_000, metrics=dict(metrics))
         self._history.append(record)
         self._worker._tell(Recorded(record=record))
-
-
-def _details(sums: EvalSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
-    """What the plots of an evaluation are made of."""
-    import torch
-
-    return {
-        "confusion": sums.confusion.to("cpu", torch.int32).numpy(),
-        "images": mistakes.images_NHWC.cpu().numpy(),
-        "labels": mistakes.labels_N.cpu().numpy(),
-        "predicted": mistakes.predicted_N.cpu().numpy(),
-        "probability": mistakes.probability_N.float().cpu().numpy(),
-    }
