@@ -56,7 +56,7 @@ global_batch_size = 64
 length = {length}
 [set.run]
 home = "{work}/runs"
-num_workers = {workers}
+num_workers = 1
 checkpoint_every_steps = 0
 log_every_steps = 1000
 """
@@ -105,16 +105,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what a study saves.")
     parser.add_argument("work", type=Path)
     parser.add_argument("parts", nargs="*", default=["grid", "asha", "replay", "pbt", "growth"])
-    parser.add_argument(
-        "--workers", type=int, default=1, help="Ray Train workers of a trial; 0 = in the trial's process"
-    )
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     _take_part_of_the_data(work / "idx")
     for part in arguments.parts:
         if part != "replay":
-            _run(work, part, arguments.workers)
-    tables = [_TABLES[part](work, arguments.workers) for part in arguments.parts]
+            _run(work, part)
+    tables = [_TABLES[part](work) for part in arguments.parts]
     print("\n\n".join(tables))
     (work / "results.json").write_text(json.dumps(dict(zip(arguments.parts, tables, strict=True)), indent=1))
 
@@ -132,17 +129,17 @@ def _take_part_of_the_data(folder: Path) -> None:
                 file.write_bytes(gzip.compress(part))
 
 
-def _plan(work: Path, part: str, workers: int) -> Plan:
+def _plan(work: Path, part: str) -> Plan:
     file = work / f"{part}.toml"
-    common = _COMMON.format(work=work, length=_LENGTH[part], workers=workers)
+    common = _COMMON.format(work=work, length=_LENGTH[part])
     model = "depths = [1, 1, 1]" if part != "growth" else 'name = "resnet20"'
     common = common.replace("num_classes = 10", f"num_classes = 10\n{model}")
     file.write_text(f'title = "{part}"\n' + common + _STUDIES[part])
     return Plan(load_space(str(file)), {})
 
 
-def _run(work: Path, part: str, workers: int) -> None:
-    _plan(work, part, workers)
+def _run(work: Path, part: str) -> None:
+    _plan(work, part)
     subprocess.run([sys.executable, str(_ROOT / "pipelines" / "tune.py"), str(work / f"{part}.toml")], check=True)
 
 
@@ -150,7 +147,7 @@ def _trials(work: Path, part: str) -> list[Trial]:
     return Ledger(open_store(str(work / "runs")).sub(f"studies/{part}")).trials
 
 
-def _asha(work: Path, workers: int) -> str:
+def _asha(work: Path) -> str:
     """The same points in full and under ASHA."""
     full, early = _trials(work, "grid"), _trials(work, "asha")
     best = max(trial.accuracy for trial in full)
@@ -179,9 +176,9 @@ def _asha(work: Path, workers: int) -> str:
     )
 
 
-def _replay(work: Path, workers: int) -> str:
+def _replay(work: Path) -> str:
     """Random against TPE, alone and under ASHA, stopped when the compute of five whole trials is spent."""
-    plan = _plan(work, "grid", workers)
+    plan = _plan(work, "grid")
     full = _trials(work, "grid")
     cap = 5 * plan.space.budget.reports
     rows = []
@@ -234,7 +231,7 @@ def _state(scheduler: Any, trial: Trial, report: Report, space: Space) -> State:
     )
 
 
-def _pbt(work: Path, workers: int) -> str:
+def _pbt(work: Path) -> str:
     trials = _trials(work, "pbt")
     rows = [
         [
@@ -250,7 +247,7 @@ def _pbt(work: Path, workers: int) -> str:
     return _table(["trial", "accuracy", "peak rate", "went on from"], rows)
 
 
-def _growth(work: Path, workers: int) -> str:
+def _growth(work: Path) -> str:
     found: dict[str, list[float]] = {}
     for trial in _trials(work, "growth"):
         found.setdefault(trial.values["growth"], []).append(100 * trial.accuracy)
@@ -261,7 +258,7 @@ def _growth(work: Path, workers: int) -> str:
     return _table(["depth over time", "test accuracy (%)", "seeds 0, 1, 2"], rows)
 
 
-def _grid(work: Path, workers: int) -> str:
+def _grid(work: Path) -> str:
     rows = [
         [f"{trial.number:03d}", f"{trial.accuracy:.2%}", *map(str, trial.values.values())]
         for trial in sorted(_trials(work, "grid"), key=lambda trial: -trial.accuracy)
@@ -274,7 +271,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-_TABLES: dict[str, Callable[[Path, int], str]] = {
+_TABLES: dict[str, Callable[[Path], str]] = {
     "grid": _grid,
     "asha": _asha,
     "replay": _replay,

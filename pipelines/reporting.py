@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ray.train
+
 if TYPE_CHECKING:
     from pipelines.sink import Sink
     from resnet_core.state import TrainState
@@ -38,15 +40,7 @@ class ReportingSink:
         if metrics is None:
             return
         self.sink.wait()
-        report = numbered(self.eval_steps, state.step, metrics)
-        if self.sink.recipe.run.num_workers == 0:  # local mode, which calls nobody back: this is Tune's own process
-            from ray import tune
-
-            tune.report(report)
-        else:
-            from ray import train
-
-            train.report(report)
+        ray.train.report(numbered(self.eval_steps, state.step, metrics))
 
 
 def numbered(eval_steps: Sequence[int], step: int, metrics: Mapping[str, float]) -> dict[str, float]:

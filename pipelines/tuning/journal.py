@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ray.tune.schedulers import TrialScheduler
@@ -143,7 +144,9 @@ class Journal(TrialScheduler):
         self._inner.on_trial_error(tune_controller, self._stand(trial.config[NUMBER], trial))
 
     def failed(self, trial: Any) -> None:
-        self._end(self._ledger.trials[trial.config[NUMBER]], "failed", str(trial.get_error() or "it was lost"))
+        lines = Path(trial.error_file).read_text().split("\n") if trial.error_file else []
+        reason = next((line for line in reversed(lines) if line.strip()), "its process was lost")
+        self._end(self._ledger.trials[trial.config[NUMBER]], "failed", reason)
 
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         return self._inner.choose_trial_to_run(tune_controller)

@@ -100,6 +100,10 @@ class Plan:
             for name in distribution.overrides(key, distribution.extremes()[0]):
                 if name in _FIXED:
                     raise UserError(f"space {self.space.name}: {name} cannot be searched: {_FIXED[name]}")
+        if self.base.run.num_workers == 0:
+            raise UserError(
+                f"space {self.space.name}: run.num_workers must be at least 1: Ray Train has no local mode below Tune"
+            )
         for key in ("run.name", "run.eval_at"):
             if key in {**flattened(self.space.set), **self.overrides}:
                 raise UserError(f"space {self.space.name}: {key} cannot be set: {_FIXED[key]}")

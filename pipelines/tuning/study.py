@@ -71,7 +71,7 @@ class Study:
             self.console.print(f"study {self.plan.space.name} is finished: nothing to do")
             return str(state["run_id"])
         run = self.plan.base.run
-        workers = max(1, run.num_workers) * run.cpus_per_worker
+        workers = run.num_workers * run.cpus_per_worker
         infra.cluster.connect(min_cpus=workers + 1, gpus=run.num_workers if run.use_gpu else 0)
         manifest = find_data(self.plan.base, open_store(self.plan.base.data.uri), self.console)
         samples = manifest.splits[self.plan.base.data.train_split]
@@ -108,7 +108,7 @@ class Study:
         with Children(self.plan, self.ledger, self.console) as children, tempfile.TemporaryDirectory() as scratch:
             journal = Journal(self.plan, self.ledger, children.close)
             tuner = tune.Tuner(
-                tune.with_resources(_trainable(job), _place(recipe, at_once)),
+                tune.with_resources(_trainable(job), _place(at_once)),
                 tune_config=tune.TuneConfig(
                     search_alg=PlannedTrials(self.plan, self.ledger, samples),
                     scheduler=journal,
@@ -182,29 +182,27 @@ def concurrent(recipe: Recipe) -> int:
     import ray
 
     have, run = ray.cluster_resources(), recipe.run
-    workers = max(1, run.num_workers)
-    fits = int(have.get("CPU", 0)) // (workers * run.cpus_per_worker + 1)
-    return max(1, min(fits, int(have.get("GPU", 0)) // workers) if run.use_gpu else fits)
+    fits = int(have.get("CPU", 0)) // (run.num_workers * run.cpus_per_worker + 1)
+    return max(1, min(fits, int(have.get("GPU", 0)) // run.num_workers) if run.use_gpu else fits)
 
 
 def data_cpus(recipe: Recipe, at_once: int) -> float:
     """A trial's share of the CPUs that the workers of all trials leave."""
     import ray
 
-    workers = max(1, recipe.run.num_workers) * recipe.run.cpus_per_worker
+    workers = recipe.run.num_workers * recipe.run.cpus_per_worker
     left = int(ray.cluster_resources().get("CPU", 0)) - at_once * workers
     return max(1.0, left // at_once)
 
 
-def _place(recipe: Recipe, at_once: int) -> dict[str, float]:
+def _place(at_once: int) -> dict[str, float]:
     """What a trial's own process holds: a place beside this command, of which there are `at_once`.
 
-    It waits while its workers train, which ask for their CPUs themselves; where it is the worker, the CPUs are its own.
+    It waits while its workers train, which ask for their CPUs themselves.
     """
     import ray
 
-    place = {f"node:{ray.util.get_node_ip_address()}": int(10_000 / at_once) / 10_000}  # Ray knows four decimals
-    return place if recipe.run.num_workers else {**place, "CPU": recipe.run.cpus_per_worker}
+    return {f"node:{ray.util.get_node_ip_address()}": int(10_000 / at_once) / 10_000}  # Ray knows four decimals
 
 
 def _trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:

@@ -66,7 +66,7 @@ def run_trial(job: TrialJob, number: int) -> None:
     reporting = Reporting(
         once=f"{job.parent_run_id}/{number:03d}",
         tags={"study": study, "trial": f"{number:03d}", **_told(trial.present)},
-        callbacks=(TuneReportCallback(),) if recipe.run.num_workers else (),
+        callbacks=(TuneReportCallback(),),
         data_cpus=job.data_cpus,
     )
     try:

@@ -47,7 +47,7 @@ reports = 4
 class Spaces:
     """Writes spaces into a folder."""
 
-    def __init__(self, folder: Path, data: str, workers: int = 0) -> None:
+    def __init__(self, folder: Path, data: str, workers: int = 1) -> None:
         self.folder = folder
         (folder / "colours.toml").write_text(RECIPE.format(data=data, home=folder / "runs", workers=workers))
 
