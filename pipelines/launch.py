@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from infra.storage import pyarrow_filesystem
 from pipelines.data.ingest import IngestConfig, Stream, remaining
 from pipelines.failures import user_error
+from pipelines.leaving import Cause
 from pipelines.mailbox import Event
 from pipelines.recipe import Recipe
 from pipelines.worker import Job, train_worker
@@ -36,8 +37,8 @@ class _Failures(ray.train.UserCallback):
         self._mailbox.put.remote(Event(text=text))
 
 
-def launch(recipe: Recipe, stream: Stream, start_uri: str, mailbox: ActorHandle[Any]) -> None:
-    """Run every worker to the last step.
+def launch(recipe: Recipe, stream: Stream, start_uri: str, mailbox: ActorHandle[Any]) -> Cause:
+    """Run every worker to the last step, or to where there is cause to leave.
 
     Raises:
         UserError: a worker or a data task met one.
@@ -46,12 +47,13 @@ def launch(recipe: Recipe, stream: Stream, start_uri: str, mailbox: ActorHandle[
     run = recipe.run
     filesystem, path = pyarrow_filesystem(stream.run_uri)
     # local mode takes the dataset itself, a worker group asks IngestConfig
-    dataset: Any = partial(remaining, stream, world_size=1) if run.num_workers == 0 else _placeholder
+    dataset: Any = partial(remaining, stream, world_size=1) if run.workers[1] == 0 else _placeholder
     trainer = TorchTrainer(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # what rank 0 returns is the run's result
         train_loop_config={"job": Job(recipe=recipe, stream=stream, start_uri=start_uri, mailbox=mailbox)},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=run.num_workers,
+            num_workers=_num_workers(run.workers),
+            placement_strategy="PACK" if run.use_gpu else "SPREAD",  # GPUs want each other near, data tasks CPUs
             use_gpu=run.use_gpu,
             resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.use_gpu else {})},
         ),
@@ -67,12 +69,19 @@ def launch(recipe: Recipe, stream: Stream, start_uri: str, mailbox: ActorHandle[
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        trainer.fit()
+        cause: Cause = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     except Exception as error:
         found = user_error(error)
         if found is None:
             raise
         raise found from None
+    return cause
+
+
+def _num_workers(workers: tuple[int, int]) -> Any:
+    """A number, or the range of an elastic run."""
+    least, most = workers
+    return most if least == most else workers
 
 
 def _placeholder() -> None:

@@ -72,8 +72,8 @@ class RunConfig:
     register_as: str = ""
     """Registered model that the best checkpoint becomes a version of; "" = do not register."""
     seed: int = 0
-    num_workers: int = 1
-    """Ray Train workers; 0 = in this process (Ray's local mode)."""
+    num_workers: int | tuple[int, int] = 1
+    """Ray Train workers; 0 = in this process (Ray's local mode). [min, max] = as many as there is room for."""
     cpus_per_worker: int = 1
     use_gpu: bool = False
     max_failures: int = 3
@@ -85,7 +85,17 @@ class RunConfig:
     keep_best: int = 1
     """Checkpoints kept for their accuracy, besides the newest two."""
 
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most workers."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
     def __post_init__(self) -> None:
+        least, most = self.workers
+        elastic = isinstance(self.num_workers, tuple)
+        _require(
+            least >= elastic and most >= least, "run.num_workers", "must be 0 or more, or [min, max]", self.num_workers
+        )
         _require(not (set(self.name) & set("/\\ ")), "run.name", "must not contain slashes or spaces", self.name)
         for field, least in _RUN_MINIMA.items():
             _require(getattr(self, field) >= least, f"run.{field}", f"must be at least {least}", getattr(self, field))
@@ -93,7 +103,6 @@ class RunConfig:
 
 _RUN_MINIMA = {
     "seed": 0,
-    "num_workers": 0,
     "cpus_per_worker": 1,
     "max_failures": 0,
     "log_every_steps": 1,

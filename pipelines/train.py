@@ -31,12 +31,15 @@ def main() -> None:
 
 
 def anchored(recipe: Recipe) -> Recipe:
-    """In a Ray job, relative folders lie in ~/resnet-ray: its working directory is a copy that Ray removes."""
+    """In a Ray job, relative folders lie in the cluster's RESNET_RAY_STORAGE, such as s3://BUCKET.
+
+    Without one they lie in ~/resnet-ray: a job's working directory is a copy that Ray removes.
+    """
     if not in_job():
         return recipe
     keys = {"run.home": recipe.run.home, "data.uri": recipe.data.uri}
-    home = Path.home() / "resnet-ray"
-    anchored = {key: str(home / uri) for key, uri in keys.items() if "://" not in uri}
+    home = os.environ.get("RESNET_RAY_STORAGE") or str(Path.home() / "resnet-ray")
+    anchored = {key: f"{home}/{uri}" for key, uri in keys.items() if "://" not in uri and not uri.startswith("/")}
     return build_recipe({}, {**recipe.flat(), **anchored}, where=recipe.name)
 
 

@@ -17,6 +17,7 @@ from pipelines.data.ledger import Ledger
 from pipelines.data.ordered import opened
 from pipelines.data.stages import DataTimes
 from pipelines.failures import told_plainly
+from pipelines.leaving import Cause, Leaving
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.recipe import Recipe
 from pipelines.system_metrics import Sampler
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pipelines.feed import Feed
     from pipelines.scoring import EvalData
     from pipelines.sink import Sink
-    from resnet_core.evaluation import EvalBatch, EvalSums, Mistakes
+    from resnet_core.evaluation import EvalBatch
     from resnet_core.state import TrainState
     from resnet_core.step import Share
 
@@ -52,13 +53,13 @@ class Job:
     mailbox: ActorHandle[Any]
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """One rank of the run, from whatever the run folder holds to its last step."""
+def train_worker(config: dict[str, Any]) -> Cause:
+    """One rank of the run, from whatever the run folder holds to its last step, or to where there is cause to leave."""
     job: Job = config["job"]
     with told_plainly():
         worker = _Worker(job)
         try:
-            worker.run()
+            return worker.run()
         finally:
             worker.close()
 
@@ -80,6 +81,7 @@ class _Worker:
         self.folder = RunFolder(open_store(job.stream.run_uri))
         self.asked_at = time.monotonic()
         self.told_at = 0.0
+        self.leaving = Leaving(self.device)
         self.sampler = None
         if context.get_local_rank() == 0:
             self.sampler = Sampler(context.get_node_rank(), lambda record: self._send(Recorded(record=record)))
@@ -99,10 +101,11 @@ class _Worker:
         else:
             shard = ray.train.get_dataset_shard("train")
             blocks = opened(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
-        return Feed(blocks, self.steps, self.device, maker)
+        return Feed(blocks, self.steps, self.device, maker, self.rank)
 
-    def run(self) -> None:
+    def run(self) -> Cause:
         from pipelines.assembly import before_step, build_state, cadence_of, step_config
+        from resnet_core.collective import barrier
         from resnet_core.loop import Run, fit
         from resnet_core.schedule import LrSchedule
 
@@ -129,11 +132,16 @@ class _Worker:
                 seed=recipe.run.seed,
                 rank=self.rank,
                 history=[(record.step, record.metrics) for record in sink.history],
+                leave=self.leaving,
                 before_step=before_step(recipe, samples, self.world_size),
                 final_batches=self._training_images if recipe.optim.exact_bn_images else None,
             ),
         )
         sink.wait()
+        if self.leaving.cause:
+            barrier()  # nobody goes before rank 0 has committed
+            self._tell(Event(text=f"checkpoint of step {state.step} committed before leaving"))
+        return self.leaving.cause
 
     def close(self) -> None:
         """Stop what runs beside the training."""
@@ -202,6 +210,7 @@ class _Worker:
         return torch.tensor(values, device=self.device)
 
     def _evaluate(self, state: TrainState) -> Mapping[str, float]:
+        from pipelines.sink import details
         from resnet_core.evaluation import evaluate
 
         began = time.monotonic()
@@ -212,7 +221,7 @@ class _Worker:
             num_classes=self.recipe.model.num_classes,
             max_mistakes=MISTAKES_SHOWN,
         )
-        self.sink.scored = _details(sums, mistakes)
+        self.sink.scored = details(sums, mistakes)
         self.asked_at += time.monotonic() - began  # not part of the training rate
         return sums.metrics()
 
@@ -271,7 +280,8 @@ class _Worker:
         if now - self.told_at >= _PROGRESS_EVERY_S:
             self.told_at = now
             rate = self.feed.times.images * self.world_size / max(now - self.asked_at, 1e-9)
-            self._tell(Progress(step=step, images_per_second=rate))
+            if self.rank == 0:
+                self.leaving.hear(self.job.mailbox.put.remote(Progress(step=step, images_per_second=rate)))
 
 
 class _Recorder:
@@ -285,16 +295,3 @@ class _Recorder:
         record = Record(step=step, time_ms=time.time_ns() // 1_000_000, metrics=dict(metrics))
         self._history.append(record)
         self._worker._tell(Recorded(record=record))
-
-
-def _details(sums: EvalSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
-    """What the plots of an evaluation are made of."""
-    import torch
-
-    return {
-        "confusion": sums.confusion.to("cpu", torch.int32).numpy(),
-        "images": mistakes.images_NHWC.cpu().numpy(),
-        "labels": mistakes.labels_N.cpu().numpy(),
-        "predicted": mistakes.predicted_N.cpu().numpy(),
-        "probability": mistakes.probability_N.float().cpu().numpy(),
-    }
