@@ -9,7 +9,7 @@ READY := .venv/.installed
 INSTALL := env -u PYTHONDONTWRITEBYTECODE -u VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults check ui bench
+.PHONY: help demo test test-faults test-cluster check ui bench
 
 help: ## list what make can do
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -18,10 +18,13 @@ demo: $(READY) ## train the embedded demo on real images and register the model
 	$(BIN)/python pipelines/train.py
 
 test: $(READY) ## run the tests, but for those of faults
-	$(BIN)/python -m pytest -m "not faults"
+	$(BIN)/python -m pytest -m "not faults and not cluster"
 
 test-faults: $(READY) ## run the tests of storage that fails and runs that are killed: minutes of waiting
 	$(BIN)/python -m pytest -m faults
+
+test-cluster: $(READY) ## run the tests of ray up on machines made of namespaces: minutes; as root on Linux
+	$(BIN)/python -m pytest -m cluster
 
 check: $(READY) ## lint, formatting, types, import contract
 	$(BIN)/ruff check

@@ -1,10 +1,22 @@
-"""Connecting to Ray: the cluster that RAY_ADDRESS or a Ray job names, or a local one started for this process."""
+"""Connecting to Ray: the cluster that RAY_ADDRESS or a Ray job names, or a local one started for this process.
+
+As a command it checks cluster files, against Ray's schema and our own rules: `python infra/cluster.py check FILE…`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import logging
 import os
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from infra.cluster_rules import ROLE, broken_rules
 from infra.errors import UserError
 
 # Ray's own start takes every core it finds; data tasks need some beside the workers even on the smallest machine.
@@ -18,6 +30,9 @@ _UNWATCHED = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "30000",
 }
+# Train else looks for nodes that are taken away every 5 s of what may be 25.
+_WATCHED = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+_ALIVE = 0  # of GcsNodeInfo.GcsNodeState
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -56,6 +71,8 @@ def _start(ray) -> None:  # type: ignore[no-untyped-def]
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            for name, value in _WATCHED.items():
+                os.environ.setdefault(name, value)
             ray.init(logging_level="ERROR", log_to_driver=False, runtime_env=_code())
         else:
             cpus = max(_LEAST_LOCAL_CPUS, os.cpu_count() or 1)
@@ -66,6 +83,37 @@ def _start(ray) -> None:  # type: ignore[no-untyped-def]
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+
+
+class OwnNode:
+    """The Ray node of this machine, as one outside Ray sees it."""
+
+    def __init__(self) -> None:
+        """Looks for it on Ray's own record of the machine; UserError if there is none."""
+        import psutil
+        from ray._private.services import canonicalize_bootstrap_address
+        from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, and without stubs
+
+        address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # None = this machine's
+        if address is None:
+            raise UserError("there is no Ray node on this machine")
+        self._gcs = GcsClient(address=address)
+        own = {each.address for interface in psutil.net_if_addrs().values() for each in interface}
+        nodes = self._gcs.get_all_node_info().items()
+        found = [node_id for node_id, node in nodes if node.state == _ALIVE and node.node_manager_address in own]
+        if not found:
+            raise UserError(f"the Ray cluster at {address} has no node on this machine")
+        self.node_id: str = found[-1].hex()
+
+    def drain(self, seconds: float) -> bool:
+        """Have Ray leave this node out, since it is taken away in so many seconds; whether Ray's head agreed."""
+        from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]  # generated
+
+        deadline_ms = round((time.time() + seconds) * 1000)
+        reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        told = "the machine is taken away"
+        agreed: bool = self._gcs.drain_node(self.node_id, reason, told, deadline_ms)[0]
+        return agreed
 
 
 def in_job() -> bool:
@@ -80,6 +128,57 @@ def _code() -> dict[str, object] | None:
 
 def _scales() -> bool:
     """Whether an autoscaler is at work, so that the nodes that are missing may yet come."""
+    return bool(_autoscaling_config())
+
+
+def _autoscaling_config() -> str:
+    """The cluster file that the autoscaler goes by, as JSON, or ""."""
     from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
 
-    return bool(_internal_kv_initialized() and _internal_kv_get(b"__autoscaling_config"))
+    return (_internal_kv_get(b"__autoscaling_config") or b"").decode() if _internal_kv_initialized() else ""
+
+
+def ingest_options() -> dict[str, Any]:
+    """Where data tasks run, as options of theirs: CPU nodes first if there are any or may yet come; else anywhere."""
+    import ray
+
+    labelled = any(node["Alive"] and node.get("Labels", {}).get(ROLE) == "ingest" for node in ray.nodes())
+    if not labelled and f'"{ROLE}": "ingest"' not in _autoscaling_config():
+        return {}
+    return {"label_selector": {ROLE: "ingest"}, "fallback_strategy": [{"label_selector": {ROLE: "!ingest"}}]}
+
+
+def wrong_with(file: Path) -> list[str]:
+    """One line for each thing that is wrong with a cluster file, Ray's own opinion first."""
+    import yaml
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    try:
+        config = yaml.safe_load(file.read_text())
+        validate_config(prepare_config(config))
+    except (OSError, yaml.YAMLError) as error:
+        return [str(error)]
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message.splitlines()[0][:200]}"]
+    return broken_rules(yaml.safe_load(file.read_text()))
+
+
+def main() -> None:
+    """Check cluster files; the status is 1 if something is wrong with one."""
+    parser = argparse.ArgumentParser(prog="python infra/cluster.py", description="Check cluster files.")
+    check = parser.add_subparsers(required=True, metavar="check").add_parser(
+        "check", help="by Ray's schema and our rules"
+    )
+    check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    status = 0
+    for file in parser.parse_args().files:
+        wrong = wrong_with(file)
+        status |= bool(wrong)
+        sys.stdout.writelines(f"{file}: {line}\n" for line in wrong or ["ok"])
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

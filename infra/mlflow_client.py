@@ -51,6 +51,10 @@ class Tracking:
     def is_server(self) -> bool:
         return urlsplit(self.uri).scheme in ("http", "https")
 
+    def run_url(self, experiment_id: str, run_id: str) -> str:
+        """A server's page of a run."""
+        return f"{self.description.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+
     @property
     def description(self) -> str:
         """The URI as messages name it: no credentials in it."""

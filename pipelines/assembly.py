@@ -161,6 +161,7 @@ def feed_steps(recipe: Recipe, stream: Stream, world_size: int) -> Steps:
         world_size=world_size,
         microbatch_size=recipe.compute.microbatch_size,
         repeats=recipe.data.repeats,
+        chunk_rows=1 if recipe.data.device_cache else stream.chunks(world_size).rows,
     )
 
 

@@ -66,16 +66,19 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: 
     tracking = resolve_tracking(cli.local_home(recipe.run.home))
     with ThreadPoolExecutor(max_workers=1) as pool:
         ready = pool.submit(_warm_tracker, tracking)  # both take seconds, mostly of waiting
-        workers = recipe.run.num_workers * recipe.run.cpus_per_worker
-        infra.cluster.connect(min_cpus=workers + 1, gpus=recipe.run.num_workers if recipe.run.use_gpu else 0)
+        least = recipe.run.workers[0]
+        cpus = least * recipe.run.cpus_per_worker + 1
+        infra.cluster.connect(min_cpus=cpus, gpus=least if recipe.run.use_gpu else 0)
         ready.result()
     about = _about(recipe, manifest, parent_run_id, reporting)
     tracker = _start_tracker(recipe, manifest, folder, tracking, console, about)
+    if tracking.is_server:
+        console.print(f"MLflow run  {tracking.run_url(tracker.experiment_id, tracker.run_id)}")
     with tracker.finished_after(DELIVERY_PATIENCE_S):
         newest = folder.newest(lambda _: None)  # what is damaged has been told of
         if newest is None or newest.step != _steps(recipe, manifest):
-            cpus = reporting.data_cpus if reporting else 0.0
-            _fit(recipe, _stream(recipe, manifest, folder, cpus), tracker, console, reporting)
+            data_cpus = reporting.data_cpus if reporting else 0.0
+            _fit(recipe, _stream(recipe, manifest, folder, data_cpus), tracker, console, reporting)
         outcome = conclude(recipe, manifest, folder, tracker, tracking, console)
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
     folder.write_json(FINISHED, outcome.to_json())
@@ -130,9 +133,10 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
         raise UserError(
             f"data.device_cache needs raw pixels: data set {manifest.name} holds {manifest.stored.form} images"
         )
-    workers, batch = max(1, recipe.run.num_workers), recipe.optim.global_batch_size
-    if batch % (workers * recipe.data.repeats):
-        among = f"run.num_workers = {workers}"
+    (least, most), batch = recipe.run.workers, recipe.optim.global_batch_size
+    workers = max(1, most) if least == most else 1  # as many as there is room for share what does not divide
+    if batch % (workers * recipe.data.repeats) or batch // recipe.data.repeats < most:
+        among = f"run.num_workers = {most}"
         views = f" and data.repeats = {recipe.data.repeats}" if recipe.data.repeats > 1 else ""
         raise UserError(f"optim.global_batch_size = {batch} does not divide among {among}{views}")
     recipe = build_recipe({}, {**recipe.flat(), "model.num_classes": classes}, where=recipe.name)
@@ -236,6 +240,7 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console, rep
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     from pipelines.launch import launch
+    from pipelines.leaving import Cause, stop_on_sigterm
     from pipelines.mailbox import Mailbox
     from pipelines.progress_line import ProgressLine
 
@@ -253,10 +258,15 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console, rep
     with line:
         carrier.start()
         try:
-            launch(recipe, stream, start_uri(recipe.model), mailbox, reporting)
+            with stop_on_sigterm(mailbox.stop.remote):
+                cause = Cause.PREEMPTED
+                while cause == Cause.PREEMPTED:  # on the nodes that stay, from the checkpoint just committed
+                    cause = launch(recipe, stream, start_uri(recipe.model), mailbox, reporting)
         finally:
             done.set()
             carrier.join(10.0)
+    if cause == Cause.STOPPED:
+        raise KeyboardInterrupt
 
 
 def _carry(mailbox: ActorHandle[Any], tracker: Tracker, line: ProgressLine, done: threading.Event) -> None:

@@ -40,21 +40,28 @@ class Steps:
     world_size: int
     microbatch_size: int  # images; 0 = no limit
     repeats: int = 1
+    chunk_rows: int = 1  # rows that come together, dealt to the ranks in turn
 
     def __post_init__(self) -> None:
-        if self.images_per_rank % self.repeats:
+        if self.global_batch_size % (self.repeats * self.chunk_rows):
             raise UserError(
-                f"optim.global_batch_size = {self.global_batch_size} over {self.world_size} worker(s) does not divide "
-                f"by data.repeats = {self.repeats}"
+                f"optim.global_batch_size = {self.global_batch_size} does not divide by data.repeats = {self.repeats}"
             )
 
     @property
     def images_per_rank(self) -> int:
-        return self.global_batch_size // self.world_size
+        """At most, but for a last step that takes a remainder."""
+        return self.repeats * max(self.rows(0, nth) for nth in range(self.world_size))
 
-    @property
-    def rows_per_rank(self) -> int:
-        return self.images_per_rank // self.repeats
+    def rows(self, rank: int, nth: int) -> int:
+        """What a rank takes in the n-th step since the stream began, but for the last one.
+
+        The chunks of a step need not divide among the ranks: who takes one more changes from step to step, so that
+        ranks that are dealt chunks in turn take what they are dealt.
+        """
+        chunks = self.global_batch_size // self.repeats // self.chunk_rows
+        before, after = (-((rank - place) // self.world_size) for place in (nth * chunks, (nth + 1) * chunks))
+        return (after - before) * self.chunk_rows
 
     def count(self, step: int) -> int:
         """Images of the 0-based `step` over all ranks."""
@@ -68,10 +75,16 @@ class Feed:
     """Reads ahead in a thread from the moment it is made, so that the model can be built meanwhile."""
 
     def __init__(
-        self, blocks: Iterable[Rows], steps: Steps, device: torch.device, maker: DeviceImages | None = None
+        self,
+        blocks: Iterable[Rows],
+        steps: Steps,
+        device: torch.device,
+        maker: DeviceImages | None = None,
+        rank: int = 0,
     ) -> None:
         """`maker` makes the images of blocks that have none."""
         self._steps = steps
+        self._rank = rank
         self._device = device
         self._maker = maker or DeviceImages(device=device)
         self._ahead: queue.Queue[Rows | BaseException | None] = queue.Queue(_BLOCKS_AHEAD)
@@ -97,7 +110,7 @@ class Feed:
         for step in range(start, self._steps.total_steps):
             last = step == self._steps.total_steps - 1
             began, before = time.perf_counter(), self.times.waited_s
-            rows = self._take(None if last else self._steps.rows_per_rank)
+            rows = self._take(None if last else self._steps.rows(self._rank, step - start))
             share = self._share(rows, step)
             known = self.times.waited_s - before
             self.times += DataTimes(collate_s=time.perf_counter() - began - known)

@@ -13,6 +13,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from infra.storage import pyarrow_filesystem
 from pipelines.data.ingest import IngestConfig, Stream, remaining
 from pipelines.failures import user_error
+from pipelines.leaving import Cause
 from pipelines.mailbox import Event
 from pipelines.recipe import Recipe
 from pipelines.reporting import Reporting
@@ -56,8 +57,8 @@ def launch(
     start_uri: str,
     mailbox: ActorHandle[Any],
     reporting: Reporting | None = None,
-) -> None:
-    """Run every worker to the last step.
+) -> Cause:
+    """Run every worker to the last step, or to where there is cause to leave.
 
     Raises:
         UserError: a worker or a data task met one.
@@ -66,15 +67,16 @@ def launch(
     run = recipe.run
     filesystem, path = pyarrow_filesystem(stream.run_uri)
     # local mode takes the dataset itself, a worker group asks IngestConfig
-    dataset: Any = partial(remaining, stream, world_size=1) if run.num_workers == 0 else _placeholder
+    dataset: Any = partial(remaining, stream, world_size=1) if run.workers[1] == 0 else _placeholder
     told = reporting.callbacks if reporting else ()
     reports = reporting is not None
     job = Job(recipe=recipe, stream=stream, start_uri=start_uri, mailbox=mailbox, reports=reports)
     trainer = (_TrialTrainer if reports else TorchTrainer)(
-        train_worker,
+        train_worker,  # type: ignore[arg-type]  # what rank 0 returns is the run's result
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=run.num_workers,
+            num_workers=_num_workers(run.workers),
+            placement_strategy="PACK" if run.use_gpu else "SPREAD",  # GPUs want each other near, data tasks CPUs
             use_gpu=run.use_gpu,
             resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.use_gpu else {})},
         ),
@@ -90,12 +92,19 @@ def launch(
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     try:
-        trainer.fit()
+        cause: Cause = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     except Exception as error:
         found = user_error(error)
         if found is None:
             raise
         raise found from None
+    return cause
+
+
+def _num_workers(workers: tuple[int, int]) -> Any:
+    """A number, or the range of an elastic run."""
+    least, most = workers
+    return most if least == most else workers
 
 
 def _placeholder() -> None:

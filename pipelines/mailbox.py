@@ -44,9 +44,16 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
+        self._stopping = False
 
-    def put(self, message: Message) -> None:
+    def put(self, message: Message) -> bool:
+        """Whether somebody stops the run."""
         self._messages.append(message)
+        return self._stopping
+
+    def stop(self) -> None:
+        """Ask the workers to leave."""
+        self._stopping = True
 
     def take(self) -> list[Message]:
         """All messages there are."""

@@ -77,8 +77,8 @@ class RunConfig:
     """Of accuracy, 0 to 1: a challenger becomes champion only if its test images exclude, at 95 % confidence, that it
     is worse by this much (docs/decisions/0016-the-gate.md); 1 = they need not."""
     seed: int = 0
-    num_workers: int = 1
-    """Ray Train workers; 0 = in this process (Ray's local mode)."""
+    num_workers: int | tuple[int, int] = 1
+    """Ray Train workers; 0 = in this process (Ray's local mode). [min, max] = as many as there is room for."""
     cpus_per_worker: int = 1
     use_gpu: bool = False
     max_failures: int = 3
@@ -92,7 +92,17 @@ class RunConfig:
     keep_best: int = 1
     """Checkpoints kept for their accuracy, besides the newest two."""
 
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Least and most workers."""
+        return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
+
     def __post_init__(self) -> None:
+        least, most = self.workers
+        elastic = isinstance(self.num_workers, tuple)
+        _require(
+            least >= elastic and most >= least, "run.num_workers", "must be 0 or more, or [min, max]", self.num_workers
+        )
         _require(not (set(self.name) & set("/\\ ")), "run.name", "must not contain slashes or spaces", self.name)
         _require(0 < self.gate_margin <= 1, "run.gate_margin", "must be above 0 and at most 1", self.gate_margin)
         rises = all(low < high for low, high in pairwise((0.0, *self.eval_at, math.inf)))
@@ -103,7 +113,6 @@ class RunConfig:
 
 _RUN_MINIMA = {
     "seed": 0,
-    "num_workers": 0,
     "cpus_per_worker": 1,
     "max_failures": 0,
     "log_every_steps": 1,

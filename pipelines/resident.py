@@ -92,13 +92,18 @@ def resident_blocks(stream: Stream, resident: Resident, steps: Steps, rank: int)
     rest = stream.total_samples - ledger.total
     if not rest:
         yield _filler(base, stream.crop.repeats)
-    step_rows, last, done = steps.rows_per_rank * steps.world_size, steps.total_steps - 1 - base, 0
+    step_rows, last, done = steps.global_batch_size // steps.repeats, steps.total_steps - 1 - base, 0
     for item, ids in _ordered(stream, ledger):
         begin, end = done, done + len(ids)
         while done < end:
             step = min(done // step_rows, last)
             first, rows = step * step_rows, step_rows if step < last else rest - last * step_rows
-            low, high = (first + place * rows // steps.world_size for place in (rank, rank + 1))
+            if step < last:
+                low, high = (
+                    first + sum(steps.rows(place, step) for place in range(ranks)) for ranks in (rank, rank + 1)
+                )
+            else:
+                low, high = (first + place * rows // steps.world_size for place in (rank, rank + 1))
             stop = min(end, first + rows)
             own = ids[max(low, done) - begin : max(min(high, stop) - begin, 0)]
             if len(own):

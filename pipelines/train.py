@@ -31,16 +31,21 @@ def main() -> None:
 
 
 def anchored(recipe: Recipe) -> Recipe:
-    """In a Ray job, relative folders lie in ~/resnet-ray: its working directory is a copy that Ray removes."""
+    """In a Ray job, relative folders lie in the cluster's RESNET_RAY_STORAGE, such as s3://BUCKET.
+
+    Without one they lie in ~/resnet-ray: a job's working directory is a copy that Ray removes.
+    """
     keys = anchored_keys(recipe)
     return build_recipe({}, {**recipe.flat(), **keys}, where=recipe.name) if keys else recipe
 
 
 def anchored_keys(recipe: Recipe) -> dict[str, str]:
     """The keys that `anchored` sets."""
+    if not in_job():
+        return {}
     keys = {"run.home": recipe.run.home, "data.uri": recipe.data.uri}
-    home = Path.home() / "resnet-ray"
-    return {key: str(home / uri) for key, uri in keys.items() if "://" not in uri} if in_job() else {}
+    home = os.environ.get("RESNET_RAY_STORAGE") or str(Path.home() / "resnet-ray")
+    return {key: f"{home}/{uri}" for key, uri in keys.items() if "://" not in uri and not uri.startswith("/")}
 
 
 def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:

@@ -17,6 +17,7 @@ from pipelines.data.ledger import Ledger
 from pipelines.data.ordered import opened
 from pipelines.data.stages import DataTimes
 from pipelines.failures import told_plainly
+from pipelines.leaving import Cause, Leaving
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.recipe import Recipe
 from pipelines.reporting import ReportingSink
@@ -54,13 +55,13 @@ class Job:
     reports: bool = False  # to the study that the run is a trial of
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """One rank of the run, from whatever the run folder holds to its last step."""
+def train_worker(config: dict[str, Any]) -> Cause:
+    """One rank of the run, from whatever the run folder holds to its last step, or to where there is cause to leave."""
     job: Job = config["job"]
     with told_plainly():
         worker = _Worker(job)
         try:
-            worker.run()
+            return worker.run()
         finally:
             worker.close()
 
@@ -82,6 +83,7 @@ class _Worker:
         self.folder = RunFolder(open_store(job.stream.run_uri))
         self.asked_at = time.monotonic()
         self.told_at = 0.0
+        self.leaving = Leaving(self.device)
         self.sampler = None
         if context.get_local_rank() == 0:
             self.sampler = Sampler(context.get_node_rank(), lambda record: self._send(Recorded(record=record)))
@@ -101,10 +103,11 @@ class _Worker:
         else:
             shard = ray.train.get_dataset_shard("train")
             blocks = opened(shard.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1))
-        return Feed(blocks, self.steps, self.device, maker)
+        return Feed(blocks, self.steps, self.device, maker, self.rank)
 
-    def run(self) -> None:
+    def run(self) -> Cause:
         from pipelines.assembly import before_step, build_state, cadence_of, step_config
+        from resnet_core.collective import barrier
         from resnet_core.loop import Run, fit
         from resnet_core.schedule import LrSchedule
 
@@ -131,11 +134,16 @@ class _Worker:
                 seed=recipe.run.seed,
                 rank=self.rank,
                 history=[(record.step, record.metrics) for record in sink.history],
+                leave=self.leaving,
                 before_step=before_step(recipe, samples, self.world_size),
                 final_batches=self._training_images if recipe.optim.exact_bn_images else None,
             ),
         )
         sink.wait()
+        if self.leaving.cause:
+            barrier()  # nobody goes before rank 0 has committed
+            self._tell(Event(text=f"checkpoint of step {state.step} committed before leaving"))
+        return self.leaving.cause
 
     def close(self) -> None:
         """Stop what runs beside the training."""
@@ -274,7 +282,8 @@ class _Worker:
         if now - self.told_at >= _PROGRESS_EVERY_S:
             self.told_at = now
             rate = self.feed.times.images * self.world_size / max(now - self.asked_at, 1e-9)
-            self._tell(Progress(step=step, images_per_second=rate))
+            if self.rank == 0:
+                self.leaving.hear(self.job.mailbox.put.remote(Progress(step=step, images_per_second=rate)))
 
 
 class _Recorder:

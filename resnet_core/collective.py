@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -25,6 +27,12 @@ def max_over_ranks_(values: Tensor) -> Tensor:
     return values
 
 
+def barrier() -> None:
+    """Until every rank is here."""
+    if is_distributed():
+        dist.barrier()
+
+
 def concatenate_ranks(rows: Tensor) -> Tensor:
     """Every rank's rows in rank order; the shape is the same on all of them."""
     if not is_distributed():
@@ -42,6 +50,33 @@ def share_buffers(model: nn.Module) -> None:
     if is_distributed():
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
+
+
+class Vote:
+    """The greatest wish of any rank, the same on all of them, asked for once a step.
+
+    What is answered was asked `_BEHIND` steps ago, so that nobody waits for it, a GPU's queue least of all.
+    """
+
+    _BEHIND = 2
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._under_way: deque[tuple[dist.Work, Tensor]] = deque()
+
+    def __call__(self, wish: int) -> int:
+        """Of every rank, at the same steps."""
+        if not is_distributed():
+            return wish
+        ballot = torch.tensor(wish, dtype=torch.int32, device=self._device)
+        work = dist.all_reduce(ballot, op=dist.ReduceOp.MAX, async_op=True)
+        assert work is not None
+        self._under_way.append((work, ballot))
+        if len(self._under_way) <= self._BEHIND:
+            return 0
+        work, ballot = self._under_way.popleft()
+        work.wait()
+        return int(ballot)
 
 
 def gather_rows(rows: Tensor) -> Tensor:

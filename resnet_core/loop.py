@@ -65,12 +65,14 @@ class Run:
     """What was recorded until the state's step: a schedule may react to it."""
     before_step: Callable[[TrainState, int, torch.Generator], None] | None = None
     """Called with the 0-based step and its generator before each update, e.g. to set the rates of stochastic depth."""
+    leave: Callable[[int], bool] | None = None
+    """Called on every rank with the number of steps done: whether to save and go before the last one, all alike."""
     final_batches: Callable[[], Iterable[Tensor]] | None = None
     """Training images, uint8 B x H x W x C, for BatchNorm's exact statistics; asked for after the last update."""
 
 
 def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
-    """Train from `state.step` to the last step, one share a step.
+    """Train from `state.step` to the last step, one share a step, or to the one that `run.leave` picks.
 
     FloatingPointError if a recorded value is not finite; RuntimeError if the shares end too early.
     """
@@ -90,7 +92,8 @@ def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
             run.before_step(state, step, generator)
         sums += train_step(state, share, lr=lr, config=run.step, generator=generator)
         state.step += 1
-        if run.cadence.logs(state.step):
+        leaves = run.leave is not None and run.leave(state.step)
+        if run.cadence.logs(state.step) or leaves:
             record({**_named("train", sums.means()), "lr": lr, **run.telemetry()})
             sums = Sums.zeros(state.device)
         metrics = None
@@ -98,8 +101,10 @@ def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
             _settle_statistics(state, run)
             metrics = run.evaluate(state)
             record(_named("test", metrics))
-        if run.cadence.saves(state.step):
+        if run.cadence.saves(state.step) or leaves:
             run.sink.save(state, metrics)
+        if leaves:
+            return
     if state.step < run.cadence.total_steps:
         raise RuntimeError(f"the training data ended at step {state.step} of {run.cadence.total_steps}")
 

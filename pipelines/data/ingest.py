@@ -20,6 +20,7 @@ import numpy.typing as npt
 import ray.data
 import ray.train
 
+from infra.cluster import ingest_options
 from infra.storage import open_store
 from pipelines.checkpoint import RunFolder
 from pipelines.data.cache import CacheConfig, open_cache
@@ -167,7 +168,7 @@ def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) ->
     planned = ray.data.from_items([{"run": 0}], override_num_blocks=1).map_batches(plan, batch_size=None, num_cpus=0)
     if not stream.ordered:  # else every row is a block anyway
         planned = planned.repartition(target_num_rows_per_block=1)
-    dataset = planned.map_batches(load, batch_size=None, num_cpus=1)
+    dataset = planned.map_batches(load, batch_size=None, num_cpus=1, **ingest_options())
     context = dataset.context
     # Ray joins blocks that are smaller and cuts those half as large again: ours are between the two. A sealed block
     # is one row, which cannot be cut.

@@ -18,6 +18,7 @@ import numpy as np
 from pipelines.data.task import Block
 
 _SEALED = "sealed"
+_FAIR = 8  # chunks of a step for each worker, at least, where they do not divide
 
 Filler = Callable[[int, int], Block]
 """(rows, side of an image in pixels) -> rows that are no samples."""
@@ -32,8 +33,14 @@ class Chunks:
 
     @classmethod
     def of(cls, step_rows: int, task_rows: int, world_size: int, wanted: int) -> Chunks:
-        """Chunks of about `wanted` rows for steps of `step_rows` rows over all workers."""
-        whole = math.gcd(step_rows // world_size, task_rows)
+        """Chunks of about `wanted` rows for steps of `step_rows` rows over all workers.
+
+        Where a step does not divide among the workers, chunks are small, so that no worker has much more than another.
+        """
+        if step_rows % world_size:
+            whole, wanted = math.gcd(step_rows, task_rows), max(1, step_rows // (_FAIR * world_size))
+        else:
+            whole = math.gcd(step_rows // world_size, task_rows)
         return cls(rows=_nearest(_divisors(whole), wanted), world_size=world_size)
 
     def count(self, rows: int) -> int:

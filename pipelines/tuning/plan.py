@@ -104,6 +104,8 @@ class Plan:
             raise UserError(
                 f"space {self.space.name}: run.num_workers must be at least 1: Ray Train has no local mode below Tune"
             )
+        if isinstance(self.base.run.num_workers, tuple):
+            raise UserError(f"space {self.space.name}: run.num_workers must be one number: trials share the cluster")
         for key in ("run.name", "run.eval_at"):
             if key in {**flattened(self.space.set), **self.overrides}:
                 raise UserError(f"space {self.space.name}: {key} cannot be set: {_FIXED[key]}")

@@ -71,8 +71,9 @@ class Study:
             self.console.print(f"study {self.plan.space.name} is finished: nothing to do")
             return str(state["run_id"])
         run = self.plan.base.run
-        workers = run.num_workers * run.cpus_per_worker
-        infra.cluster.connect(min_cpus=workers + 1, gpus=run.num_workers if run.use_gpu else 0)
+        workers, _ = run.workers
+        cpus = workers * run.cpus_per_worker + 1
+        infra.cluster.connect(min_cpus=cpus, gpus=workers if run.use_gpu else 0)
         manifest = find_data(self.plan.base, open_store(self.plan.base.data.uri), self.console)
         samples = manifest.splits[self.plan.base.data.train_split]
         tracker = self._start_tracker(state)
@@ -182,15 +183,16 @@ def concurrent(recipe: Recipe) -> int:
     import ray
 
     have, run = ray.cluster_resources(), recipe.run
-    fits = int(have.get("CPU", 0)) // (run.num_workers * run.cpus_per_worker + 1)
-    return max(1, min(fits, int(have.get("GPU", 0)) // run.num_workers) if run.use_gpu else fits)
+    workers, _ = run.workers
+    fits = int(have.get("CPU", 0)) // (workers * run.cpus_per_worker + 1)
+    return max(1, min(fits, int(have.get("GPU", 0)) // workers) if run.use_gpu else fits)
 
 
 def data_cpus(recipe: Recipe, at_once: int) -> float:
     """A trial's share of the CPUs that the workers of all trials leave."""
     import ray
 
-    workers = recipe.run.num_workers * recipe.run.cpus_per_worker
+    workers = recipe.run.workers[0] * recipe.run.cpus_per_worker
     left = int(ray.cluster_resources().get("CPU", 0)) - at_once * workers
     return max(1.0, left // at_once)
 

@@ -295,7 +295,7 @@ def test_a_recipe_has_the_hyper_parameters_that_its_source_states(name: str) -> 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_recipe_fits_together(name: str) -> None:
     recipe = load_recipe(name)
-    assert recipe.optim.global_batch_size % max(1, recipe.run.num_workers) == 0
+    assert recipe.optim.global_batch_size % max(1, recipe.run.workers[1]) == 0
     recipe.phases(DERIVED[name].samples)  # the curriculum fits the schedule
     with torch.device("meta"):
         model = build_model(replace(recipe.model, num_classes=recipe.model.num_classes or 10))

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_core.augment import normalize
 from resnet_core.batchnorm import reestimate_batchnorm
+from resnet_core.collective import Vote
 from resnet_core.config import OptimConfig
 from resnet_core.config.variants import Variant
 from resnet_core.evaluation import EvalBatch, evaluate
@@ -149,6 +150,13 @@ def check_synchronized_norms_meet_in_every_pass(rank: int, alone: TrainState) ->
         torch.testing.assert_close(parameter, wanted, atol=1e-6, rtol=0)
 
 
+def check_a_vote_tells_all_ranks_the_same_at_the_same_time(rank: int) -> None:
+    """One rank wishes for something from its fourth call on; both hear of it two calls later, and go on hearing."""
+    vote = Vote(torch.device("cpu"))
+    heard = [vote(2 if rank == 1 and call >= 3 else 0) for call in range(8)]
+    assert heard == [0, 0, 0, 0, 0, 2, 2, 2]
+
+
 def work(rank: int, rendezvous: str) -> None:
     torch.set_num_threads(1)
     alone = state_of(plain_net(), wrapped=False)
@@ -164,6 +172,7 @@ def work(rank: int, rendezvous: str) -> None:
         check_a_sharpness_aware_step_equals_one_process(rank)
         check_statistics_are_those_of_all_ranks_images(rank)
         check_synchronized_norms_meet_in_every_pass(rank, alone)
+        check_a_vote_tells_all_ranks_the_same_at_the_same_time(rank)
     finally:
         dist.destroy_process_group()
 

@@ -113,6 +113,24 @@ def test_a_run_resumed_from_any_checkpoint_equals_the_unbroken_one(
     assert [saved[0] for saved in later_saves.saved] == [saved[0] for saved in sink.saved if saved[0] > step]
 
 
+@pytest.mark.parametrize("leave_after", [1, 3, 4])
+def test_a_run_that_leaves_is_saved_as_it_is_and_goes_on_like_an_unbroken_one(
+    make_state, shares, same_state, leave_after: int
+) -> None:
+    whole, recorder = make_state(OPTIM), MemoryRecorder()
+    fit(whole, shares(), make_run(recorder, MemorySink()))
+    left, points, sink = make_state(OPTIM), MemoryRecorder(), MemorySink()
+    fit(left, shares(), make_run(points, sink, leave=lambda step: step == leave_after))
+    step, tensors, _ = sink.saved[-1]
+    assert (left.step, step, points.points[-1][0]) == (leave_after, leave_after, leave_after)
+    resumed = make_state(OPTIM, seed=42)
+    resumed.load_tensors(tensors)
+    resumed.step = step
+    fit(resumed, shares(step), make_run(points, sink))
+    same_state(resumed, whole)
+    assert {point[0] for point in points.points} == {point[0] for point in recorder.points} | {leave_after}
+
+
 def test_a_finished_run_does_nothing(make_state, shares, same_state) -> None:
     state, untouched, recorder = make_state(OPTIM), make_state(OPTIM), MemoryRecorder()
     state.step = untouched.step = TOTAL

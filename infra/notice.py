@@ -1,0 +1,93 @@
+"""A node that is about to be taken away says so to Ray: `python -m infra.notice [--spot] [--seconds 25]` on that node.
+
+It waits for a notice: SIGTERM, which is what comes before a machine's or a container's end, or, with --spot, what EC2's
+metadata service announces two minutes ahead. Then it drains the node with that deadline: no new work comes to it, and
+Train tells its workers, which commit a checkpoint and go on elsewhere. With --now it does so at once, for a preStop
+hook.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+from infra.cluster import OwnNode
+from infra.errors import UserError
+
+_METADATA = "http://169.254.169.254/latest"
+_METADATA_TIMEOUT_S = 2.0
+_TOKEN_S = 21600
+_LOOK_EVERY_S = 5.0
+_UNKNOWN_S = 100.0  # what is left of EC2's two minutes if it does not say
+_DRAIN_TRIES = 3
+
+
+def main() -> None:
+    """Wait for a notice and pass it on."""
+    parser = argparse.ArgumentParser(prog="python -m infra.notice", description="Tell Ray that this node goes away.")
+    parser.add_argument("--spot", action="store_true", help="also look for EC2's notice")
+    parser.add_argument("--now", action="store_true", help="the notice is this call; returns when the time is over")
+    parser.add_argument("--seconds", type=float, default=25.0, help="from SIGTERM to the end (default: 25)")
+    parser.add_argument("--metadata", default=_METADATA, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        node = OwnNode()  # now, since importing Ray takes seconds that a notice may not leave
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if arguments.now:
+        drain(node, arguments.seconds)
+        told.wait(arguments.seconds)
+        return
+    seconds = arguments.seconds
+    while not told.wait(_LOOK_EVERY_S):
+        if arguments.spot and (left := spot_seconds(arguments.metadata)) is not None:
+            seconds = left
+            break
+    drain(node, seconds)
+
+
+def spot_seconds(metadata: str) -> float | None:
+    """Seconds until EC2 takes this instance away, or None while it has not said that it will."""
+    try:
+        token = _ask(f"{metadata}/api/token", method="PUT", **{"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_S)})
+        action = _ask(f"{metadata}/meta-data/spot/instance-action", **{"X-aws-ec2-metadata-token": token})
+    except urllib.error.HTTPError as error:
+        if error.code == HTTPStatus.NOT_FOUND:
+            return None
+        raise
+    except OSError:
+        return None  # asked again in a moment
+    try:
+        end = datetime.strptime(json.loads(action)["time"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+    except (ValueError, KeyError, TypeError):
+        return _UNKNOWN_S
+    return max(0.0, (end - datetime.now(UTC)).total_seconds())
+
+
+def drain(node: OwnNode, seconds: float) -> None:
+    """Tell Ray's head, which may need to be asked again."""
+    for _ in range(_DRAIN_TRIES):
+        if node.drain(seconds):
+            return
+        time.sleep(1.0)
+    sys.exit("error: Ray's head took no notice of this node's end")
+
+
+def _ask(url: str, method: str = "GET", **headers: str) -> str:
+    request = urllib.request.Request(url, method=method, headers=headers)
+    with urllib.request.urlopen(request, timeout=_METADATA_TIMEOUT_S) as answer:
+        return str(answer.read().decode())
+
+
+if __name__ == "__main__":
+    main()

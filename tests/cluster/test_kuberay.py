@@ -1,0 +1,134 @@
+"""The KubeRay manifests set only what the operator knows, with Kubernetes' own schema for pods, and ask for the token.
+
+With KUBERAY_CRDS=FOLDER of a checkout's `ray-operator/config/crd/bases`, the operator's CRDs themselves are the judge.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from tests.cluster.kuberay_fields import wrong_fields
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = sorted((ROOT / "infra/kuberay").glob("*.yaml"))
+KUBERNETES = "1.31"
+CRDS = os.environ.get("KUBERAY_CRDS", "")
+
+
+def manifest(file: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(file.read_text())
+    return loaded
+
+
+def cluster_of(content: dict[str, Any]) -> dict[str, Any]:
+    spec = content["spec"]
+    found: dict[str, Any] = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+    return found
+
+
+def wrong_pods(pods: list[tuple[str, Any]]) -> list[str]:
+    judge = pytest.importorskip("kubernetes_validate", reason="the package kubernetes-validate is not installed")
+    wrong = []
+    for path, template in pods:
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}, **copy.deepcopy(template)}
+        try:
+            judge.validate(pod, KUBERNETES, strict=True)
+        except judge.ValidationError as error:
+            wrong.append(f"{path}.{'.'.join(map(str, error.path))}: {error.message}")
+    return wrong
+
+
+def test_there_is_one_of_each() -> None:
+    kinds = sorted(manifest(file)["kind"] for file in FILES)
+    assert kinds == ["RayCluster", "RayJob", "RayService"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_operator_knows_every_field(file: Path) -> None:
+    content = manifest(file)
+    assert content["apiVersion"] == "ray.io/v1"
+    wrong, pods = wrong_fields(content["kind"], content["spec"])
+    assert wrong == [] and len(pods) >= 2
+    assert wrong_pods(pods) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        (("spec", "authOption"), {"mode": "token"}),
+        (("spec", "authOptions", "mode"), "tokens"),
+        (("spec", "enableInTreeAutoscaling"), "yes"),
+        (("spec", "headGroupSpec", "rayStartParams", "num-cpus"), 0),
+        (("spec", "workerGroupSpecs", 0, "minReplica"), 1),
+    ],
+)
+def test_what_it_does_not_know_is_found(where: tuple[Any, ...], what: object) -> None:
+    content = manifest(ROOT / "infra/kuberay/raycluster.yaml")
+    place = content
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = what
+    assert len(wrong_fields("RayCluster", content["spec"])[0]) == 1
+
+
+def test_a_pod_that_kubernetes_does_not_know_is_found() -> None:
+    content = manifest(ROOT / "infra/kuberay/raycluster.yaml")
+    content["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["image_"] = "x"
+    assert len(wrong_pods(wrong_fields("RayCluster", content["spec"])[1])) == 1
+
+
+@pytest.mark.skipif(not CRDS, reason="KUBERAY_CRDS names no folder of the operator's CRDs")
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_the_operators_own_schema_accepts_it(file: Path) -> None:
+    content = manifest(file)
+    crd = yaml.safe_load(Path(CRDS, f"ray.io_{content['kind'].lower()}s.yaml").read_text())
+    (version,) = [each for each in crd["spec"]["versions"] if each["name"] == "v1"]
+    jsonschema.validate(content, closed(version["schema"]["openAPIV3Schema"]))
+
+
+def closed(schema: Any) -> Any:
+    """The schema with unknown fields refused, as the API server warns of or drops them."""
+    if isinstance(schema, list):
+        return [closed(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    made = {key: closed(value) for key, value in schema.items()}
+    if "properties" in made and not made.get("x-kubernetes-preserve-unknown-fields"):
+        made.setdefault("additionalProperties", False)
+    return made
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_clusters_ask_for_the_token_and_run_the_locked_ray(file: Path) -> None:
+    cluster = cluster_of(manifest(file))
+    assert cluster["authOptions"] == {"mode": "token"}
+    locked = re.search(r"^ray==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked is not None and cluster["rayVersion"] == locked[1]
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_no_container_is_root_or_holds_a_secret(file: Path) -> None:
+    pods = wrong_fields(manifest(file)["kind"], manifest(file)["spec"])[1]
+    for _, pod in pods:
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+        for container in pod["spec"]["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert not [each for each in container.get("env", []) if re.search("SECRET|TOKEN|PASSWORD", each["name"])]
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_the_notice_fits_in_the_grace_period(name: str) -> None:
+    for group in cluster_of(manifest(ROOT / f"infra/kuberay/{name}.yaml"))["workerGroupSpecs"]:
+        pod = group["template"]["spec"]
+        notice = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+        assert notice[:4] == ["python", "-m", "infra.notice", "--now"]
+        assert float(notice[5]) + 10 <= pod["terminationGracePeriodSeconds"]
