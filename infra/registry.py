@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
-from infra.exported import Program, file_sha256s, open_program, predict, save_program
+from infra.exported import Program, RequestReader, file_sha256s, open_program, predict, save_program
 from infra.gate import Score
 from infra.mlflow_client import Tracking, connect, told_in_one_line
 
@@ -53,6 +53,7 @@ class Candidate:
     recipe_digest: str
     metadata: Mapping[str, Any] = field(default_factory=dict)  # kept in the model's file: class names and the like
     tags: Mapping[str, str] = field(default_factory=dict)  # further tags of the version
+    reader: RequestReader | None = None  # lets MLflow's server answer to image files, too
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +120,12 @@ def register(tracking: Tracking, candidate: Candidate) -> Version:
                 tags=dict(candidate.tags),
             )
         try:
-            program = Program(module=candidate.module, example=candidate.example, metadata=candidate.metadata)
+            program = Program(
+                module=candidate.module,
+                example=candidate.example,
+                metadata=candidate.metadata,
+                reader=candidate.reader,
+            )
             difference = save_program(program, folder, run_id=candidate.run_id, model_id=logged.model_id)
             with told_in_one_line(tracking):
                 client.log_model_artifacts(logged.model_id, str(folder))
@@ -149,6 +155,11 @@ def promote(tracking: Tracking, version: Version) -> None:
     client = connect(tracking)
     with told_in_one_line(tracking):
         client.set_registered_model_alias(version.name, CHAMPION, str(version.number))
+
+
+def find(tracking: Tracking, uri: str) -> Version:
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names now. Raises UserError where there is none."""
+    return _resolve(connect(tracking), tracking, uri)
 
 
 def load(tracking: Tracking, uri: str) -> LoadedModel:

@@ -25,6 +25,7 @@ from pipelines.checkpoint import RUN, Checkpoint, RunFolder
 from pipelines.data.decode import CropConfig
 from pipelines.data.manifest import load_manifest
 from pipelines.scoring import EvalData, example_images, score_model
+from pipelines.serving.bundle import request_reader
 
 _EXAMPLES = 2  # images of the input example: with one, the export would fix the batch size
 
@@ -61,6 +62,7 @@ def register_checkpoint(
             "split": data.split,
             "recipe": recipe.name,
         },
+        reader=request_reader(),
     )
     version = register(tracking, candidate)
     decision = _gate(tracking, name, score, data)

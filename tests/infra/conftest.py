@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -67,13 +66,6 @@ def tracking(blank_database: Path, tmp_path: Path) -> Tracking:
 def mlflow_server() -> Callable[[Path, int], AbstractContextManager[str]]:
     """Serves ``home/mlflow.db`` and ``home/served`` at a port of loopback, as a context that gives the URL."""
     return _serve_mlflow
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @contextmanager
