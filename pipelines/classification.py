@@ -38,6 +38,7 @@ class Classification:
     crop: CropConfig
     top: int
     all_probabilities: bool
+    file_rows: int  # predictions in a file, about
     actors: int  # copies of the model at most, one CPU each
 
     @property
@@ -54,6 +55,7 @@ class Classification:
             images_fingerprint=self.images.fingerprint,
             top=self.top,
             all_probabilities=self.all_probabilities,
+            file_rows=self.file_rows,
         )
 
 

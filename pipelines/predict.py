@@ -43,9 +43,9 @@ _ACTORS = max(1, (os.cpu_count() or 1) // 2)
 
 def main() -> int:
     arguments = _parser().parse_args()
-    for name in ("top", "actors"):
+    for name in ("top", "actors", "file_rows"):
         if getattr(arguments, name) < 1:
-            raise UserError(f"--{name} must be at least 1, got {getattr(arguments, name)}")
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
     images = find_images(arguments.images, arguments.split)
     tracking = resolve_tracking(arguments.home)
     if not arguments.out and not isinstance(images, ImageFiles):
@@ -63,6 +63,7 @@ def main() -> int:
         crop=CropConfig.of_shown(model.metadata),
         top=arguments.top,
         all_probabilities=arguments.all,
+        file_rows=arguments.file_rows,
         actors=arguments.actors,
     )
     _write(wanted, model, open_store(arguments.out), bad)
@@ -79,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top", type=int, default=5, help="classes to print or write (default: 5)")
     parser.add_argument("--out", metavar="URI", help="write Parquet to this folder or s3://bucket/prefix")
     parser.add_argument("--all", action="store_true", help="write the probabilities of all classes as well")
+    told = "predictions in a file, about: a kill costs those of the files that it leaves unfinished (default: 8192)"
+    parser.add_argument("--file-rows", type=int, default=8192, metavar="N", help=told)
     parser.add_argument("--split", help="of a data set (default: all of it)")
     parser.add_argument(
         "--actors",
@@ -133,7 +136,7 @@ def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) 
     console = Console(soft_wrap=True, highlight=False, markup=False)
     store.check_access(write=True)
     wanted.job(model.version.tags["checkpoint_sha256"]).claim(store)
-    layout = Layout.of(wanted.images.parts)
+    layout = Layout.of(wanted.images.parts, wanted.file_rows)
     collector = Collector(store=store, layout=layout, class_names=model.metadata["class_names"])
     missing = layout.missing(store)
     if missing:

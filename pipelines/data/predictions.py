@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from infra.storage import Store
 
 JOB, SUMMARY = "_predictions.json", "_summary.json"
-_FILE_ROWS = 8192  # about: what a kill costs at most, for each file under way
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +42,7 @@ class Job:
     images_fingerprint: str
     top: int
     all_probabilities: bool
+    file_rows: int  # about
 
     def claim(self, store: Store) -> None:
         """Begin, or go on with what the same job has begun.
@@ -71,7 +71,7 @@ class Layout:
     files: tuple[tuple[Part, ...], ...]
 
     @classmethod
-    def of(cls, parts: Sequence[Part], file_rows: int = _FILE_ROWS) -> Layout:
+    def of(cls, parts: Sequence[Part], file_rows: int) -> Layout:
         """Consecutive parts of about `file_rows` images."""
         files: list[list[Part]] = []
         for part in parts:

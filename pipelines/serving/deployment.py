@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 from infra.mlflow_client import Tracking
 from pipelines.serving.batches import Scorer, Waiting
@@ -24,7 +24,7 @@ from pipelines.serving.metrics import Metrics
 from pipelines.serving.pictures import Refused
 from pipelines.serving.requests import read_body, read_images
 
-app = FastAPI(title="resnet-ray", openapi_url=None)
+_NOT_FOUND = 404
 _log = logging.getLogger("ray.serve")
 
 
@@ -54,9 +54,8 @@ class Serving:
         return application
 
 
-@serve.ingress(app)
 class Classifier:
-    """A replica: answers `POST /invocations` and `GET /health`."""
+    """A replica."""
 
     def __init__(self, serving: Serving) -> None:
         self._poll_s = serving.poll_s
@@ -67,8 +66,23 @@ class Classifier:
         self._score = batched(Scorer(told=self._metrics.batch).score)
         self._polling = asyncio.get_event_loop().create_task(self._poll())
 
-    @app.post("/invocations")
-    async def invocations(self, request: Request) -> JSONResponse:
+    async def __call__(self, request: Request) -> JSONResponse:
+        """What there is: `POST /invocations` and `GET /health`."""
+        match request.method, request.url.path:
+            case "POST", "/invocations":
+                return await self._invocations(request)
+            case "GET", "/health":
+                return self._health()
+            case _:
+                there = "there are POST /invocations and GET /health"
+                return JSONResponse({"error": f"no {request.method} {request.url.path} here: {there}"}, _NOT_FOUND)
+
+    async def check_health(self) -> None:
+        """Asked by Ray Serve, which replaces a replica that raises here."""
+        if self._polling.done():
+            raise RuntimeError(f"the alias is no longer followed: {self._polling.exception()}")
+
+    async def _invocations(self, request: Request) -> JSONResponse:
         """Classify the images of a request (`pipelines.serving.requests`)."""
         started, served = time.perf_counter(), self._following.now
         try:
@@ -83,16 +97,10 @@ class Classifier:
         model = {"name": served.version.name, "version": served.version.number}
         return JSONResponse({"predictions": served.pictures.answers(np.stack(rows)), "model": model})
 
-    @app.get("/health")
-    async def health(self) -> JSONResponse:
+    def _health(self) -> JSONResponse:
         """The version that answers, and what keeps another one from it."""
         uri = self._following.now.version.uri
         return JSONResponse({"status": "ok", "model": uri, "trouble": self._trouble or None})
-
-    async def check_health(self) -> None:
-        """Asked by Ray Serve, which replaces a replica that raises here."""
-        if self._polling.done():
-            raise RuntimeError(f"the alias is no longer followed: {self._polling.exception()}")
 
     async def _poll(self) -> None:
         """Follow the alias. Whatever is wrong with MLflow or a new version, the present one goes on answering."""

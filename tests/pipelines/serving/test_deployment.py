@@ -1,4 +1,4 @@
-"""The Ray Serve application over real HTTP: every kind of request, bad ones, and a change of the champion under load."""
+"""The Ray Serve application over real HTTP: all kinds of requests, and a change of the champion under load."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipelines.data.decode import CropConfig
 from pipelines.data.views import IMAGE_FILE, eval_view
 
 from ..conftest import COLOURS, SIZE, picture
-from .conftest import Registry
+from ..registered import Registry
 from .requests_to_refuse import base64_of, bomb, file_of, npy_of
 
 FILE = file_of(picture(COLOURS["lime"], seed=9000).resize((90, 60)), "JPEG")
@@ -100,6 +100,14 @@ def test_bad_requests_get_a_status_and_the_reason(post: Post, kind: str, body: b
     found, answer = post(kind, body)
     assert found == status
     assert reason in answer["error"]
+
+
+def test_what_is_not_there_says_what_is(url: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(f"{url}/invocations", timeout=60)
+    assert error.value.code == 404
+    told = json.load(error.value)["error"]
+    assert told == "no GET /invocations here: there are POST /invocations and GET /health"
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,7 @@ from infra.registry import find
 from pipelines.serving.following import Following
 
 from ..conftest import SIZE
-from .conftest import Registry
+from ..registered import Registry
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 

@@ -26,7 +26,7 @@ from pipelines.data.decode import CropConfig
 from pipelines.data.views import IMAGE_FILE, eval_view
 
 from ..conftest import COLOURS, SIZE, picture
-from .conftest import Registry
+from ..registered import Registry
 from .requests_to_refuse import base64_of, bomb, file_of
 
 FILE = file_of(picture(COLOURS["lime"], seed=9000).resize((90, 60)), "JPEG")

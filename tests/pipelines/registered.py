@@ -12,7 +12,8 @@ from infra.mlflow_client import Tracking, resolve_tracking
 from infra.registry import LoadedModel, Version, load, promote
 from infra.tracking import RunInfo, Tracker
 from pipelines.register import register_checkpoint
-from tests.pipelines.conftest import Coloured, hand_computed
+
+from .conftest import Coloured, hand_computed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,8 @@ class Registry:
         return load(self.tracking, version.uri)
 
 
-@pytest.fixture(scope="session")
-def registry(colours: Coloured, weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Registry:
-    home = tmp_path_factory.mktemp("registry")
+def two_versions(colours: Coloured, weights: dict[str, torch.Tensor], home: Path) -> Registry:
+    """Both registered, the first one the champion."""
     swapped = {**weights, **{name: weights[name][[1, 0, 2]] for name in ("fc.weight", "fc.bias")}}
     with pytest.MonkeyPatch.context() as environment:
         for name in ("MLFLOW_TRACKING_URI", "MLFLOW_DEFAULT_ARTIFACT_ROOT"):
