@@ -2,8 +2,8 @@
 
 Real images of the data set that the first version was trained on are sent to `mlflow models serve` and to
 `pipelines/serve.py`: JPEG and PNG files, and the array that the model sees, one image a request. Every answer is
-compared with that of the model in this process. Then the alias `benchmark` goes from the first version to the second and
-back while requests keep coming; it is removed in the end.
+compared with that of the model in this process. Then the alias `benchmark` goes from the first version to the second
+and back while requests keep coming; it is removed in the end.
 """
 
 from __future__ import annotations
@@ -255,8 +255,8 @@ def swapped(load_: Load) -> str:
     by_version = ", ".join(f"{count:,} by version {version}" for (_, version), count in sorted(load_.answers.items()))
     return (
         f"meanwhile {load_.answers.total():,} requests: {by_version}; {load_.failed} failed; "
-        f"p50 {load_.percentile(50):.0f} ms, p99 {load_.percentile(99):.0f} ms, longest {load_.percentile(100):.0f} ms; "
-        f"largest difference {load_.difference:.0e}"
+        f"p50 {load_.percentile(50):.0f} ms, p99 {load_.percentile(99):.0f} ms, "
+        f"longest {load_.percentile(100):.0f} ms; largest difference {load_.difference:.0e}"
     )
 
 

@@ -1,4 +1,4 @@
-"""Classification at scale through Ray Data: tasks read and decode, a pool of actors holds the model.
+"""Classification at scale: a pool of actors through Ray Data, each of which has the model.
 
 Shapes: n images, S side of the model's input, K classes, T of them the most probable ones.
 """
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infra.mlflow_client import Tracking
-from infra.registry import LoadedModel, load
+from infra.registry import load
 from pipelines.data.decode import CropConfig
-from pipelines.data.plan import rows_within
 from pipelines.data.predictions import Job, Layout
 from pipelines.data.quiet import quiet
 from pipelines.data.task import Block
@@ -24,8 +23,7 @@ from pipelines.scoring import Predict
 if TYPE_CHECKING:
     import ray.data
 
-_BLOCK_BYTES = 8 * 2**20  # of pixels
-_PREDICT_ROWS = 64
+_ROWS = 64  # that go through the model at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,11 +38,6 @@ class Classification:
     all_probabilities: bool
     file_rows: int  # predictions in a file, about
     actors: int  # copies of the model at most, one CPU each
-
-    @property
-    def block_rows(self) -> int:
-        """Images that travel together."""
-        return rows_within(_BLOCK_BYTES, self.crop.image_size, least=16, most=1024)
 
     def job(self, model_sha256: str) -> Job:
         """What a second start has to have in common with this one."""
@@ -73,8 +66,7 @@ def predictions(block: Block, predict: Predict, *, top: int, all_probabilities: 
     """
     good = np.flatnonzero(block["reason"] == "")
     images = block["image"].astype(np.uint8, copy=False)
-    parts = [predict(images[good[begin : begin + _PREDICT_ROWS]]) for begin in range(0, len(good), _PREDICT_ROWS)]
-    found = np.concatenate(parts) if parts else predict(images[:1])[:0]
+    found = predict(images[good]) if len(good) else predict(images[:1])[:0]
     order = np.argsort(-found, axis=1, kind="stable")[:, :top]
     count = len(block["id"])
     columns = {
@@ -90,37 +82,35 @@ def predictions(block: Block, predict: Predict, *, top: int, all_probabilities: 
 
 
 def _stream(wanted: Classification, layout: Layout, files: Sequence[int]) -> ray.data.Dataset:
-    import ray
     import ray.data
 
-    shared = ray.put(wanted.images)
-
-    def read(batch: dict[str, Any]) -> Iterator[Block]:
-        images: Images = ray.get(shared)
-        for file, place in zip(batch["file"].tolist(), batch["part"].tolist(), strict=True):
-            for block in decoded(images, layout.files[file][place], wanted.crop, wanted.block_rows):
-                yield {**block, "file": np.full(len(block["id"]), file, dtype=np.int32)}
-
     rows = [{"file": file, "part": place} for file in files for place in range(len(layout.files[file]))]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(read, batch_size=None, num_cpus=1)
-    dataset = dataset.map_batches(
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         _Classifier,
-        fn_constructor_args=(wanted.tracking, wanted.model_uri, wanted.top, wanted.all_probabilities),
+        fn_constructor_args=(wanted, layout),
         batch_size=None,
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=wanted.actors),
     )
-    dataset.context.target_max_block_size = _BLOCK_BYTES * 3 // 4  # Ray cuts what is half as large again
     dataset.context.raise_original_map_exception = True
     return quiet(dataset)
 
 
 class _Classifier:
-    """An actor: the model is loaded and verified once."""
+    """An actor: it has loaded and verified the model once, and reads, decodes and classifies part after part.
 
-    def __init__(self, tracking: Tracking, model_uri: str, top: int, all_probabilities: bool) -> None:
-        self._model: LoadedModel = load(tracking, model_uri)
-        self._top, self._all_probabilities = top, all_probabilities
+    All in one place, so that no pixels travel: the model runs on a CPU, as decoding does, and nothing would be idle.
+    """
 
-    def __call__(self, block: Block) -> Block:
-        return predictions(block, self._model.predict, top=self._top, all_probabilities=self._all_probabilities)
+    def __init__(self, wanted: Classification, layout: Layout) -> None:
+        self._wanted, self._layout = wanted, layout
+        self._model = load(wanted.tracking, wanted.model_uri)
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[Block]:
+        wanted = self._wanted
+        for file, place in zip(batch["file"].tolist(), batch["part"].tolist(), strict=True):
+            for block in decoded(wanted.images, self._layout.files[file][place], wanted.crop, _ROWS):
+                found = predictions(
+                    block, self._model.predict, top=wanted.top, all_probabilities=wanted.all_probabilities
+                )
+                yield {**found, "file": np.full(len(block["id"]), file, dtype=np.int32)}

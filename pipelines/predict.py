@@ -38,7 +38,7 @@ from pipelines.data.unlabelled.images import Images, decoded
 
 _PRINTED_ROWS = 64  # images at once
 _NAMED_BAD = 20  # lines for images that are not classified; the column reason has all
-_ACTORS = max(1, (os.cpu_count() or 1) // 2)
+_ACTORS = os.cpu_count() or 1
 
 
 def main() -> int:
@@ -140,7 +140,7 @@ def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) 
     collector = Collector(store=store, layout=layout, class_names=model.metadata["class_names"])
     missing = layout.missing(store)
     if missing:
-        infra.cluster.connect(min_cpus=2)
+        infra.cluster.connect(min_cpus=1)
         console.print(f"classifying {wanted.images.description} with {model.version.uri}")
         with PredictBar(console, total=layout.total, found=layout.total - sum(map(layout.rows, missing))) as bar:
             for block in classify(wanted, layout, missing):

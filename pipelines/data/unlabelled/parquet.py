@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pipelines.data.unlabelled.images import Part, Picture
 from pipelines.data.views import IMAGE_FILE
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _ROWS_AT_ONCE = 16
 _ASKED_AT_ONCE = 16
@@ -70,14 +71,10 @@ class ParquetImages:
         file, group = next((file, group) for first, _, file, group in self._groups() if first == part.first)
         begin = sum(file.groups[:group])
         with opened(self.store, file.path, file.size, f"{self.text}: {file.path}") as parquet:
-            batches = parquet.iter_batches(
-                batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[file.column], use_threads=False
-            )
-            values = (value for batch in batches for value in _column(batch, file.column))
-            for row, value in enumerate(values):
-                record = value.as_py()
-                fault = "" if record else "the row has no image"
-                yield Picture(part.first + row, f"{file.path}#{begin + row}", record or b"", fault)
+            values = _values(parquet, group, file.column)
+            for row in range(part.rows):
+                record, fault = next(values)
+                yield Picture(part.first + row, f"{file.path}#{begin + row}", record, fault)
 
     def _groups(self) -> Iterator[tuple[int, int, _File, int]]:
         """Place of the first row, rows, file, and number in the file, of every row group that has rows."""
@@ -97,6 +94,15 @@ def _file(place: Place, path: str) -> _File:
         return _File(path=path, size=size, column=find_image(file.schema_arrow, where), groups=groups)
 
 
-def _column(batch: pa.RecordBatch, name: str) -> pa.Array:
-    column = batch.column(0)
-    return column.field(0) if "." in name else column
+def _values(parquet: pq.ParquetFile, group: int, name: str) -> Iterator[tuple[bytes, str]]:
+    """The images of a row group, or why there is none; endless faults from where it is damaged."""
+    import pyarrow as pa
+
+    try:
+        for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=[name], use_threads=False):
+            column = batch.column(0)
+            for value in column.field(0) if "." in name else column:
+                record = value.as_py()
+                yield (record, "") if record else (b"", "the row has no image")
+    except (pa.ArrowException, OSError) as error:
+        yield from itertools.repeat((b"", f"cannot be read: {str(error).splitlines()[0]}"))

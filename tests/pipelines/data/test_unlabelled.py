@@ -117,6 +117,16 @@ def test_any_parquet_with_an_image_column(table: Path) -> None:
     assert len(pictures(find_images([str(table / "a.parquet")]))) == 11
 
 
+def test_a_damaged_row_group_of_parquet_has_faults(table: Path) -> None:
+    data = bytearray((table / "a.parquet").read_bytes())
+    column = pq.read_metadata(table / "a.parquet").row_group(1).column(0)
+    data[column.data_page_offset : column.data_page_offset + 30] = bytes(30)
+    (table / "a.parquet").write_bytes(data)
+    found = pictures(find_images([str(table)]))
+    assert [bool(each.fault) for each in found[:11]] == [False] * 4 + [True] * 4 + [False] * 3
+    assert found[4].fault.startswith("cannot be read: ")
+
+
 def test_blocks_are_what_evaluation_sees_and_name_what_is_bad(table: Path) -> None:
     images = find_images([str(table)])
     blocks = [block for part in images.parts for block in decoded(images, part, CROP, rows_per_block=3)]
