@@ -15,6 +15,7 @@ import io
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,7 @@ if not __package__:
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from infra.mlflow_client import Tracking, connect, resolve_tracking
 from infra.registry import LoadedModel, load
@@ -121,7 +122,7 @@ def main() -> None:
     numbers = [model.version.number for model in models]
     name, client = models[0].version.name, connect(tracking)
     questions = dict(asked(models, arguments.requests))
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, width=120)
     figures: list[dict[str, Any]] = []
     client.set_registered_model_alias(name, ALIAS, str(numbers[0]))
     try:
@@ -202,7 +203,9 @@ def serving(server: str, uri: str, tracking: Tracking, arguments: argparse.Names
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking.uri, "PATH": path}
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         started = time.monotonic()
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+        # MLflow's command starts another process: both are a group. Ray's are ended by ours.
+        end, own = (os.killpg, True) if server == MLFLOW else (os.kill, False)
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=own)
         try:
             while not healthy(arguments.port):
                 if process.poll() is not None or time.monotonic() - started > STARTED_WITHIN_S:
@@ -210,8 +213,10 @@ def serving(server: str, uri: str, tracking: Tracking, arguments: argparse.Names
                 time.sleep(0.1)
             yield time.monotonic() - started
         finally:
-            process.terminate()
+            end(process.pid, signal.SIGTERM)
             process.wait(60)
+            while healthy(arguments.port):
+                time.sleep(0.1)
 
 
 def healthy(port: int) -> bool:
@@ -261,7 +266,8 @@ def swapped(load_: Load) -> str:
 
 
 def table(figures: Sequence[dict[str, Any]]) -> Table:
-    shown = Table("server", "requests", "clients", "images/s", "p50 ms", "p99 ms", "difference", "failed", box=None)
+    names = ("server", "requests", "clients", "images/s", "p50 ms", "p99 ms", "difference", "failed")
+    shown = Table(*(Column(name, no_wrap=True) for name in names), box=None, pad_edge=False)
     for row in figures:
         rates = f"{row['images_per_second']:.0f}", f"{row['p50_ms']:.1f}", f"{row['p99_ms']:.1f}"
         difference = f"{row['largest_difference']:.0e}"

@@ -139,7 +139,7 @@ def predict(module: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]
     import torch
 
     with torch.inference_mode():
-        probabilities: NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(images))).float().numpy()
+        probabilities: NDArray[np.float32] = module(torch.tensor(images)).float().numpy()
     return probabilities
 
 

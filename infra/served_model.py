@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
@@ -18,6 +19,10 @@ from mlflow.models import Model, set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc import FLAVOR_NAME
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 COLUMN = "image"
 
@@ -55,21 +60,27 @@ class ServedModel(PythonModel):
         self._reader = importlib.import_module(flavor["reader"])
         self._pictures = self._reader.Pictures.of(model.metadata)
         self._program = mlflow.pytorch.load_model(str(folder))
+        # one thread: forward passes side by side, each with a team of threads, would fight for the same cores
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
 
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
         """A row for each image: class, probability, and probabilities by the names of the classes."""
-        import torch
-
         try:
             images = self._pictures.read(list(model_input[COLUMN]))
         except self._reader.Refused as refused:
             raise Refusal(str(refused), refused.status) from None
-        with torch.inference_mode():
-            probabilities = self._program(torch.from_numpy(images)).float().numpy()
+        probabilities = self._thread.submit(self._probabilities, images).result()
         answers: list[dict[str, Any]] = self._pictures.answers(probabilities)
         return answers
+
+    def _probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        import torch
+
+        with torch.inference_mode():
+            found: NDArray[np.float32] = self._program(torch.from_numpy(images)).float().numpy()
+        return found
 
 
 def _check(folder: Path, expected: dict[str, str]) -> None:
