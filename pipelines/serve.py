@@ -20,9 +20,10 @@ if not __package__:
 import infra.cluster
 from infra.errors import UserError
 from infra.mlflow_client import resolve_tracking
-from infra.registry import CHAMPION, find
+from infra.registry import CHAMPION
 from pipelines import cli
 from pipelines.chosen_model import chosen_model
+from pipelines.serving.following import Served
 
 _APPLICATION = "resnet-ray"
 
@@ -32,7 +33,7 @@ def main() -> None:
     _check(arguments)
     tracking = resolve_tracking(arguments.home)
     uri = chosen_model(tracking, arguments.model)
-    version = find(tracking, uri)
+    version = Served.open(tracking, uri).version  # what is wrong with it is told here, in one line
     # Ray's agent else tells a local cluster's metrics once a minute
     os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")
     infra.cluster.connect(min_cpus=arguments.replicas * arguments.cpus)

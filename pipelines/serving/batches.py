@@ -43,7 +43,7 @@ class Scorer:
         rows: dict[int, Row] = {}
         for group in places.values():
             images, served = np.stack([batch[place].image for place in group]), batch[group[0]].served
-            found = await asyncio.get_running_loop().run_in_executor(self._thread, served.probabilities, images)
+            found = await asyncio.get_running_loop().run_in_executor(self._thread, served.predict, images)
             self.told(len(group))
             rows.update(zip(group, found, strict=True))
         return [rows[place] for place in range(len(batch))]

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from infra.errors import UserError
 from infra.mlflow_client import Tracking
 from infra.registry import Version, find, load
 from pipelines.scoring import Predict
-from pipelines.serving.pictures import Pictures, Pixels
+from pipelines.serving.pictures import Pictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,20 +29,15 @@ class Served:
             UserError: it is not there, not what was registered, or does not answer as it says.
         """
         model = load(tracking, uri)
-        served = cls(version=model.version, pictures=Pictures.of(model.metadata), predict=model.predict)
-        side, classes = served.pictures.crop.image_size, len(served.pictures.class_names)
-        found = served.probabilities(np.zeros((2, side, side, 3), dtype=np.uint8)).shape
-        if found != (2, classes):
-            raise UserError(f"{model.version.uri} answers with {found[1:]} numbers and names {classes} classes")
-        return served
-
-    def probabilities(self, images_NHWC: Pixels) -> npt.NDArray[np.float32]:
-        """N x K of images as the model takes them."""
+        pictures = Pictures.of(model.metadata)
+        side, classes = pictures.crop.image_size, len(pictures.class_names)
         try:
-            return self.predict(images_NHWC)
+            _, answers = model.predict(np.zeros((2, side, side, 3), dtype=np.uint8)).shape
         except (RuntimeError, AssertionError) as error:  # how an exported program refuses another shape
-            size = "x".join(map(str, images_NHWC.shape[1:]))
-            raise UserError(f"{self.version.uri} was not exported for images of {size}") from error
+            raise UserError(f"{model.version.uri} does not take the {side}x{side}x3 that it says") from error
+        if answers != classes:
+            raise UserError(f"{model.version.uri} answers with {answers} numbers and names {classes} classes")
+        return cls(version=model.version, pictures=pictures, predict=model.predict)
 
 
 class Following:

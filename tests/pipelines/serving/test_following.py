@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from infra.mlflow_client import connect
-from infra.registry import find
-from pipelines.serving.following import Following
+from infra.mlflow_client import Tracking, connect
+from infra.registry import LoadedModel, find, load
+from pipelines.serving.following import Following, Served
 
 from ..conftest import SIZE
 from ..registered import Registry
@@ -26,8 +26,8 @@ def test_the_alias_is_followed_and_what_answers_is_kept(registry: Registry) -> N
     second = registry.champion_is(registry.second)
     assert following.refresh()
     assert (kept.version.number, following.now.version.number) == (1, 2)
-    np.testing.assert_array_equal(kept.probabilities(IMAGES), first.predict(IMAGES))
-    np.testing.assert_array_equal(following.now.probabilities(IMAGES), second.predict(IMAGES))
+    np.testing.assert_array_equal(kept.predict(IMAGES), first.predict(IMAGES))
+    np.testing.assert_array_equal(following.now.predict(IMAGES), second.predict(IMAGES))
     assert not following.refresh()
 
 
@@ -55,7 +55,21 @@ def test_a_version_whose_bytes_changed_does_not_take_over(registry: Registry) ->
     assert following.refresh()
 
 
-def test_an_image_of_another_size_is_no_crash(registry: Registry) -> None:
-    following = Following(registry.tracking, registry.first.uri)
-    with pytest.raises(UserError, match="models:/served/1 was not exported for images of 17x16x3"):
-        following.now.probabilities(np.zeros((2, SIZE + 1, SIZE, 3), np.uint8))
+@pytest.mark.parametrize(
+    ("about", "reason"),
+    [
+        ({"image_size": SIZE + 1}, f"does not take the {SIZE + 1}x{SIZE + 1}x3 that it says"),
+        ({"class_names": ["azure", "lime"]}, "answers with 3 numbers and names 2 classes"),
+    ],
+)
+def test_a_model_that_is_not_what_it_says_is_refused(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, about: dict[str, object], reason: str
+) -> None:
+    def edited(tracking: Tracking, uri: str) -> LoadedModel:
+        model = load(tracking, uri)
+        model.metadata = {**model.metadata, **about}
+        return model
+
+    monkeypatch.setattr("pipelines.serving.following.load", edited)
+    with pytest.raises(UserError, match=f"models:/served/1 {reason}"):
+        Served.open(registry.tracking, registry.first.uri)
