@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import scipy.io  # type: ignore[import-untyped]
+import scipy.io
 
 ROOT = Path(__file__).resolve().parents[1]
 _RATE = re.compile(r"wrote at ([\d,]+) images/s, ([\d.]+) MB/s")

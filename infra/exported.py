@@ -9,9 +9,11 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+
+from infra.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 _TOLERANCE = 1e-4  # largest difference between a probability before and after export
 _CHECKED_BATCHES = (1, 2, 5)
 _DESCRIPTION, _REQUEST = "MLmodel", "serving_input_example.json"  # as MLflow names them
+_FLAVOR = "pytorch"
 _SERVED, _CODE = "served_model.py", "code"
 
 
@@ -40,6 +43,46 @@ class Program:
     example: NDArray[np.uint8]  # NxHxWx3, N >= 2
     metadata: Mapping[str, Any]  # JSON values
     reader: RequestReader | None = None  # without one, the model answers to arrays alone
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What a program's signature promises: uint8 images N x `image`, probabilities N x `classes`."""
+
+    image: tuple[int, int, int]
+    classes: int
+
+    @classmethod
+    def of(cls, folder: Path) -> Self:
+        """From an MLflow model folder. UserError where its signature is of something else."""
+        from mlflow.models import Model, ModelSignature
+
+        model = Model.load(str(folder))
+        own = model.flavors[_FLAVOR].get("signature")  # of a model whose signature is that of its requests
+        signature = ModelSignature.from_dict(own) if own else model.signature
+        try:
+            (images,), (probabilities,) = signature.inputs.inputs, signature.outputs.inputs
+            (_, height, width, channels), (_, classes) = images.shape, probabilities.shape
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(f"its signature is not that of an image classifier: {signature}") from None
+        return cls((height, width, channels), classes)
+
+    def check_images(self, images: NDArray[Any]) -> None:
+        """UserError where a batch is not one that the program takes."""
+        if images.dtype != np.uint8 or images.shape[1:] != self.image:
+            expected, found = "x".join(map(str, self.image)), "x".join(map(str, images.shape))
+            raise UserError(f"images must be uint8 of N x {expected}, got {images.dtype} of {found}")
+
+    def check_module(self, module: nn.Module, what: str) -> None:
+        """UserError where the program does not answer one image in the promised shape."""
+        expected = (1, self.classes)
+        try:
+            found = predict(module, np.zeros((1, *self.image), dtype=np.uint8)).shape
+        except (RuntimeError, AssertionError) as error:  # an exported program guards the shapes it was made for
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{what} does not take images of {self.image}: {first}") from error
+        if found != expected:
+            raise UserError(f"{what} answers one image in the shape {found}, its signature promises {expected}")
 
 
 def save_program(program: Program, folder: Path, *, run_id: str, model_id: str) -> float:
@@ -120,6 +163,7 @@ def _make_servable(folder: Path, reader: RequestReader, example: NDArray[np.uint
         reader=reader.module,
         files_sha256={path: sha256 for path, sha256 in file_sha256s(folder).items() if path != _DESCRIPTION},
     )
+    model.flavors[_FLAVOR]["signature"] = model.signature.to_dict()
     either = AnyType()  # type: ignore[no-untyped-call] # base64 text or an array: there is no type for just that
     model.signature = ModelSignature(
         inputs=Schema([ColSpec(either, served_model.COLUMN)]),

@@ -14,7 +14,7 @@ import numpy as np
 from infra.mlflow_client import Tracking
 from infra.registry import load
 from pipelines.data.decode import CropConfig
-from pipelines.data.predictions import Job, Layout
+from pipelines.data.prediction_files import Job, Layout
 from pipelines.data.quiet import quiet
 from pipelines.data.task import Block
 from pipelines.data.unlabelled.images import Images, decoded

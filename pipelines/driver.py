@@ -89,6 +89,7 @@ def _find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
     """The data set, prepared first if the recipe says from what."""
     if recipe.data.source and not store.exists(MANIFEST):
         from pipelines.data.progress import PrepareBar
+        from pipelines.data.report import report_lines
         from pipelines.data.sources import open_source
         from pipelines.data.write import prepare
 
@@ -97,7 +98,10 @@ def _find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
         console.print(f"preparing {source.description} at {store.description}")
         infra.cluster.connect(min_cpus=1)
         with PrepareBar(console) as bar:
-            return prepare(source, store, recipe.prepare, bar.show)
+            manifest = prepare(source, store, recipe.prepare, bar.show)
+        for line in report_lines(store):
+            console.print(line)
+        return manifest
     manifest = load_manifest(store)
     if strange := check_shards(store, manifest):
         console.print(f"ignored: {', '.join(strange)} in {store.description}, which manifest.json does not name")

@@ -29,7 +29,7 @@ from pipelines import cli
 from pipelines.chosen_model import chosen_model
 from pipelines.classification import Classification, classify, predictions
 from pipelines.data.decode import CropConfig
-from pipelines.data.predictions import SUMMARY, Collector, Layout, write_summary
+from pipelines.data.prediction_files import SUMMARY, Collector, Layout, write_summary
 from pipelines.data.progress import PredictBar
 from pipelines.data.task import Block
 from pipelines.data.unlabelled.files import ImageFiles

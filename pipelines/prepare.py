@@ -21,7 +21,7 @@ from infra.storage import Store, open_store
 from pipelines import cli
 from pipelines.data.manifest import Manifest
 from pipelines.data.progress import PrepareBar
-from pipelines.data.report import read_report
+from pipelines.data.report import report_lines
 from pipelines.data.sources import EXPECTS, open_source
 from pipelines.data.write import PrepareConfig, clear_progress, find_prepared, prepare
 from pipelines.recipe import build_recipe, parse_overrides
@@ -68,8 +68,7 @@ def _summarise(console: Console, store: Store, manifest: Manifest, dest: str) ->
     splits = ", ".join(f"{rows:,} {split}" for split, rows in manifest.splits.items())
     size = f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:,.1f} MB"
     console.print(f"data set {manifest.name}: {splits} images of {len(manifest.class_names)} classes in {size}")
-    report = read_report(store)
-    for line in report.lines() if report else ():
+    for line in report_lines(store):
         console.print(line)
     console.print(f"next: python pipelines/train.py --set data.uri={dest}")
 

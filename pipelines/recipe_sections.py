@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import get_args
 
+from infra.gate import MARGIN
 from pipelines.data.cache import CacheConfig
 from pipelines.data.decode import CropConfig
 from pipelines.data.undecoded import DecodeOn
@@ -71,6 +72,9 @@ class RunConfig:
     """MLflow experiment."""
     register_as: str = ""
     """Registered model that the best checkpoint becomes a version of; "" = do not register."""
+    gate_margin: float = MARGIN
+    """Of accuracy, 0 to 1: a challenger becomes champion only if its test images exclude, at 95 % confidence, that it
+    is worse by this much (docs/decisions/0016-the-gate.md); 1 = they need not."""
     seed: int = 0
     num_workers: int = 1
     """Ray Train workers; 0 = in this process (Ray's local mode)."""
@@ -87,6 +91,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _require(not (set(self.name) & set("/\\ ")), "run.name", "must not contain slashes or spaces", self.name)
+        _require(0 < self.gate_margin <= 1, "run.gate_margin", "must be above 0 and at most 1", self.gate_margin)
         for field, least in _RUN_MINIMA.items():
             _require(getattr(self, field) >= least, f"run.{field}", f"must be at least {least}", getattr(self, field))
 

@@ -26,7 +26,13 @@ _FILE_ROWS = 100
 
 def batches(job: Job) -> Iterator[int]:
     files = _parquet(job)
-    ray.init(num_cpus=max(2, job.workers), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=max(2, job.workers),
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     dataset = ray.data.read_parquet(files * EPOCHS, columns=["image", "label"]).map(_row_map())
     return forever(lambda: (len(batch["image"]) for batch in dataset.iter_torch_batches(batch_size=job.batch)))

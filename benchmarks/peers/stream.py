@@ -6,10 +6,10 @@ outside this process tree, so that the CPU time of neither is counted here).
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -25,6 +25,7 @@ from pipelines.data.ledger import Ledger
 from resnet_core.augment import random_flip
 
 _SAMPLE_S = 0.25
+_COLD_STEPS = 4  # of the stream that finds no processes of data tasks yet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,23 +113,15 @@ def started(stream: Stream, workers: list[Any]) -> float:
     return max(ray.get(first)) - began
 
 
-def streams(job: Job, uri: str) -> Iterator[Stream]:
-    """Runs of the same data, each of another seed."""
-    for seed in range(2):
-        yield photograph_stream(uri, "", step_rows=job.batch * job.workers, seed=seed)
-
-
 def measure_stream(job: Job, uri: str) -> Streamed:
     connect(min_cpus=job.workers + 1)
     actor: Any = ray.remote(num_cpus=1)(Worker)
-    first, second = streams(job, uri)
+    long = photograph_stream(uri, "", step_rows=job.batch * job.workers)
+    short = dataclasses.replace(long, total_samples=_COLD_STEPS * long.step_rows, seed=1)
     workers = [actor.remote(rank) for rank in range(job.workers)]
-    cold = started(first, workers)
-    for worker in workers:
-        ray.kill(worker)
-    workers = [actor.remote(rank) for rank in range(job.workers)]
-    ray.get([worker.warm.remote(0) for worker in workers])
-    warm = started(second, workers)
+    cold = started(short, workers)
+    ray.get([worker.warm.remote((_COLD_STEPS - 1) * job.batch) for worker in workers])  # to its end: no task stays
+    warm = started(long, workers)
     ray.get([worker.warm.remote(max(len(job.files()) // job.workers, job.batch * 4)) for worker in workers])
     watch, cpu = StoreWatch(), tree_cpu_s(os.getpid())
     parts = ray.get([worker.measure.remote(job.seconds) for worker in workers])

@@ -48,7 +48,7 @@ class BadRecord:
 
     id: int
     key: str
-    """Its name in the source; "" where its row group could not be read."""
+    """Its name in the source; "" where its row group could not be read, or a worker's device decoded it."""
     shard: str
     row_group: int
     reason: str
@@ -66,10 +66,11 @@ class BadRecord:
     @property
     def of_group(self) -> bool:
         """Whether its whole row group is bad."""
-        return not self.key
+        return not self.key and self.reason in ("unreadable", "oversized")
 
     def __str__(self) -> str:
-        named = f"row group {self.row_group}" if self.of_group else f"sample {self.id} ({self.key})"
+        sample = f"sample {self.id}" + (f" ({self.key})" if self.key else "")
+        named = f"row group {self.row_group}" if self.of_group else sample
         return f"{named} of shard {self.shard}, {self.reason}: {self.detail}"
 
 

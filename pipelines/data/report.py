@@ -65,6 +65,12 @@ def read_report(store: Store) -> Report | None:
         return None
 
 
+def report_lines(store: Store) -> list[str]:
+    """What people are told of a data set's report, if it has one."""
+    report = read_report(store)
+    return report.lines() if report else []
+
+
 def write_report(
     store: Store,
     listing: str,

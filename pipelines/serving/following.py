@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from infra.errors import UserError
 from infra.mlflow_client import Tracking
 from infra.registry import Version, find, load
@@ -23,20 +21,19 @@ class Served:
 
     @classmethod
     def open(cls, tracking: Tracking, uri: str) -> Served:
-        """Load a version and let it answer once.
+        """Load a version, which answers once on that occasion.
 
         Raises:
-            UserError: it is not there, not what was registered, or does not answer as it says.
+            UserError: it is not there, not what was registered, or not what its metadata say.
         """
         model = load(tracking, uri)
         pictures = Pictures.of(model.metadata)
         side, classes = pictures.crop.image_size, len(pictures.class_names)
-        try:
-            _, answers = model.predict(np.zeros((2, side, side, 3), dtype=np.uint8)).shape
-        except (RuntimeError, AssertionError) as error:  # how an exported program refuses another shape
-            raise UserError(f"{model.version.uri} does not take the {side}x{side}x3 that it says") from error
-        if answers != classes:
-            raise UserError(f"{model.version.uri} answers with {answers} numbers and names {classes} classes")
+        if model.shapes.image != (side, side, 3):
+            taken = "x".join(map(str, model.shapes.image))
+            raise UserError(f"{model.version.uri} takes {taken} and says that it takes {side}x{side}x3")
+        if model.shapes.classes != classes:
+            raise UserError(f"{model.version.uri} answers {model.shapes.classes} numbers and names {classes} classes")
         return cls(version=model.version, pictures=pictures, predict=model.predict)
 
 

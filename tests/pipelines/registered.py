@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from infra.champion import promote
 from infra.mlflow_client import Tracking, resolve_tracking
-from infra.registry import LoadedModel, Version, load, promote
+from infra.registry import LoadedModel, Version, load
 from infra.tracking import RunInfo, Tracker
 from pipelines.register import register_checkpoint
 

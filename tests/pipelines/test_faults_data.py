@@ -143,19 +143,24 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 def test_a_bad_day_of_the_storage_costs_time_and_nothing_else(site: Site) -> None:
-    """503 SlowDown, resets, short bodies, error pages with 200, flipped bits: all repeated, and counted."""
+    """503 SlowDown, resets, short bodies, error pages with 200, flipped bits: all repeated, and counted.
+
+    A shard that the manifest does not name lies there, too: it is told of, and not read.
+    """
+    site.store.write("data/train-00009.parquet", site.store.read("data/train-00001.parquet"))
     site.proxy.seen.clear()
     site.proxy.faults = Faults(slow_down=0.1, reset=0.04, short=0.04, error_page=0.04, flip=0.04)
     status, output = site.train("bad-day")
     assert status == 0, output
     site.proxy.faults = Faults()
-    assert set(site.proxy.seen) == {"requests", "slow_down", "reset", "short", "error_page", "flip"}
+    assert site.proxy.seen["slow_down"] and len(site.proxy.seen) >= 4  # each fault alone: tests/infra/test_s3_proxy.py
     checkpoint = newest(site.run("bad-day"))
     assert checkpoint.step == 60
     check_ledger(checkpoint)
     repeated = round(sum(record.metrics.get("data/retries", 0) for record in checkpoint.records))
     assert repeated > 0
     assert f"storage     {repeated} requests had to be repeated" in output
+    assert "ignored: train-00009.parquet in s3://resnet-ray/data" in output.replace("\n", " ")
     assert "going back to the checkpoint before" not in output and "worker 0 failed" not in output
 
 
@@ -178,7 +183,7 @@ def test_a_server_that_is_killed_and_comes_back_is_waited_for(site: Site) -> Non
 
 
 def test_a_flipped_bit_in_the_newest_checkpoint_falls_back_to_the_one_before(site: Site) -> None:
-    status, output = site.train("flipped", "schedule.length=10")
+    status, output = site.train("flipped", "schedule.length=3", "run.eval_every_epochs=1")
     assert status == 0, output
     folder = site.run("flipped")
     steps = folder.steps()
@@ -187,22 +192,17 @@ def test_a_flipped_bit_in_the_newest_checkpoint_falls_back_to_the_one_before(sit
     data[len(data) // 2] ^= 1
     folder.store.write(path, bytes(data))
     folder.store.delete("finished.json")
-    status, output = site.train("flipped", "schedule.length=10")
+    status, output = site.train("flipped", "schedule.length=3", "run.eval_every_epochs=1")
     assert status == 0, output
     told = f"{folder.store.description}/{path} is not what was saved: its sha256 disagrees"
     assert told.split(" at ")[0] in output.replace("\n", "")
-    check_ledger(newest(folder), epochs=10)
+    check_ledger(newest(folder), epochs=3)
 
 
-def test_a_missing_shard_is_named_at_once_and_an_extra_one_is_told_of(site: Site) -> None:
+def test_a_missing_shard_is_named_at_once(site: Site) -> None:
     shard = site.store.read("data/train-00001.parquet")
-    site.store.write("data/train-00009.parquet", shard)
     site.store.delete("data/train-00001.parquet")
     status, output = site.train("missing")
+    site.store.write("data/train-00001.parquet", shard)
     line = f"error: shard train-00001.parquet is missing in s3://resnet-ray/data at {site.proxy.endpoint}: restore it"
     assert (status, line in output) == (2, True), output
-    site.store.write("data/train-00001.parquet", shard)
-    status, output = site.train("missing", "schedule.length=1")
-    assert status == 0, output
-    assert "ignored: train-00009.parquet in s3://resnet-ray/data" in output.replace("\n", " ")
-    site.store.delete("data/train-00009.parquet")

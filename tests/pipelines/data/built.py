@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy.io  # type: ignore[import-untyped]
+import scipy.io
 
 from .conftest import encoded, picture
 

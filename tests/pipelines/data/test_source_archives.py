@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io  # type: ignore[import-untyped]
+import scipy.io
 
 from infra.errors import UserError
 from infra.storage import LocalStore

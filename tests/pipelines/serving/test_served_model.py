@@ -128,7 +128,7 @@ def test_the_registry_still_takes_it_for_what_was_registered(client: TestClient,
     cache.mkdir(exist_ok=True)
     (cache / "pictures.cpython-311.pyc").write_bytes(b"")
     try:
-        assert load(registry.tracking, registry.first.uri).version == registry.first
+        assert load(registry.tracking, registry.first.uri).version.uri == registry.first.uri
     finally:
         (cache / "pictures.cpython-311.pyc").unlink()
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+import resnet_core.augment.batch as module
 from resnet_core.augment import augment, normalize, random_flip, step_generator
 from resnet_core.augment.erasing import random_erase_
 from resnet_core.augment.mixing import mix
@@ -36,6 +37,12 @@ def test_flip_mirrors_about_half_the_images_and_leaves_the_rest() -> None:
     mirrored = (out == batch.flip(2)).flatten(1).all(1)
     assert bool((kept | mirrored).all())
     assert 450 < int(mirrored.sum()) < 550
+
+
+def test_flips_are_the_same_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_turn = random_flip(images(), step_generator(0, 0, 0, CPU))
+    monkeypatch.setattr(module, "_mirror_in_turn", module._mirror_at_once)
+    assert torch.equal(in_turn, random_flip(images(), step_generator(0, 0, 0, CPU)))
 
 
 def test_draws_depend_on_seed_step_and_rank_and_on_nothing_else() -> None:
@@ -124,8 +131,9 @@ def test_bad_settings_name_their_field(fields: dict[str, object], message: str) 
 
 
 @pytest.mark.parametrize("mode", ["zero", "noise"])
-def test_nothing_waits_for_the_device(mode: EraseMode) -> None:
+def test_nothing_waits_for_the_device(mode: EraseMode, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without values: whoever asks for one, as a wait for a GPU does, gets an exception."""
+    monkeypatch.setattr(module, "_mirror_in_turn", module._mirror_at_once)  # as on a GPU
     config = AugmentConfig(
         flip=True, color_jitter=0.4, lighting=0.1, erase_prob=0.5, erase_mode=mode, mixup_alpha=0.2, cutmix_alpha=1.0
     )

@@ -12,7 +12,7 @@ import pytest
 
 from infra.errors import UserError
 from infra.storage import LocalStore
-from pipelines.data.predictions import Collector, Job, Layout, write_summary
+from pipelines.data.prediction_files import Collector, Job, Layout, write_summary
 from pipelines.data.unlabelled.images import even_parts
 
 NAMES = ("azure", "lime", "scarlet")
