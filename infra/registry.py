@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.champion_log import log_of
 from infra.errors import UserError
-from infra.exported import Program, Shapes, file_sha256s, open_program, predict, save_program
+from infra.exported import Program, RequestReader, Shapes, file_sha256s, open_program, predict, save_program
 from infra.gate import Score
 from infra.mlflow_client import Tracking, connect, patient, told_in_one_line
 from infra.version import CHAMPION, FILES_TAG, NAME, Version, check_name, find_version, verified, version_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ["CHAMPION", "Candidate", "LoadedModel", "Version", "load", "register", "registered"]
+__all__ = ["CHAMPION", "Candidate", "LoadedModel", "Version", "find", "load", "register", "registered"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +50,7 @@ class Candidate:
     recipe_digest: str
     metadata: Mapping[str, Any] = field(default_factory=dict)  # kept in the model's file: class names and the like
     tags: Mapping[str, str] = field(default_factory=dict)  # further tags of the version
+    reader: RequestReader | None = None  # lets MLflow's server answer to image files, too
     files: Mapping[str, bytes] = field(default_factory=dict)  # to be kept beside the program, by path
 
 
@@ -110,7 +111,12 @@ def register(tracking: Tracking, candidate: Candidate) -> Version:
                 tags=dict(candidate.tags),
             )
         try:
-            program = Program(module=candidate.module, example=candidate.example, metadata=candidate.metadata)
+            program = Program(
+                module=candidate.module,
+                example=candidate.example,
+                metadata=candidate.metadata,
+                reader=candidate.reader,
+            )
             difference = save_program(program, folder, run_id=candidate.run_id, model_id=logged.model_id)
             for path, content in candidate.files.items():
                 (folder / path).write_bytes(content)
@@ -128,6 +134,11 @@ def register(tracking: Tracking, candidate: Candidate) -> Version:
     with told_in_one_line(tracking):
         _link(client, candidate, logged.model_id)
         return _create_version(client, tracking, candidate, logged, tags)
+
+
+def find(tracking: Tracking, uri: str) -> Version:
+    """The version that models:/NAME@ALIAS or models:/NAME/VERSION names now. Raises UserError where there is none."""
+    return _resolve(connect(tracking), tracking, uri)
 
 
 def load(tracking: Tracking, uri: str) -> LoadedModel:

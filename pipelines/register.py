@@ -32,6 +32,7 @@ from pipelines.data.predictions import Predictions
 from pipelines.evaluated import evaluate_split
 from pipelines.gatekeeper import PREDICTIONS, SPLIT_TAG, challenge
 from pipelines.scoring import EvalData, example_images
+from pipelines.serving.bundle import request_reader
 
 _EXAMPLES = 2  # images of the input example: with one, the export would fix the batch size
 
@@ -91,6 +92,7 @@ def _register(
         },
         tags={SPLIT_TAG: data.split},
         files={PREDICTIONS: evaluated.predictions.to_parquet()},
+        reader=request_reader(),
     )
     return register(tracking, candidate), evaluated.predictions
 

@@ -13,7 +13,7 @@ import pytest
 from infra.errors import UserError
 from infra.mlflow_client import Tracking, connect, resolve_tracking
 from infra.s3_server import S3Server, serve_s3
-from tests.mlflow_server import a_free_port, serve_mlflow
+from tests.mlflow_server import serve_mlflow
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +62,3 @@ def tracking(blank_database: Path, tmp_path: Path) -> Tracking:
 def mlflow_server() -> Callable[[Path, int], AbstractContextManager[str]]:
     """Serves ``home/mlflow.db`` and ``home/served`` at a port of loopback, as a context that gives the URL."""
     return serve_mlflow
-
-
-@pytest.fixture
-def free_port() -> int:
-    return a_free_port()

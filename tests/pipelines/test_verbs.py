@@ -429,11 +429,45 @@ def test_bad_input_to_predict(command: Command, home: Path, tmp_path: Path) -> N
     bad.write_bytes(b"no image")
     at_home = ("--home", home)
     assert refusal(command, predict, tmp_path / "none.png", *at_home) == f"there is no image file {tmp_path}/none.png"
-    assert refusal(command, predict, good, bad, *at_home) == f"{bad} does not decode: not an image (8 bytes)"
     assert refusal(command, predict, good, "--top", 0, *at_home) == "--top must be at least 1, got 0"
     assert "'digits'; it has: colours" in refusal(
         command, predict, good, "--model", "models:/digits@champion", *at_home
     )
+
+
+@pytest.mark.usefixtures("registered")
+def test_predict_names_what_does_not_decode_and_classifies_the_others(
+    predicted: Callable[..., tuple[int, list[str], list[str]]], home: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "album"
+    folder.mkdir()
+    picture(COLOURS["lime"], seed=1).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    status, lines, said = predicted(folder, "--home", home, "--top", 1)
+    assert (status, lines[0], lines[1].split()[1]) == (0, f"{folder}/good.png", "lime")
+    assert (len(lines), said) == (2, [f"{folder}/bad.png does not decode: not an image (8 bytes)"])
+    named = (folder / "bad.png", folder / "good.png")
+    status, lines, said = predicted(*named, "--home", home, "--top", 1)
+    assert (status, lines[0]) == (2, f"{folder}/good.png")
+    assert said == [f"error: {folder}/bad.png does not decode: not an image (8 bytes)"]
+
+
+@pytest.fixture
+def predicted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, list[str], list[str]]]:
+    """The status of predict, and its lines on stdout and stderr."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", raising=False)
+
+    def run(*arguments: object) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+        status = predict.main()
+        said = capsys.readouterr()
+        return status, said.out.splitlines(), said.err.splitlines()
+
+    return run
 
 
 def test_predict_without_a_champion(command: Command, tmp_path: Path) -> None:
