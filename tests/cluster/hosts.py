@@ -89,7 +89,9 @@ class Host:
             self.command(line, user=user), capture_output=True, text=True, timeout=timeout, check=False
         )
         if check and done.returncode:
-            raise AssertionError(f"{self.name}: {line}\n-> {done.returncode}\n{done.stdout}\n{done.stderr}")
+            raise AssertionError(
+                f"{self.name}: {line}\n-> {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+            )
         return done
 
     def start(self, line: str, log: Path) -> subprocess.Popen[bytes]:

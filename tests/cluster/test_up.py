@@ -103,7 +103,8 @@ def test_a_notice_loses_no_step_and_the_run_grows_again_when_the_host_is_back(cl
     wait_until(lambda: cluster.nodes() == 3, 240, "second worker", every=3)
     job = cluster.submit(
         "ray job submit -- python pipelines/train.py mnist5k --set run.name=elastic --set schedule.length=14 "
-        "--set run.num_workers=[1,2] --set run.checkpoint_every_steps=100 --set data.ordered=true "
+        "--set run.num_workers=[1,2] --set run.cpus_per_worker=3 --set run.checkpoint_every_steps=100 "
+        "--set data.ordered=true "
         "--set run.register_as=",
         "elastic",
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -221,3 +224,12 @@ def test_what_data_tasks_warn_of_is_told_once():
     feed = Feed([warned, warned, warned], steps(12, 4), CPU)
     told = [feed.drain_warnings() for _ in feed.shares(0)]
     assert told == [["the disk is full"], [], []]
+
+
+@pytest.mark.parametrize(("batch", "world", "chunk"), [(64, 3, 1), (64, 5, 2), (64, 2, 8), (12, 7, 1), (8, 3, 8)])
+def test_ranks_that_are_dealt_chunks_in_turn_take_what_they_are_dealt(batch: int, world: int, chunk: int) -> None:
+    cut = dataclasses.replace(steps(10 * batch, batch, world), chunk_rows=chunk)
+    for nth in range(10):
+        dealt = Counter(place // chunk % world for place in range(nth * batch, (nth + 1) * batch))
+        assert [cut.rows(rank, nth) for rank in range(world)] == [dealt[rank] for rank in range(world)]
+    assert cut.images_per_rank == max(cut.rows(rank, 0) for rank in range(world))

@@ -1,0 +1,73 @@
+"""EC2's spot notice, from a metadata service that asks for IMDSv2's token as the real one does."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from infra.notice import spot_seconds
+
+TOKEN = "a-token"
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """Answers with the server's `action`, or 404 while there is none."""
+
+    def do_PUT(self) -> None:
+        asked = self.path == "/latest/api/token" and self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
+        self._answer(200 if asked else 400, TOKEN)
+
+    def do_GET(self) -> None:
+        if self.headers["X-aws-ec2-metadata-token"] != TOKEN:
+            self._answer(401, "")
+        elif self.path == "/latest/meta-data/spot/instance-action" and self.server.action:
+            self._answer(200, self.server.action)
+        else:
+            self._answer(404, "")
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def _answer(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+@pytest.fixture
+def metadata() -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        server.action = ""
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def address(server: ThreadingHTTPServer) -> str:
+    return f"http://127.0.0.1:{server.server_port}/latest"
+
+
+def test_while_ec2_says_nothing_there_is_no_notice(metadata: ThreadingHTTPServer) -> None:
+    assert spot_seconds(address(metadata)) is None
+
+
+def test_a_notice_tells_the_seconds_that_are_left(metadata: ThreadingHTTPServer) -> None:
+    end = datetime.now(UTC) + timedelta(seconds=120)
+    metadata.action = json.dumps({"action": "terminate", "time": end.strftime("%Y-%m-%dT%H:%M:%SZ")})
+    left = spot_seconds(address(metadata))
+    assert left is not None and 100 < left <= 120
+
+
+@pytest.mark.parametrize("action", ["terminate", "{}", '{"time": "soon"}', '{"time": null}', "[]"])
+def test_a_notice_that_cannot_be_read_is_one_all_the_same(metadata: ThreadingHTTPServer, action: str) -> None:
+    metadata.action = action
+    assert spot_seconds(address(metadata)) == 100
+
+
+def test_a_machine_without_a_metadata_service_gets_no_notice() -> None:
+    assert spot_seconds("http://127.0.0.1:9/latest") is None
