@@ -22,6 +22,7 @@ from pipelines.data.quarantine import QUARANTINE
 from pipelines.feed import Feed
 from pipelines.recipe import Recipe
 from resnet_core.collective import gather_rows
+from resnet_core.evaluation import EvalSums, Mistakes
 from resnet_core.state import TrainState
 
 
@@ -107,3 +108,14 @@ class Sink:
             data_digest=self.data_digest,
             files=files,
         )
+
+
+def scored_details(sums: EvalSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
+    """What the plots of an evaluation are made of."""
+    return {
+        "confusion": sums.confusion.to("cpu", torch.int32).numpy(),
+        "images": mistakes.images_NHWC.cpu().numpy(),
+        "labels": mistakes.labels_N.cpu().numpy(),
+        "predicted": mistakes.predicted_N.cpu().numpy(),
+        "probability": mistakes.probability_N.float().cpu().numpy(),
+    }

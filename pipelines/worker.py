@@ -18,6 +18,7 @@ from pipelines.data.ordered import opened
 from pipelines.data.stages import DataTimes
 from pipelines.failures import told_plainly
 from pipelines.mailbox import Event, Message, Progress, Recorded
+from pipelines.monitoring import RunMetrics
 from pipelines.recipe import Recipe
 from pipelines.system_metrics import Sampler
 from pipelines.telemetry import data_metrics
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pipelines.feed import Feed
     from pipelines.scoring import EvalData
     from pipelines.sink import Sink
-    from resnet_core.evaluation import EvalBatch, EvalSums, Mistakes
+    from resnet_core.evaluation import EvalBatch
     from resnet_core.state import TrainState
     from resnet_core.step import Share
 
@@ -80,6 +81,7 @@ class _Worker:
         self.folder = RunFolder(open_store(job.stream.run_uri))
         self.asked_at = time.monotonic()
         self.told_at = 0.0
+        self.shown = RunMetrics(recipe.run_name, self.rank, self.world_size)
         self.sampler = None
         if context.get_local_rank() == 0:
             self.sampler = Sampler(context.get_node_rank(), lambda record: self._send(Recorded(record=record)))
@@ -202,6 +204,7 @@ class _Worker:
         return torch.tensor(values, device=self.device)
 
     def _evaluate(self, state: TrainState) -> Mapping[str, float]:
+        from pipelines.sink import scored_details
         from resnet_core.evaluation import evaluate
 
         began = time.monotonic()
@@ -212,7 +215,7 @@ class _Worker:
             num_classes=self.recipe.model.num_classes,
             max_mistakes=MISTAKES_SHOWN,
         )
-        self.sink.scored = _details(sums, mistakes)
+        self.sink.scored = scored_details(sums, mistakes)
         self.asked_at += time.monotonic() - began  # not part of the training rate
         return sums.metrics()
 
@@ -251,6 +254,7 @@ class _Worker:
     def _telemetry(self) -> dict[str, float]:
         """Rate and time without data since it was last asked, over all ranks."""
         metrics = data_metrics(self.feed.times, max(time.monotonic() - self.asked_at, 1e-9), self.device)
+        self.shown.data(self.feed.times)
         self.feed.times, self.asked_at = DataTimes(), time.monotonic()
         return metrics
 
@@ -270,6 +274,7 @@ class _Worker:
         now = time.monotonic()
         if now - self.told_at >= _PROGRESS_EVERY_S:
             self.told_at = now
+            self.shown.alive(step)
             rate = self.feed.times.images * self.world_size / max(now - self.asked_at, 1e-9)
             self._tell(Progress(step=step, images_per_second=rate))
 
@@ -284,17 +289,5 @@ class _Recorder:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         record = Record(step=step, time_ms=time.time_ns() // 1_000_000, metrics=dict(metrics))
         self._history.append(record)
+        self._worker.shown.point(metrics)
         self._worker._tell(Recorded(record=record))
-
-
-def _details(sums: EvalSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
-    """What the plots of an evaluation are made of."""
-    import torch
-
-    return {
-        "confusion": sums.confusion.to("cpu", torch.int32).numpy(),
-        "images": mistakes.images_NHWC.cpu().numpy(),
-        "labels": mistakes.labels_N.cpu().numpy(),
-        "predicted": mistakes.predicted_N.cpu().numpy(),
-        "probability": mistakes.probability_N.float().cpu().numpy(),
-    }
