@@ -33,6 +33,9 @@ _UNWATCHED = {
 # Train else looks for nodes that are taken away every 5 s of what may be 25.
 _WATCHED = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 _ALIVE = 0  # of GcsNodeInfo.GcsNodeState
+# Ray of one machine then takes loopback as its address on every system, and all its ports stay there: by itself, on
+# Linux, its ports are open to the network. It is read when Ray is imported.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -48,6 +51,8 @@ def connect(*, min_cpus: int, gpus: int = 0) -> None:
     """
     # a thread that still reads from a Ray that has been left must not start another one
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.update(_LOOPBACK)
     import ray
 
     if not ray.is_initialized():
@@ -79,7 +84,12 @@ def _start(ray) -> None:  # type: ignore[no-untyped-def]
             for name, value in _UNWATCHED.items():
                 os.environ.setdefault(name, value)
             ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                _node_ip_address="127.0.0.1",
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
