@@ -2,16 +2,14 @@
 
 Real images of the data set that the first version was trained on are sent to `mlflow models serve` and to
 `pipelines/serve.py`: JPEG and PNG files, and the array that the model sees, one image a request. Every answer is
-compared with that of the model in this process. Then the alias `benchmark` goes from the first version to the second
-and back while requests keep coming; it is removed in the end.
+compared with that of the model in this process. Then come requests that must be refused. At last the alias `benchmark`
+goes from the first version to the second and back while requests keep coming; it is removed in the end.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import http.client
-import io
 import itertools
 import json
 import os
@@ -26,37 +24,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks.questions import JSON, Question, asked, to_refuse
 from infra.mlflow_client import Tracking, connect, resolve_tracking
-from infra.registry import LoadedModel, load
+from infra.registry import load
 from pipelines import cli, serve
-from pipelines.data.decode import CropConfig, open_record
-from pipelines.data.unlabelled.find import find_images
-from pipelines.data.views import IMAGE_FILE, eval_view
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 ALIAS = "benchmark"
 MLFLOW, OURS = "mlflow models serve", "pipelines/serve.py"
-KINDS = ("jpeg", "png", "array")
 STARTED_WITHIN_S = 180
 WATCHED_S = 3.0  # before, between and after the changes of the alias
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A request, and what each version says about its image in this process."""
-
-    body: bytes
-    content_type: str
-    expected: dict[int, np.ndarray]
 
 
 @dataclass(kw_only=True)
@@ -130,65 +118,16 @@ def main() -> None:
             with serving(server, f"models:/{name}@{ALIAS}", tracking, arguments) as seconds:
                 console.print(f"{server}: ready after {seconds:.1f} s")
                 for clients, (kind, each) in itertools.product(arguments.clients, questions.items()):
-                    if server == OURS or each[0].content_type == "application/json":
+                    if server == OURS or each[0].content_type == JSON:
                         figures.append({"server": server, "requests": kind, **measured(each, clients, arguments.port)})
+                console.print(refusals(server, models[0].shapes.image[0], arguments.port))
                 if server == OURS:
-                    load_ = Load(port=arguments.port, default=numbers[0])
-                    endless = itertools.cycle(questions["png"])
-                    thread = threading.Thread(target=load_.run, args=(endless, max(arguments.clients)))
-                    thread.start()
-                    for number in (numbers[1], numbers[0]):
-                        time.sleep(WATCHED_S)
-                        before = load_.answers[200, number]
-                        client.set_registered_model_alias(name, ALIAS, str(number))
-                        moved = time.monotonic()
-                        while load_.answers[200, number] == before:
-                            time.sleep(0.01)
-                        console.print(f"alias to version {number}: answers after {time.monotonic() - moved:.1f} s")
-                    time.sleep(WATCHED_S)
-                    load_.stop.set()
-                    thread.join()
-                    console.print(swapped(load_))
+                    console.print(swaps(client, name, numbers, questions["png"], arguments))
     finally:
         client.delete_registered_model_alias(name, ALIAS)
     console.print(table(figures))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def asked(models: Sequence[LoadedModel], count: int) -> Iterator[tuple[str, list[Question]]]:
-    """The same images in all the ways that a server takes them."""
-    about = models[0].metadata
-    images, crop = find_images([about["data_uri"]], about["split"]), CropConfig.of_shown(about)
-    records = (picture.record for part in images.parts for picture in images.read(part))
-    pictures = [open_record(record, images.stored) for record in itertools.islice(records, count)]
-    for kind in KINDS:
-        files = [encoded(picture, "png" if kind == "array" else kind) for picture in pictures]
-        pixels = [eval_view(file, IMAGE_FILE, crop) for file in files]
-        # one by one, as they are sent: what else is in a batch changes the last bits
-        expected = [{model.version.number: model.predict(each[None])[0] for model in models} for each in pixels]
-        if kind == "array":
-            values, bodies, content_type = [each.tolist() for each in pixels], map(npy, pixels), "application/x-npy"
-        else:
-            values, bodies, content_type = [base64.b64encode(file).decode() for file in files], files, f"image/{kind}"
-        in_json = [json.dumps({"instances": [{"image": value}]}).encode() for value in values]
-        for label, each, form in ((f"{kind} in JSON", in_json, "application/json"), (kind, bodies, content_type)):
-            yield (
-                label,
-                [Question(body=b, content_type=form, expected=e) for b, e in zip(each, expected, strict=True)],
-            )
-
-
-def encoded(picture: Image.Image, form: str) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, form.upper())
-    return buffer.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 @contextmanager
@@ -255,11 +194,38 @@ def measured(questions: Sequence[Question], clients: int, port: int) -> dict[str
     }
 
 
-def swapped(load_: Load) -> str:
-    """What became of the requests around the changes of the alias."""
-    by_version = ", ".join(f"{count:,} by version {version}" for (_, version), count in sorted(load_.answers.items()))
+def refusals(server: str, side: int, port: int) -> Table:
+    """What a server says to requests that it must refuse."""
+    shown = Table(*(Column(name, no_wrap=True) for name in (server, "status", "reason")), box=None, pad_edge=False)
+    for label, question in to_refuse(side):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        status, answer = post(connection, question)
+        shown.add_row(label, str(status), answer.get("error" if server == OURS else "message", ""))
+    return shown
+
+
+def swaps(
+    client: MlflowClient, name: str, numbers: Sequence[int], questions: list[Question], arguments: argparse.Namespace
+) -> str:
+    """The alias goes to the second version and back while many ask: what became of their requests."""
+    load_ = Load(port=arguments.port, default=numbers[0])
+    thread = threading.Thread(target=load_.run, args=(itertools.cycle(questions), max(arguments.clients)))
+    thread.start()
+    waits = []
+    for number in (numbers[1], numbers[0]):
+        time.sleep(WATCHED_S)
+        before = load_.answers[200, number]
+        client.set_registered_model_alias(name, ALIAS, str(number))
+        moved = time.monotonic()
+        while load_.answers[200, number] == before:
+            time.sleep(0.01)
+        waits.append(f"the alias named version {number}, which answered {time.monotonic() - moved:.1f} s later")
+    time.sleep(WATCHED_S)
+    load_.stop.set()
+    thread.join()
+    answered = ", ".join(f"{count:,} by version {version}" for (_, version), count in sorted(load_.answers.items()))
     return (
-        f"meanwhile {load_.answers.total():,} requests: {by_version}; {load_.failed} failed; "
+        f"{'; '.join(waits)}\nmeanwhile {load_.answers.total():,} requests: {answered}; {load_.failed} failed; "
         f"p50 {load_.percentile(50):.0f} ms, p99 {load_.percentile(99):.0f} ms, "
         f"longest {load_.percentile(100):.0f} ms; largest difference {load_.difference:.0e}"
     )

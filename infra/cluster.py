@@ -39,12 +39,13 @@ _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
-def connect(*, min_cpus: int, gpus: int = 0) -> None:
+def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or run.cpus_per_worker") -> None:
     """Join or start Ray and check that it is large enough.
 
     Args:
         min_cpus: logical CPUs that the caller is going to hold at once.
         gpus: GPUs likewise.
+        settings: what the user can lower, if that is too much.
 
     Raises:
         UserError: no cluster at RAY_ADDRESS, or too small a one; a cluster that scales itself up is not refused.
@@ -64,7 +65,7 @@ def connect(*, min_cpus: int, gpus: int = 0) -> None:
             ray.shutdown()
             raise UserError(
                 f"the run needs {needed} {kind}s at once and the cluster has {present}: "
-                "lower run.num_workers or run.cpus_per_worker, or join a larger cluster by RAY_ADDRESS"
+                f"lower {settings}, or join a larger cluster by RAY_ADDRESS"
             )
 
 

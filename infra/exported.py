@@ -53,7 +53,7 @@ class Shapes:
     classes: int
 
     @classmethod
-    def of(cls, folder: Path) -> Self:
+    def of(cls, folder: Path, what: str) -> Self:
         """From an MLflow model folder. UserError where its signature is of something else."""
         from mlflow.models import Model, ModelSignature
 
@@ -64,7 +64,7 @@ class Shapes:
             (images,), (probabilities,) = signature.inputs.inputs, signature.outputs.inputs
             (_, height, width, channels), (_, classes) = images.shape, probabilities.shape
         except (AttributeError, TypeError, ValueError):
-            raise UserError(f"its signature is not that of an image classifier: {signature}") from None
+            raise UserError(f"the signature of {what} is not that of an image classifier: {signature}") from None
         return cls((height, width, channels), classes)
 
     def check_images(self, images: NDArray[Any]) -> None:

@@ -152,7 +152,7 @@ def load(tracking: Tracking, uri: str) -> LoadedModel:
     version = _resolve(client, tracking, uri)
     with verified(client, tracking, version) as folder:
         module, metadata = open_program(folder)
-        shapes = Shapes.of(folder)
+        shapes = Shapes.of(folder, version.uri)
         shapes.check_module(module, version.uri)
         return LoadedModel(version, module, metadata, shapes)
 

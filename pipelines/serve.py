@@ -36,7 +36,7 @@ def main() -> None:
     version = Served.open(tracking, uri).version  # what is wrong with it is told here, in one line
     # Ray's agent else tells a local cluster's metrics once a minute
     os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")
-    infra.cluster.connect(min_cpus=arguments.replicas * arguments.cpus)
+    infra.cluster.connect(min_cpus=arguments.replicas * arguments.cpus, settings="--replicas or --cpus")
     from ray import serve
 
     from pipelines.serving.deployment import Serving

@@ -210,7 +210,7 @@ def test_images_of_another_shape_or_type_are_refused(tracking: Tracking, candida
     [
         ((28, 28, 3), 11, r"answers one image in the shape \(1, 10\), its signature promises \(1, 11\)"),
         ((20, 20, 4), 10, r"models:/digits/1 does not take images of \(20, 20, 4\): "),
-        ((28,), 10, "its signature is not that of an image classifier"),
+        ((28,), 10, "the signature of models:/digits/1 is not that of an image classifier"),
     ],
 )
 def test_a_program_of_other_shapes_is_not_loaded_even_with_its_hashes(
