@@ -40,10 +40,9 @@ class _Failures(ray.train.UserCallback):
 
 
 class _TrialTrainer(TorchTrainer):
-    """Of a trial, which Tune may stop at any time: its actors, and with them its placement group, go with its process.
+    """Of a trial, which Tune may stop at any time, and whose study keeps its placement groups (`tuning/groups.py`).
 
-    Train's own cleaner of placement groups is detached and would outlive it: where no dashboard runs, it never learns
-    that the trial is gone.
+    Train's own cleaner is detached and would outlive it: where no dashboard runs, it never learns that it is gone.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

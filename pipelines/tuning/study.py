@@ -88,6 +88,7 @@ class Study:
     def _tune(self, run_id: str, samples: int) -> None:
         from ray import tune
 
+        from pipelines.tuning.groups import GroupKeeper
         from pipelines.tuning.journal import SYNCHRONOUS, Journal
         from pipelines.tuning.progress import Progress
         from pipelines.tuning.search import PlannedTrials
@@ -104,6 +105,7 @@ class Study:
             samples_per_epoch=samples,
             repeats=space.scheduler.name in SYNCHRONOUS,
             data_cpus=data_cpus(recipe, at_once),
+            keeper=GroupKeeper.remote(),  # type: ignore[attr-defined]  # Ray adds it
         )
         self.console.print(f"{space.trials} trials, {at_once} at once: {recipe.run.home}/studies/{space.name}")
         with Children(self.plan, self.ledger, self.console) as children, tempfile.TemporaryDirectory() as scratch:

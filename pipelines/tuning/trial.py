@@ -25,6 +25,8 @@ from pipelines.tuning.ledger import Change, Trial, trial_file
 from pipelines.tuning.plan import Plan
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from infra.records import Record
 
 _LOSS = "test/loss"
@@ -40,6 +42,7 @@ class TrialJob:
     samples_per_epoch: int
     repeats: bool  # the scheduler is told everything anew
     data_cpus: float  # a trial's share
+    keeper: ActorHandle[Any]  # of placement groups
 
 
 def run_name(study: str, trial: Trial) -> str:
@@ -53,6 +56,7 @@ def run_trial(job: TrialJob, number: int) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from pipelines.driver import train
+    from pipelines.tuning.groups import HoldGroup
 
     trial = Trial.from_json(json.loads(open_store(job.study_uri).read(trial_file(number))))
     if job.repeats:
@@ -66,7 +70,7 @@ def run_trial(job: TrialJob, number: int) -> None:
     reporting = Reporting(
         once=f"{job.parent_run_id}/{number:03d}",
         tags={"study": study, "trial": f"{number:03d}", **_told(trial.present)},
-        callbacks=(TuneReportCallback(),),
+        callbacks=(TuneReportCallback(), HoldGroup(job.keeper)),
         data_cpus=job.data_cpus,
     )
     try:

@@ -151,7 +151,8 @@ def test_mlflow_has_one_run_per_trial_below_the_study_s(watched: Watched) -> Non
     for trial in watched.study.ledger.trials:
         run = found[f"{trial.number:03d}"]
         steps = [point.step for point in client.get_metric_history(run.info.run_id, "test/accuracy")]
-        assert steps == [report.step for report in trial.reports]
+        reported = [report.step for report in trial.reports]
+        assert steps[: len(reported)] == reported  # a stopped one may have trained on until it was gone
         assert run.data.params["optim.lr_per_256"] == str(trial.values["optim.lr_per_256"])
     parent = client.get_run(watched.run_id)
     winner = best(watched.study.ledger.trials)
