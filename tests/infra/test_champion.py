@@ -162,6 +162,7 @@ POINTS = ["log_param before 1", "log_param after 1", "set_registered_model_alias
 POINTS += ["set_registered_model_alias after 1", "log_param before 2"]
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("point", POINTS)
 def test_the_same_command_finishes_what_was_killed(tracking: Tracking, versions: list[Version], point: str) -> None:
     for version in versions[:2]:
@@ -178,6 +179,7 @@ def test_the_same_command_finishes_what_was_killed(tracking: Tracking, versions:
     assert [entry.why for entry in standing.moves] == ["by hand", "by hand", "by hand", "rollback"]
 
 
+@pytest.mark.faults
 def test_eight_processes_move_it_one_after_another(tracking: Tracking) -> None:
     for number in range(1, 9):
         made(tracking, number)

@@ -214,6 +214,7 @@ def test_flipped_byte_ends_the_run_at_once_and_naming_the_shard(begun) -> None:
     assert folder.read_json(RUN) is not None
 
 
+@pytest.mark.faults
 def test_flipped_byte_in_local_mode(shell: Shell) -> None:
     flip_a_byte(shell.folder / "data" / "train-00001.parquet")
     refused(shell.train(), "shard train-00001.parquet in ", "/data: row group ")

@@ -90,7 +90,7 @@ def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "mlflow.db"
 
 
-@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.faults)])
+@pytest.fixture(params=["sqlite", "server"])
 def anywhere(request: pytest.FixtureRequest, tracking: Tracking, tmp_path: Path) -> Iterator[Tracking]:
     """The same database: opened by every process, or behind one real server."""
     if request.param == "sqlite":
@@ -130,6 +130,7 @@ def assert_bytes_are_those_registered(tracking: Tracking, version: Version, fold
     assert hashes == json.loads(version.tags[FILES_TAG])
 
 
+@pytest.mark.faults
 def test_sixteen_at_once(anywhere: Tracking, colours: Coloured, tmp_path: Path) -> None:
     run_id = new_run(anywhere)
     assert exit_codes(offer, [(anywhere, colours.data, run_id, number) for number in range(1, 17)]) == [0] * 16
@@ -175,6 +176,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.faults
 def test_killed_between_any_two_steps_the_same_command_finishes(tracking: Tracking, colours: Coloured) -> None:
     """Versions 1, 2, … of one model, each killed at another point and begun again."""
     run_id = new_run(tracking)

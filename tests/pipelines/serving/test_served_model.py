@@ -37,6 +37,14 @@ def folder_of(registry: Registry) -> Path:
     return Path(uri.removeprefix("file://"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def path_as_before() -> Iterator[None]:
+    """MLflow puts a model's own code first in sys.path, where other tests' processes would find it."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+
+
 @pytest.fixture(scope="module")
 def client(registry: Registry) -> Iterator[TestClient]:
     """MLflow's server over the model's folder, without a socket."""

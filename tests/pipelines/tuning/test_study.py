@@ -31,6 +31,7 @@ from pipelines.tuning.study import Study
 from tests.pipelines.conftest import COLOURS, coloured
 from tests.pipelines.tuning.conftest import Spaces
 
+pytestmark = pytest.mark.faults  # not of faults all, but minutes of trials
 QUIET = Console(quiet=True)
 CPUS = 4.0  # of the cluster
 
@@ -176,7 +177,6 @@ def test_a_study_goes_on_with_its_own_space_only(tmp_path: Path, data: str) -> N
         Study(Plan(load_space(str(spaces.write())), {}), QUIET)
 
 
-@pytest.mark.faults
 def test_the_winner_s_recipe_gives_its_accuracy_again(watched: Watched) -> None:
     winner = best(watched.study.ledger.trials)
     assert winner is not None
@@ -186,7 +186,6 @@ def test_the_winner_s_recipe_gives_its_accuracy_again(watched: Watched) -> None:
     assert driver.train(recipe, QUIET).accuracy == winner.accuracy
 
 
-@pytest.mark.faults
 def test_a_population_moves_weights(tmp_path: Path, data: str) -> None:
     """The first checkpoint of a trial that changed places is the donor's, but for the recipe."""
     more = '[scheduler]\nname = "pbt"\nquantile = 0.5\nresample = 0.0'
@@ -212,7 +211,6 @@ def test_a_population_moves_weights(tmp_path: Path, data: str) -> None:
 HYPERBAND = '[scheduler]\nname = "hyperband"\neta = 2'
 
 
-@pytest.mark.faults
 def test_hyperband_pauses_and_ends(tmp_path: Path, data: str) -> None:
     study = Study(Spaces(tmp_path, data).plan(HYPERBAND, **{"trials = 4": "trials = 5"}), QUIET)
     study.run()
