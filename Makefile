@@ -21,7 +21,7 @@ demo: $(READY) ## train the embedded demo on real images and register the model
 test: $(READY) ## run the tests, but for those of faults and clusters
 	$(BIN)/python -m pytest -m "not faults and not cluster"
 
-test-faults: $(READY) ## run the tests of storage that fails and runs that are killed: minutes of waiting
+test-faults: $(READY) ## run the tests of faults, and others that take minutes: kills, studies, services, a cloud that is none
 	$(BIN)/python -m pytest -m faults
 
 test-cluster: $(READY) ## run the tests of ray up on machines made of namespaces, and of all services: minutes; as root on Linux

@@ -23,7 +23,7 @@ from infra.mlflow_client import Tracking, connect
 from infra.services import Services
 from infra.storage import open_store
 
-pytestmark = pytest.mark.cluster
+pytestmark = pytest.mark.faults
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
