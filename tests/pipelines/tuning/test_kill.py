@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,17 @@ SECRET = "hunter2"
 ASHA = '[scheduler]\nname = "asha"\neta = 4'
 
 
-def command(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """Where Ray keeps its session: pytest's own folders are too long for the names of sockets."""
+    with tempfile.TemporaryDirectory(prefix="kill-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def command(folder: Path, scratch: Path) -> subprocess.Popen[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_", "AWS_"))}
-    environment = {**kept, "RAY_AUTH_MODE": "disabled", "AWS_SECRET_ACCESS_KEY": SECRET, "TMPDIR": str(folder / "tmp")}
-    call = [sys.executable, str(ROOT / "pipelines/tune.py"), str(folder / "study.toml"), *arguments]
-    (folder / "tmp").mkdir(exist_ok=True)
+    environment = {**kept, "RAY_AUTH_MODE": "disabled", "AWS_SECRET_ACCESS_KEY": SECRET, "TMPDIR": str(scratch)}
+    call = [sys.executable, str(ROOT / "pipelines/tune.py"), str(folder / "study.toml")]
     return subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -37,10 +45,10 @@ def trials(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-def test_killed_half_way_the_study_ends_as_planned(tmp_path: Path) -> None:
+def test_killed_half_way_the_study_ends_as_planned(tmp_path: Path, scratch: Path) -> None:
     data = coloured(tmp_path, COLOURS, per_class=20).store.uri
     Spaces(tmp_path, data).write(ASHA, **{"trials = 4": "trials = 5"})
-    first = command(tmp_path)
+    first = command(tmp_path, scratch)
     for _ in range(3000):
         states = [trial["state"] != "running" for trial in trials(tmp_path)]
         if sum(states) >= 2 or first.poll() is not None:
@@ -50,7 +58,7 @@ def test_killed_half_way_the_study_ends_as_planned(tmp_path: Path) -> None:
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = {trial["number"]: trial for trial in trials(tmp_path) if trial["state"] != "running"}
-    again = command(tmp_path)
+    again = command(tmp_path, scratch)
     told, _ = again.communicate(timeout=600)
     assert again.returncode == 0, told
     after = trials(tmp_path)
@@ -61,5 +69,6 @@ def test_killed_half_way_the_study_ends_as_planned(tmp_path: Path) -> None:
     parent = json.loads((tmp_path / "runs/studies/study/study.json").read_text())["run_id"]
     assert set(children(tmp_path, parent)) == {"000", "001", "002", "003", "004"}
     assert not [path for path in (tmp_path / "runs").rglob("*.pkl")]
-    holders = [path for path in tmp_path.rglob("*") if path.is_file() and SECRET.encode() in path.read_bytes()]
+    files = [path for folder in (tmp_path, scratch) for path in folder.rglob("*")]
+    holders = [path for path in files if path.is_file() and SECRET.encode() in path.read_bytes()]
     assert holders == []
