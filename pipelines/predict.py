@@ -140,8 +140,6 @@ def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) 
     collector = Collector(store=store, layout=layout, class_names=model.metadata["class_names"])
     missing = layout.missing(store)
     if missing:
-        # Ray Data's pool lets its actors restart, which Ray calls an error on stderr
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         infra.cluster.connect(min_cpus=1)
         console.print(f"classifying {wanted.images.description} with {model.version.uri}")
         with PredictBar(console, total=layout.total, found=layout.total - sum(map(layout.rows, missing))) as bar:

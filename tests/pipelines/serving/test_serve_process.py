@@ -37,6 +37,7 @@ def ask(port: int, body: bytes = IMAGES, kind: str = "application/x-npy") -> int
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_replicas_overload_metrics_and_the_end(registry: Registry, tmp_path: Path, free_port: int) -> None:
     registry.champion_is(registry.first)
     command = [sys.executable, str(ROOT / "pipelines/serve.py"), "--model", registry.uri, "--home", str(registry.home)]
