@@ -120,7 +120,7 @@ def main() -> None:
                 for clients, (kind, each) in itertools.product(arguments.clients, questions.items()):
                     if server == OURS or each[0].content_type == JSON:
                         figures.append({"server": server, "requests": kind, **measured(each, clients, arguments.port)})
-                console.print(refusals(server, models[0].shapes.image[0], arguments.port))
+                console.print("\n".join(refusals(server, models[0].shapes.image[0], arguments.port)), markup=False)
                 if server == OURS:
                     console.print(swaps(client, name, numbers, questions["png"], arguments))
     finally:
@@ -194,14 +194,12 @@ def measured(questions: Sequence[Question], clients: int, port: int) -> dict[str
     }
 
 
-def refusals(server: str, side: int, port: int) -> Table:
-    """What a server says to requests that it must refuse."""
-    shown = Table(*(Column(name, no_wrap=True) for name in (server, "status", "reason")), box=None, pad_edge=False)
+def refusals(server: str, side: int, port: int) -> Iterator[str]:
+    """What a server says to requests that it must refuse, in a line each."""
     for label, question in to_refuse(side):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         status, answer = post(connection, question)
-        shown.add_row(label, str(status), answer.get("error" if server == OURS else "message", ""))
-    return shown
+        yield f"  {label}: {status} {answer.get('error' if server == OURS else 'message', '')}"
 
 
 def swaps(

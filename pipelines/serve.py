@@ -60,9 +60,7 @@ def main() -> None:
         stop.wait()
         print("stopping: requests that are under way get their answers", flush=True)
     finally:
-        serve.delete(_APPLICATION)
-        if "RAY_ADDRESS" not in os.environ:
-            serve.shutdown()
+        serve.delete(_APPLICATION)  # after its answers; a Ray that was started here ends with this process
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -60,6 +60,7 @@ class PredictBar(Progress):
         """That many more."""
         if self._done == self._found:
             self.reset(self._task, completed=self._done)  # time left counts from here, not from the start of Ray
+            self._printed = time.monotonic()
         self._done += images
         self.update(self._task, completed=self._done, rate=self.told.rpartition(", ")[2])
         if not self.console.is_terminal and time.monotonic() - self._printed > self._PLAIN_EVERY_S:

@@ -24,7 +24,8 @@ from pipelines.serving.metrics import Metrics
 from pipelines.serving.pictures import Refused
 from pipelines.serving.requests import read_body, read_images
 
-_NOT_FOUND = 404
+_NOT_FOUND, _BUSY = 404, 503
+_QUEUED_BATCHES = 64  # of one image a request
 _log = logging.getLogger("ray.serve")
 
 
@@ -40,13 +41,18 @@ class Serving:
     batch_wait_s: float = 0.005  # that the first of them waits for others
     poll_s: float = 10.0  # between two looks at the alias
 
+    @property
+    def most_requests(self) -> int:
+        """Under way at once in a replica; more are refused."""
+        return _QUEUED_BATCHES * self.batch_size
+
     def application(self) -> serve.Application:
         """What `serve.run` takes."""
         deployment: Any = serve.deployment(
             num_replicas=self.replicas,
             ray_actor_options={"num_cpus": self.cpus},
-            max_ongoing_requests=4 * self.batch_size,
-            max_queued_requests=64 * self.batch_size,  # more get status 503
+            # All wait in a replica, which answers them before it stops: what waits in Serve's own queue is lost then.
+            max_ongoing_requests=2 * self.most_requests,
             graceful_shutdown_timeout_s=30,
             health_check_period_s=5,
         )
@@ -58,7 +64,8 @@ class Classifier:
     """A replica."""
 
     def __init__(self, serving: Serving) -> None:
-        self._poll_s = serving.poll_s
+        self._poll_s, self._most_requests = serving.poll_s, serving.most_requests
+        self._under_way = 0
         self._following = Following(serving.tracking, serving.uri)
         self._metrics = Metrics(self._following.now.version)
         self._trouble = ""
@@ -70,7 +77,11 @@ class Classifier:
         """What there is: `POST /invocations` and `GET /health`."""
         match request.method, request.url.path:
             case "POST", "/invocations":
-                return await self._invocations(request)
+                self._under_way += 1
+                try:
+                    return await self._invocations(request)
+                finally:
+                    self._under_way -= 1
             case "GET", "/health":
                 return self._health()
             case _:
@@ -81,11 +92,14 @@ class Classifier:
         """Asked by Ray Serve, which replaces a replica that raises here."""
         if self._polling.done():
             raise RuntimeError(f"the alias is no longer followed: {self._polling.exception()}")
+        self._metrics.serving(self._following.now.version)  # Ray forgets a gauge that is not told again
 
     async def _invocations(self, request: Request) -> JSONResponse:
         """Classify the images of a request (`pipelines.serving.requests`)."""
         started, served = time.perf_counter(), self._following.now
         try:
+            if self._under_way > self._most_requests:
+                raise Refused(_BUSY, f"busy: {self._most_requests:,} requests are under way")
             body = await read_body(request.stream())
             kind = request.headers.get("content-type", "")
             images = await asyncio.to_thread(read_images, kind, body, served.pictures)

@@ -23,7 +23,7 @@ from .requests_to_refuse import npy_of
 
 ROOT = Path(__file__).parents[3]
 IMAGES = npy_of(np.random.default_rng(0).integers(0, 256, (32, SIZE, SIZE, 3), dtype=np.uint8))
-CLIENTS = 160
+CLIENTS = 256
 
 
 def ask(port: int, body: bytes = IMAGES, kind: str = "application/x-npy") -> int:
@@ -37,6 +37,7 @@ def ask(port: int, body: bytes = IMAGES, kind: str = "application/x-npy") -> int
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_replicas_overload_metrics_and_the_end(registry: Registry, tmp_path: Path, free_port: int) -> None:
     registry.champion_is(registry.first)
     command = [sys.executable, str(ROOT / "pipelines/serve.py"), "--model", registry.uri, "--home", str(registry.home)]
@@ -53,13 +54,13 @@ def test_replicas_overload_metrics_and_the_end(registry: Registry, tmp_path: Pat
 
             statuses = Counter(clients.map(lambda _: ask(free_port), range(CLIENTS)))
             assert set(statuses) == {200, 503}
-            assert statuses[200] >= 64  # what may wait, at least
+            assert statuses[200] >= 128  # what may be under way in both, at least
 
             address = said[1].split()[-1]
             wait_for(lambda: counted(address, "ray_resnet_ray_images_total") == 32 * statuses[200])
-            assert counted(address, "ray_resnet_ray_refused_requests_total") == 1
+            wait_for(lambda: counted(address, "ray_resnet_ray_refused_requests_total") == 1 + statuses[503])
             assert counted(address, "ray_resnet_ray_request_seconds_count") == statuses[200]
-            assert len(replicas(address)) == 2
+            wait_for(lambda: len(replicas(address)) == 2)
 
             under_way = [clients.submit(ask, free_port) for _ in range(24)]
             wait_for(lambda: any(map(Future.done, under_way)))
