@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PORT ?= 5000
 RUNS ?= runs
+SERVICES ?= runs/services
 
 BIN := .venv/bin
 READY := .venv/.installed
@@ -9,21 +10,21 @@ READY := .venv/.installed
 INSTALL := env -u PYTHONDONTWRITEBYTECODE -u VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-cluster check ui bench
+.PHONY: help demo test test-faults test-cluster check audit services services-stop ui bench
 
 help: ## list what make can do
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train the embedded demo on real images and register the model
 	$(BIN)/python pipelines/train.py
 
-test: $(READY) ## run the tests, but for those of faults
+test: $(READY) ## run the tests, but for those of faults and clusters
 	$(BIN)/python -m pytest -m "not faults and not cluster"
 
-test-faults: $(READY) ## run the tests of storage that fails and runs that are killed: minutes of waiting
+test-faults: $(READY) ## run the tests of faults, and others that take minutes: kills, studies, services, a cloud that is none
 	$(BIN)/python -m pytest -m faults
 
-test-cluster: $(READY) ## run the tests of ray up on machines made of namespaces: minutes; as root on Linux
+test-cluster: $(READY) ## run the tests of ray up on machines made of namespaces, and of all services: minutes; as root on Linux
 	$(BIN)/python -m pytest -m cluster
 
 check: $(READY) ## lint, formatting, types, import contract
@@ -31,6 +32,16 @@ check: $(READY) ## lint, formatting, types, import contract
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml pipelines infra resnet_core
+
+audit: $(READY) ## look every locked dependency up in the database of known vulnerabilities: needs the network
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+
+services: $(READY) ## start S3, MLflow and Prometheus for development, on loopback (SERVICES=… for another folder)
+	$(BIN)/python -m infra.services start --folder $(SERVICES)
+
+services-stop: $(READY) ## stop them; their state stays in the folder
+	$(BIN)/python -m infra.services stop --folder $(SERVICES)
 
 ui: $(READY) ## show the runs kept in runs/ (RUNS=… for another folder) at http://127.0.0.1:5000 (PORT=… for another port)
 	@test -f $(RUNS)/mlflow.db || { echo "error: no $(RUNS)/mlflow.db yet: run make demo first" >&2; exit 2; }

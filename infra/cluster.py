@@ -33,21 +33,27 @@ _UNWATCHED = {
 # Train else looks for nodes that are taken away every 5 s of what may be 25.
 _WATCHED = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
 _ALIVE = 0  # of GcsNodeInfo.GcsNodeState
+# Ray of one machine then takes loopback as its address on every system, and all its ports stay there: by itself, on
+# Linux, its ports are open to the network. It is read when Ray is imported.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
-def connect(*, min_cpus: int, gpus: int = 0) -> None:
+def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or run.cpus_per_worker") -> None:
     """Join or start Ray and check that it is large enough.
 
     Args:
         min_cpus: logical CPUs that the caller is going to hold at once.
         gpus: GPUs likewise.
+        settings: what the user can lower, if that is too much.
 
     Raises:
         UserError: no cluster at RAY_ADDRESS, or too small a one; a cluster that scales itself up is not refused.
     """
     # a thread that still reads from a Ray that has been left must not start another one
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.update(_LOOPBACK)
     import ray
 
     if not ray.is_initialized():
@@ -59,7 +65,7 @@ def connect(*, min_cpus: int, gpus: int = 0) -> None:
             ray.shutdown()
             raise UserError(
                 f"the run needs {needed} {kind}s at once and the cluster has {present}: "
-                "lower run.num_workers or run.cpus_per_worker, or join a larger cluster by RAY_ADDRESS"
+                f"lower {settings}, or join a larger cluster by RAY_ADDRESS"
             )
 
 
@@ -79,7 +85,12 @@ def _start(ray) -> None:  # type: ignore[no-untyped-def]
             for name, value in _UNWATCHED.items():
                 os.environ.setdefault(name, value)
             ray.init(
-                address="local", num_cpus=cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                logging_level="ERROR",
+                log_to_driver=False,
+                _node_ip_address="127.0.0.1",
             )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"no Ray cluster at {address or 'this machine'}: {error}") from error

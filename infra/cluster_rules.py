@@ -52,7 +52,7 @@ def _listens_on_loopback(config: Config) -> Iterator[str]:
     if "--dashboard-host=127.0.0.1" not in starts:
         yield "head_start_ray_commands: `ray start` needs --dashboard-host=127.0.0.1; whoever reaches it runs code"
     for path, value in _values(config):
-        if "0.0.0.0" in value:
+        if "0.0.0.0" in value:  # nosec B104
             yield f"{path} opens a server to every network: {value.strip()[:80]}"
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+
+from infra.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,6 +21,18 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-4  # largest difference between a probability before and after export
 _CHECKED_BATCHES = (1, 2, 5)
+_DESCRIPTION, _REQUEST = "MLmodel", "serving_input_example.json"  # as MLflow names them
+_FLAVOR = "pytorch"
+_SERVED, _CODE = "served_model.py", "code"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestReader:
+    """Code of ours that makes images of what a request holds; it goes into the model (`infra.served_model`)."""
+
+    module: str  # with `Pictures.of(metadata)`, its `read` and `answers`, and the exception `Refused`
+    files: Mapping[str, Path]  # that and what it imports, by the path below the root of the packages
+    requirements: tuple[str, ...]  # pinned packages that these need
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +42,47 @@ class Program:
     module: nn.Module  # uint8 NxHxWx3 in, probabilities NxK out: preprocessing and softmax inside
     example: NDArray[np.uint8]  # NxHxWx3, N >= 2
     metadata: Mapping[str, Any]  # JSON values
+    reader: RequestReader | None = None  # without one, the model answers to arrays alone
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """What a program's signature promises: uint8 images N x `image`, probabilities N x `classes`."""
+
+    image: tuple[int, int, int]
+    classes: int
+
+    @classmethod
+    def of(cls, folder: Path, what: str) -> Self:
+        """From an MLflow model folder. UserError where its signature is of something else."""
+        from mlflow.models import Model, ModelSignature
+
+        model = Model.load(str(folder))
+        own = model.flavors[_FLAVOR].get("signature")  # of a model whose signature is that of its requests
+        signature = ModelSignature.from_dict(own) if own else model.signature
+        try:
+            (images,), (probabilities,) = signature.inputs.inputs, signature.outputs.inputs
+            (_, height, width, channels), (_, classes) = images.shape, probabilities.shape
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(f"the signature of {what} is not that of an image classifier: {signature}") from None
+        return cls((height, width, channels), classes)
+
+    def check_images(self, images: NDArray[Any]) -> None:
+        """UserError where a batch is not one that the program takes."""
+        if images.dtype != np.uint8 or images.shape[1:] != self.image:
+            expected, found = "x".join(map(str, self.image)), "x".join(map(str, images.shape))
+            raise UserError(f"images must be uint8 of N x {expected}, got {images.dtype} of {found}")
+
+    def check_module(self, module: nn.Module, what: str) -> None:
+        """UserError where the program does not answer one image in the promised shape."""
+        expected = (1, self.classes)
+        try:
+            found = predict(module, np.zeros((1, *self.image), dtype=np.uint8)).shape
+        except (RuntimeError, AssertionError) as error:  # an exported program guards the shapes it was made for
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"{what} does not take images of {self.image}: {first}") from error
+        if found != expected:
+            raise UserError(f"{what} answers one image in the shape {found}, its signature promises {expected}")
 
 
 def save_program(program: Program, folder: Path, *, run_id: str, model_id: str) -> float:
@@ -47,6 +104,7 @@ def save_program(program: Program, folder: Path, *, run_id: str, model_id: str) 
         raise ValueError("example: at least 2 images, or the batch size would be fixed")
     module = copy.deepcopy(program.module).cpu().eval()
     classes = predict(module, example).shape[1]
+    further = program.reader.requirements if program.reader else ()
     mlflow.pytorch.save_model(
         module,
         str(folder),
@@ -57,8 +115,10 @@ def save_program(program: Program, folder: Path, *, run_id: str, model_id: str) 
             inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))]),
             outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
         ),
-        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}"],
+        pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", f"numpy=={np.__version__}", *further],
     )
+    if program.reader:
+        _make_servable(folder, program.reader, example)
     exported, _ = open_program(folder)
     batches = [example[np.arange(size) % len(example)] for size in _CHECKED_BATCHES]
     difference = max(float(np.abs(predict(exported, batch) - predict(module, batch)).max()) for batch in batches)
@@ -75,18 +135,62 @@ def open_program(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     return mlflow.pytorch.load_model(str(folder)), dict(Model.load(str(folder)).metadata or {})
 
 
+def _make_servable(folder: Path, reader: RequestReader, example: NDArray[np.uint8]) -> None:
+    """Let the model's second flavor, which servers run, answer requests; the first stays the bare program."""
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types.schema import AnyType, Map
+
+    from infra import served_model
+
+    shutil.copyfile(served_model.__file__, folder / _SERVED)
+    for path, source in reader.files.items():
+        (folder / _CODE / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / _CODE / path)
+    request = {"instances": [{served_model.COLUMN: image.tolist()} for image in example[:1]]}
+    (folder / _REQUEST).write_text(json.dumps(request))
+    model = Model.load(str(folder))
+    environment = model.flavors[mlflow.pyfunc.FLAVOR_NAME]["env"]
+    mlflow.pyfunc.add_to_model(
+        model,
+        loader_module="mlflow.pyfunc.model",
+        code=_CODE,
+        model_code_path=_SERVED,
+        conda_env=environment["conda"],
+        python_env=environment["virtualenv"],
+        artifacts={"model": {"path": "."}},
+        reader=reader.module,
+        files_sha256={path: sha256 for path, sha256 in file_sha256s(folder).items() if path != _DESCRIPTION},
+    )
+    model.flavors[_FLAVOR]["signature"] = model.signature.to_dict()
+    either = AnyType()  # type: ignore[no-untyped-call] # base64 text or an array: there is no type for just that
+    model.signature = ModelSignature(
+        inputs=Schema([ColSpec(either, served_model.COLUMN)]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.string, "class"),
+                ColSpec(DataType.double, "probability"),
+                ColSpec(Map(DataType.double), "probabilities"),
+            ]
+        ),
+    )
+    model.save(str(folder / _DESCRIPTION))
+
+
 def predict(module: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Probabilities NxK of images NxHxWx3."""
     import torch
 
     with torch.inference_mode():
-        probabilities: NDArray[np.float32] = module(torch.from_numpy(np.ascontiguousarray(images))).float().numpy()
+        probabilities: NDArray[np.float32] = module(torch.tensor(images)).float().numpy()
     return probabilities
 
 
 def file_sha256s(folder: Path) -> dict[str, str]:
-    """Path -> SHA-256 of every file below ``folder``."""
-    return {file.relative_to(folder).as_posix(): _sha256(file) for file in sorted(folder.rglob("*")) if file.is_file()}
+    """Path -> SHA-256 of every file below ``folder``, but for what Python leaves beside code that a server has run."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and file.parent.name != "__pycache__")
+    return {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
 
 
 def _sha256(path: Path) -> str:

@@ -1,8 +1,24 @@
-"""The gate between a challenger and the champion of the model registry: a comparison on the same data, nothing else."""
+"""The gate between a challenger and the champion of the model registry: a paired comparison on the same images.
+
+    decide(Paired(wins=31, losses=12, count=1000), champion="models:/mnist/3", margin=0.01)
+
+The rule has two halves (docs/decisions/0016-the-gate.md): the challenger is not below the champion in accuracy, and the
+images are enough to rule out, at 95 % confidence, that it is worse by the margin.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
+
+from infra.proportions import CONFIDENCE, Paired
+
+MARGIN = 0.01
+"""Of accuracy: the default of the recipe's run.gate_margin."""
+VERDICT = "gate_decision"
+"""The tag that says whether to promote or to keep the champion."""
+_PROMOTE, _KEEP = "promote", "keep"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,26 +33,65 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
-    """What the gate says."""
+    """What the gate says, and on what grounds."""
 
     promote: bool
     reason: str
+    champion: str = ""  # URI of the version that it was compared with, if any
+    margin: float | None = None
+    paired: Paired | None = None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a version keeps of it; the verdict is the last, so that who finds it finds all of one decision."""
+        grounds = {"gate_reason": self.reason, "gate_champion": self.champion}
+        if self.margin is not None:
+            grounds["gate_margin"] = repr(self.margin)
+        if self.paired is not None:
+            grounds |= {
+                "gate_images": str(self.paired.count),
+                "gate_wins": str(self.paired.wins),
+                "gate_losses": str(self.paired.losses),
+                "gate_difference": f"{self.paired.difference:.6f}",
+                "gate_lower_bound": f"{self.paired.lower_bound():.6f}",
+                "gate_p_value": f"{self.paired.p_value:.6g}",
+            }
+        return {**grounds, VERDICT: _PROMOTE if self.promote else _KEEP}
+
+    @classmethod
+    def from_tags(cls, tags: Mapping[str, str]) -> Self | None:
+        """The decision that a version's tags hold, if they hold one."""
+        if VERDICT not in tags:
+            return None
+        counted = {name: tags.get(f"gate_{name}") for name in ("wins", "losses", "images")}
+        wins, losses, count = counted.values()
+        return cls(
+            promote=tags[VERDICT] == _PROMOTE,
+            reason=tags["gate_reason"],
+            champion=tags["gate_champion"],
+            margin=float(tags["gate_margin"]) if "gate_margin" in tags else None,
+            paired=Paired(wins=int(wins), losses=int(losses), count=int(count)) if wins and losses and count else None,
+        )
 
 
-def decide(challenger: Score, champion: Score | None) -> Decision:
-    """The gate: a challenger that is not worse than the champion, on the same data, takes its place.
-
-    Raises:
-        ValueError: the scores are of different data; score the champion on the challenger's data first.
-    """
-    if champion is None:
-        return Decision(promote=True, reason="there is no champion yet")
-    if champion.data_digest != challenger.data_digest:
-        raise ValueError("champion: scored on other data than the challenger; the two cannot be compared")
-    promote = challenger.accuracy >= champion.accuracy
-    verdict = "is not worse than" if promote else "is worse than"
-    return Decision(
-        promote=promote,
-        reason=f"accuracy {challenger.accuracy:.4f} {verdict} the champion's {champion.accuracy:.4f} "
-        f"on the same {challenger.count:,} images",
+def decide(paired: Paired, *, champion: str, margin: float = MARGIN) -> Decision:
+    """Promote a challenger (`new`) over the champion (`old`) whose URI is given."""
+    behind, risk = paired.difference < 0, paired.lower_bound() <= -margin
+    observed = (
+        f"{points(paired.difference)} on {paired.count:,} images ({paired.wins:,} only the challenger gets right, "
+        f"{paired.losses:,} only {champion}; p = {paired.p_value:.2g})"
     )
+    if behind:
+        reason = f"not as accurate: {observed}"
+    elif risk:
+        bound = f"the {CONFIDENCE:.0%} lower bound {points(paired.lower_bound())} does not exclude a loss of the margin"
+        reason = f"not proved: {observed}, and {bound}, {points(margin).lstrip('+')}"
+    else:
+        bound = f"at least {points(paired.lower_bound())} with {CONFIDENCE:.0%} confidence"
+        reason = f"as accurate or better: {observed}, {bound}"
+    return Decision(promote=not (behind or risk), reason=reason, champion=champion, margin=margin, paired=paired)
+
+
+def points(share: float) -> str:
+    """A difference of accuracies as people say it."""
+    return f"{100 * share:+.2f} points"

@@ -5,22 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from infra.errors import UserError
+from infra.patience import pauses
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _REACH_TIMEOUT_S = 5.0
 _REASON_CHARS = 200
+_PATIENCE_S = 60.0
+_GAVE_UP = "Giving up after"  # of numbering a version, which others of the same model were given first
 # Whose exceptions MLflow raises or lets through; they share no base class.
 _BELOW = frozenset({"mlflow", "requests", "urllib3", "sqlalchemy", "alembic", "botocore", "boto3"})
 _ENVIRONMENT = {
@@ -102,6 +107,40 @@ def told_in_one_line(tracking: Tracking) -> Iterator[None]:
         if not (isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _BELOW):
             raise
         raise UserError(f"MLflow at {tracking.description} refuses: {reason(error)}") from error
+
+
+def patient(client: MlflowClient) -> MlflowClient:
+    """The same client for many writers at once: a call that a busy database turns away is made again, for a minute.
+
+    The call may have had its effect all the same where a server is asked, so this is for calls that can be repeated.
+    """
+    return cast("MlflowClient", _Patient(client))
+
+
+class _Patient:
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+        return _repeated(call) if callable(call) else call
+
+
+def _repeated(call: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(call)
+    def patiently(*arguments: Any, **named: Any) -> Any:
+        from mlflow.exceptions import MlflowException
+
+        for pause in pauses(_PATIENCE_S):
+            try:
+                return call(*arguments, **named)
+            except MlflowException as error:
+                if error.error_code != "TEMPORARILY_UNAVAILABLE" and _GAVE_UP not in str(error):
+                    raise
+            time.sleep(pause)
+        return call(*arguments, **named)
+
+    return patiently
 
 
 def reason(error: BaseException) -> str:

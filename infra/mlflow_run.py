@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from infra.mlflow_client import Tracking
 
+_ONCE = "once"
 _MAX_PARAMS_PER_BATCH = 100  # these three are MLflow's own limits
 _MAX_PARAM_CHARS = 6000
 _MAX_KEY_CHARS = 250
@@ -29,6 +30,7 @@ class RunInfo:
     experiment: str
     name: str
     run_id: str | None = None  # the run to go on with; None creates one
+    once: str = ""  # names the run in its experiment: without a run_id, one that was created under it is gone on with
     params: Mapping[str, object] = field(default_factory=dict)  # flat: dotted key -> value
     tags: Mapping[str, str] = field(default_factory=dict)
 
@@ -40,12 +42,20 @@ def open_run(client: MlflowClient, tracking: Tracking, info: RunInfo) -> str:
         UserError: the run is not known or was deleted, or its experiment was.
     """
     if info.run_id is None:
-        run = client.create_run(_experiment(client, tracking, info.experiment), run_name=info.name)
+        run = _create(client, _experiment(client, tracking, info.experiment), info)
     else:
         run = _revive(client, tracking, info.run_id)
     missing = {key: value for key, value in info.params.items() if key[:_MAX_KEY_CHARS] not in run.data.params}
     _describe(client, run.info.run_id, missing, info.tags)
     return str(run.info.run_id)
+
+
+def _create(client: MlflowClient, experiment_id: str, info: RunInfo) -> Run:
+    """A new run, unless whoever asked for it before was killed before it could note the id."""
+    if not info.once:
+        return client.create_run(experiment_id, run_name=info.name)
+    found = client.search_runs([experiment_id], f"tags.{_ONCE} = '{info.once}'", max_results=1)
+    return found[0] if found else client.create_run(experiment_id, run_name=info.name, tags={_ONCE: info.once})
 
 
 def _experiment(client: MlflowClient, tracking: Tracking, name: str) -> str:

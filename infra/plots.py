@@ -77,19 +77,26 @@ def confusion(matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> F
 
 def mistakes(sheet: Sequence[Mistake]) -> Figure:
     """A grid of wrongly classified pictures, each titled "true → predicted" with the probability of the latter."""
-    columns = max(1, min(_SHEET_COLUMNS, len(sheet)))
-    rows = max(1, math.ceil(len(sheet) / columns))
+    titles = [f"{short(mistake.label)}\n→ {short(mistake.predicted)}  {mistake.probability:.0%}" for mistake in sheet]
+    return picture_grid([mistake.image for mistake in sheet], titles, [INK] * len(sheet), empty="no mistakes")
+
+
+def picture_grid(
+    images: Sequence[NDArray[np.uint8]], titles: Sequence[str], colors: Sequence[str], *, empty: str
+) -> Figure:
+    """Pictures in rows, each under its title in its colour; the text `empty` where there are none."""
+    columns = max(1, min(_SHEET_COLUMNS, len(images)))
+    rows = max(1, math.ceil(len(images) / columns))
     figure = new_figure(2.0 * columns, 2.35 * rows)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.set_axis_off()
-    for axis, mistake in zip(axes, sheet, strict=False):
-        smooth = "nearest" if min(mistake.image.shape[:2]) < _MIN_SHOWN_PIXELS else "antialiased"
-        axis.imshow(mistake.image, cmap="gray", interpolation=smooth)
-        answer = f"{_short(mistake.predicted)}  {mistake.probability:.0%}"
-        axis.set_title(f"{_short(mistake.label)}\n→ {answer}", fontsize=8, color=INK, linespacing=1.3)
-    if not sheet:
-        figure.text(0.5, 0.5, "no mistakes", ha="center", va="center", color=INK)
+    for axis, image, title, color in zip(axes, images, titles, colors, strict=False):
+        smooth = "nearest" if min(image.shape[:2]) < _MIN_SHOWN_PIXELS else "antialiased"
+        axis.imshow(image, cmap="gray", interpolation=smooth)
+        axis.set_title(title, fontsize=8, color=color, linespacing=1.3)
+    if not images:
+        figure.text(0.5, 0.5, empty, ha="center", va="center", color=INK)
     return figure
 
 
@@ -140,7 +147,7 @@ def _labelled_confusion(matrix: NDArray[np.integer[Any]], class_names: Sequence[
     axis = figure.subplots()
     shares = _row_shares(matrix)
     image = axis.imshow(shares, cmap=_CELLS, vmin=0, vmax=1)
-    names = [_short(name) for name in class_names]
+    names = [short(name) for name in class_names]
     axis.set_xticks(range(classes), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=9)
     axis.set_yticks(range(classes), names, fontsize=9)
     if classes <= _MAX_NUMBERED_CLASSES:
@@ -167,16 +174,24 @@ def _binned_matrix(figure: Figure, axis: Axes, matrix: NDArray[np.integer[Any]])
     _matrix_frame(figure, axis, image, "share of the true group (log)")
 
 
-def _confused_pairs(axis: Axes, matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> None:
-    wrong = np.array(matrix)
+def confused_pairs(matrix: NDArray[np.integer[Any]], most: int) -> list[tuple[int, int, int]]:
+    """(true class, predicted class, images) of the pairs that are confused most."""
+    wrong = np.array(matrix, dtype=np.int64)
     np.fill_diagonal(wrong, 0)
-    order = np.argsort(wrong, axis=None, kind="stable")[::-1][:_PAIRS]
-    pairs = [(int(true), int(predicted)) for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)]
-    pairs = [pair for pair in pairs if wrong[pair]]
-    counts = [int(wrong[pair]) for pair in pairs]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    return [
+        (int(true), int(predicted), int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]
+    ]
+
+
+def _confused_pairs(axis: Axes, matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> None:
+    found = confused_pairs(matrix, _PAIRS)
+    pairs = [(true, predicted) for true, predicted, _ in found]
+    counts = [count for _, _, count in found]
     bars = axis.barh(range(len(pairs)), counts, color=_COLORS["test"], height=0.65)
     axis.bar_label(bars, padding=3, fontsize=8, color=INK)
-    names = [f"{_short(class_names[true])} → {_short(class_names[predicted])}" for true, predicted in pairs]
+    names = [f"{short(class_names[true])} → {short(class_names[predicted])}" for true, predicted in pairs]
     axis.set_yticks(range(len(pairs)), names, fontsize=8)
     axis.invert_yaxis()
     frame(axis, "", "")
@@ -200,5 +215,6 @@ def _matrix_frame(figure: Figure, axis: Axes, image: Any, bar_label: str) -> Non
     bar.ax.tick_params(labelsize=8, colors=INK, length=0)
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A class's name, cut to what fits on an axis."""
     return name if len(name) <= _NAME_CHARS else f"{name[: _NAME_CHARS - 1]}…"

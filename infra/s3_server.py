@@ -13,28 +13,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import random
 import secrets
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from pathlib import Path
 
+from infra.children import HOST, Child, answers, is_free, running
 from infra.errors import UserError
 
 _READY_TIMEOUT_S = 30.0
-_STOP_TIMEOUT_S = 10.0
-_HOST = "127.0.0.1"
 _ROLES = ("s3", "master", "volume", "filer", "admin")
 _GRPC_OFFSET = 10_000  # where weed puts the gRPC port of each role
 _PORTS = range(11_000, 22_000)  # these, and these plus the offset, lie below the ports that Linux hands out by itself
@@ -77,14 +70,16 @@ def serve_s3(
     if port is not None:
         ports["s3"] = port
     access_key, secret_key = "resnet-ray", secret_key or secrets.token_hex(16)
-    with tempfile.TemporaryDirectory(prefix="weed-") as scratch, Path(folder, "weed.log").open("wb") as log:
-        # Unix sockets and caches go to a short private path: their names are limited to 107 characters.
+    log = folder / "weed.log"
+    log.unlink(missing_ok=True)
+    # Unix sockets and caches go to a short private path: their names are limited to 107 characters.
+    with tempfile.TemporaryDirectory(prefix="weed-") as scratch:
         command = [
             _binary(),
             "mini",
             f"-dir={folder}",
-            f"-ip={_HOST}",
-            f"-ip.bind={_HOST}",
+            f"-ip={HOST}",
+            f"-ip.bind={HOST}",
             f"-bucket={bucket}",
             "-admin.ui=false",
             "-webdav=false",
@@ -95,22 +90,23 @@ def serve_s3(
             "-s3.port.lance=0",
             *(f"-{role}.port={number}" for role, number in ports.items()),
         ]
-        credentials = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key}
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=os.environ | credentials, cwd=scratch
+        child = Child(
+            name="the S3 server",
+            command=command,
+            environment={"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key},
+            log=log,
+            ready=lambda: _ready(ports, bucket),
+            timeout_s=_READY_TIMEOUT_S,
+            cwd=Path(scratch),
         )
-        server = S3Server(
-            endpoint=f"http://{_HOST}:{ports['s3']}",
-            bucket=bucket,
-            access_key=access_key,
-            secret_key=secret_key,
-            pid=process.pid,
-        )
-        try:
-            _wait_ready(process, ports, bucket, log.name)
-            yield server
-        finally:
-            _stop(process)
+        with running(child) as pid:
+            yield S3Server(
+                endpoint=f"http://{HOST}:{ports['s3']}",
+                bucket=bucket,
+                access_key=access_key,
+                secret_key=secret_key,
+                pid=pid,
+            )
 
 
 def _binary() -> str:
@@ -127,45 +123,17 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _free(port: int) -> bool:
-    try:
-        for number in (port, port + _GRPC_OFFSET):
-            with socket.socket() as probe:
-                probe.bind((_HOST, number))
-    except OSError:
-        return False
-    return True
+    return is_free(port) and is_free(port + _GRPC_OFFSET)
 
 
-def _wait_ready(process: subprocess.Popen[bytes], ports: dict[str, int], bucket: str, log: str) -> None:
-    """Until the gateway answers, a volume takes objects, and the bucket is there."""
+def _ready(ports: Mapping[str, int], bucket: str) -> bool:
+    """The gateway answers, a volume takes objects, and the bucket is there."""
     signs = (
-        f"http://{_HOST}:{ports['s3']}/status",
-        f"http://{_HOST}:{ports['master']}/dir/assign",
-        f"http://{_HOST}:{ports['filer']}/buckets/{bucket}/",
+        f"http://{HOST}:{ports['s3']}/status",
+        f"http://{HOST}:{ports['master']}/dir/assign",
+        f"http://{HOST}:{ports['filer']}/buckets/{bucket}/",
     )
-    deadline = time.monotonic() + _READY_TIMEOUT_S
-    while process.poll() is None and time.monotonic() < deadline:
-        if all(map(_answers, signs)):
-            return
-        time.sleep(0.1)
-    raise UserError(f"the S3 server did not start on port {ports['s3']}: see {log}")
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.status == HTTPStatus.OK)
-    except OSError:
-        return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    return all(map(answers, signs))
 
 
 def main() -> None:

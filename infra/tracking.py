@@ -98,7 +98,7 @@ class Tracker:
 
     def text(self, name: str, text: str) -> None:
         """Queue a text artifact; ``name`` may have folders ("recipe/resolved.toml")."""
-        self._artifact(name, text.encode())
+        self.artifact(name, text.encode())
 
     def figure(self, name: str, figure: Figure) -> None:
         """Queue a figure as the image that ``name`` says ("plots/loss.png"). It is drawn now, and may change after."""
@@ -106,7 +106,7 @@ class Tracker:
 
         image = io.BytesIO()
         figure.savefig(image, format=PurePosixPath(name).suffix.lstrip("."))
-        self._artifact(name, image.getvalue())
+        self.artifact(name, image.getvalue())
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
         """Queue the link to a data set: its digest (MLflow keeps 36 characters), its URI, and "train" or "test"."""
@@ -174,7 +174,8 @@ class Tracker:
             f"MLflow at {self._tracking.description} is still away: the same command delivers the rest later"
         )
 
-    def _artifact(self, name: str, data: bytes) -> None:
+    def artifact(self, name: str, data: bytes) -> None:
+        """Queue a file."""
         path = PurePosixPath(name)
 
         def upload() -> None:

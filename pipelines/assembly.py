@@ -30,7 +30,7 @@ from resnet_core.models import (
 )
 from resnet_core.optim import add_new_parameters, build_optimizer
 from resnet_core.optim.averaging import WeightAverage, equal, exponential
-from resnet_core.schedule import epoch_end_step, ramp, to_steps, total_steps
+from resnet_core.schedule import ramp, to_steps, total_steps
 from resnet_core.state import TrainState
 from resnet_core.step import StepConfig
 
@@ -166,13 +166,9 @@ def feed_steps(recipe: Recipe, stream: Stream, world_size: int) -> Steps:
 
 
 def cadence_of(recipe: Recipe, samples: int, total: int) -> Cadence:
-    """Evaluations at the end of every n-th epoch and of the run."""
-    batch = recipe.optim.global_batch_size
-    every = recipe.run.eval_every_epochs
-    epochs = range(every, total * batch // samples + 1, every)
     return Cadence(
         total_steps=total,
         log_every_steps=recipe.run.log_every_steps,
-        eval_steps=frozenset(epoch_end_step(epoch, samples, batch, total) for epoch in epochs),
+        eval_steps=frozenset(recipe.evaluation_steps(samples)),
         checkpoint_every_steps=recipe.run.checkpoint_every_steps,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 
@@ -12,7 +13,11 @@ USER_ERROR_STATUS = 2
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit; a `UserError` becomes one line on stderr and status 2, a bug keeps its traceback."""
+    """Call `main` and exit; a `UserError` becomes one line on stderr and status 2, a bug keeps its traceback.
+
+    No process of a pipeline, and none that it starts, unpickles what MLflow stores.
+    """
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     try:
         sys.exit(main() or 0)
     except UserError as error:

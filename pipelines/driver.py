@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
     from pipelines.data.ingest import Stream
     from pipelines.progress_line import ProgressLine
+    from pipelines.reporting import Reporting
 
 _ROOT = Path(__file__).resolve().parents[1]
 _RUN_KEYS = ("run_id", "data_digest", "trajectory")  # of run.json
@@ -40,8 +42,10 @@ _CHANNELS = 3  # of every image that is stored, grey ones included
 _TAKE_EVERY_S = 0.5
 
 
-def train(recipe: Recipe, console: Console, parent_run_id: str = "") -> Outcome:
+def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: Reporting | None = None) -> Outcome:
     """Bring the run that `recipe` names to its end, from wherever it stands; in MLflow below a parent, if it has one.
+
+    A trial of a study reports to it.
 
     Raises:
         UserError: whatever the user can put right; everything committed so far is kept.
@@ -56,7 +60,7 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "") -> Outcome:
         _check_same_run(folder, recipe, load_manifest(store) if store.exists(MANIFEST) else None)
         console.print(f"run {recipe.run_name} is finished: nothing to do")
         return Outcome.from_json(done)
-    manifest = _find_data(recipe, store, console)
+    manifest = find_data(recipe, store, console)
     recipe = _fitted(recipe, manifest)
     _check_same_run(folder, recipe, manifest)
     tracking = resolve_tracking(cli.local_home(recipe.run.home))
@@ -66,11 +70,16 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "") -> Outcome:
         cpus = least * recipe.run.cpus_per_worker + 1
         infra.cluster.connect(min_cpus=cpus, gpus=least if recipe.run.use_gpu else 0)
         ready.result()
-    tracker = _start_tracker(recipe, manifest, folder, tracking, console, parent_run_id)
+    about = _about(recipe, manifest, parent_run_id, reporting)
+    tracker = _start_tracker(recipe, manifest, folder, tracking, console, about)
     if tracking.is_server:
         console.print(f"MLflow run  {tracking.run_url(tracker.experiment_id, tracker.run_id)}")
     with tracker.finished_after(DELIVERY_PATIENCE_S):
-        outcome = _train_and_register(recipe, manifest, folder, tracker, tracking, console)
+        newest = folder.newest(lambda _: None)  # what is damaged has been told of
+        if newest is None or newest.step != _steps(recipe, manifest):
+            data_cpus = reporting.data_cpus if reporting else 0.0
+            _fit(recipe, _stream(recipe, manifest, folder, data_cpus), tracker, console, reporting)
+        outcome = conclude(recipe, manifest, folder, tracker, tracking, console)
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
     folder.write_json(FINISHED, outcome.to_json())
     return outcome
@@ -88,7 +97,7 @@ def _warm_tracker(tracking: Tracking) -> None:
     connect(tracking)
 
 
-def _find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
+def find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
     """The data set, prepared first if the recipe says from what."""
     if recipe.data.source and not store.exists(MANIFEST):
         from pipelines.data.progress import PrepareBar
@@ -165,20 +174,25 @@ def _check_same(what: str, data_digest: str, began: dict[str, Any], recipe: Reci
             raise UserError(f"{what} began with another recipe ({key} = {before!r}, now {after!r}): {hint}")
 
 
+def _about(recipe: Recipe, manifest: Manifest, parent_run_id: str, reporting: Reporting | None) -> RunInfo:
+    """What the run is called and described by in MLflow."""
+    parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
+    digests = {"data_digest": manifest.digest, "recipe_digest": recipe.digest}
+    return RunInfo(
+        experiment=recipe.run.experiment,
+        name=recipe.run_name,
+        once=reporting.once if reporting else "",
+        params={**recipe.flat(), "data.digest": manifest.digest},
+        tags={**digests, **parent, **(reporting.tags if reporting else {}), **_code_version()},
+    )
+
+
 def _start_tracker(
-    recipe: Recipe, manifest: Manifest, folder: RunFolder, tracking: Tracking, console: Console, parent_run_id: str
+    recipe: Recipe, manifest: Manifest, folder: RunFolder, tracking: Tracking, console: Console, about: RunInfo
 ) -> Tracker:
     """The run in MLflow, new or the one this folder began; what a checkpoint has recorded is brought up to date."""
     known = folder.read_json(RUN, *_RUN_KEYS) or {}
-    parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-    info = RunInfo(
-        experiment=recipe.run.experiment,
-        name=recipe.run_name,
-        run_id=known.get("run_id"),
-        params={**recipe.flat(), "data.digest": manifest.digest},
-        tags={"data_digest": manifest.digest, "recipe_digest": recipe.digest, **parent, **_code_version()},
-    )
-    tracker = Tracker.start(tracking, info, warn=console.print)
+    tracker = Tracker.start(tracking, replace(about, run_id=known.get("run_id")), warn=console.print)
     if not known:
         content = {"run_id": tracker.run_id, "data_digest": manifest.digest, "trajectory": recipe.trajectory()}
         folder.write_json(RUN, content)
@@ -191,37 +205,36 @@ def _start_tracker(
     return tracker
 
 
-def _train_and_register(
-    recipe: Recipe, manifest: Manifest, folder: RunFolder, tracker: Tracker, tracking: Tracking, console: Console
-) -> Outcome:
+def _steps(recipe: Recipe, manifest: Manifest) -> int:
+    return total_steps(recipe.schedule, manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size)
+
+
+def _stream(recipe: Recipe, manifest: Manifest, folder: RunFolder, cpus: float) -> Stream:
+    """What the run's workers receive."""
     from pipelines.data.ingest import Stream
 
     samples, batch = manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size
     views = recipe.data.repeats
-    steps = total_steps(recipe.schedule, samples, batch)
-    newest = folder.newest(lambda _: None)  # what is damaged has been told of
-    if newest is None or newest.step != steps:
-        stream = Stream(
-            manifest=manifest,
-            data_uri=open_store(recipe.data.uri).uri,
-            run_uri=folder.store.uri,
-            crop=recipe.data.at(recipe.data.image_size),
-            sizes=tuple((phase.first_step * batch // views, phase.image_size) for phase in recipe.phases(samples)),
-            split=recipe.data.train_split,
-            seed=recipe.run.seed,
-            total_samples=max(1, total_samples(recipe.schedule, samples, batch) // views),
-            step_rows=batch // views,
-            task_mb=recipe.data.task_mb,
-            ordered=recipe.data.ordered,
-            decode_on=recipe.data.decode_on,
-            cache=recipe.data.cache,
-            tolerant=recipe.data.max_bad_samples > 0,
-        )
-        _fit(recipe, stream, tracker, console)
-    return conclude(recipe, manifest, folder, tracker, tracking, console)
+    return Stream(
+        manifest=manifest,
+        data_uri=open_store(recipe.data.uri).uri,
+        run_uri=folder.store.uri,
+        crop=recipe.data.at(recipe.data.image_size),
+        sizes=tuple((phase.first_step * batch // views, phase.image_size) for phase in recipe.phases(samples)),
+        split=recipe.data.train_split,
+        seed=recipe.run.seed,
+        total_samples=max(1, total_samples(recipe.schedule, samples, batch) // views),
+        step_rows=batch // views,
+        task_mb=recipe.data.task_mb,
+        ordered=recipe.data.ordered,
+        decode_on=recipe.data.decode_on,
+        cache=recipe.data.cache,
+        tolerant=recipe.data.max_bad_samples > 0,
+        cpus=cpus,
+    )
 
 
-def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console) -> None:
+def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console, reporting: Reporting | None) -> None:
     """Ray Train from here to the last step, with a thread that carries what the workers tell."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -236,7 +249,7 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console) -> 
     samples, batch = stream.manifest.splits[stream.split], recipe.optim.global_batch_size
     line = ProgressLine(
         console=console,
-        total_steps=total_steps(recipe.schedule, samples, batch),
+        total_steps=_steps(recipe, stream.manifest),
         steps_per_epoch=samples / batch,
         global_batch_size=batch,
     )
@@ -248,7 +261,7 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console) -> 
             with stop_on_sigterm(mailbox.stop.remote):
                 cause = Cause.PREEMPTED
                 while cause == Cause.PREEMPTED:  # on the nodes that stay, from the checkpoint just committed
-                    cause = launch(recipe, stream, start_uri(recipe.model), mailbox)
+                    cause = launch(recipe, stream, start_uri(recipe.model), mailbox, reporting)
         finally:
             done.set()
             carrier.join(10.0)

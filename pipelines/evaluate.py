@@ -1,7 +1,8 @@
-"""Score a model on a whole split, every image once: `python pipelines/evaluate.py TARGET… [--views NAME] [--data URI]`.
+"""Score a model on a whole split, every image once, or compare two: `python pipelines/evaluate.py TARGET [TARGET]`.
 
-TARGET is a run's folder (its best checkpoint, or that of --step), models:/NAME@champion or models:/NAME/VERSION.
-Several, or several --step, are scored as one: the mean of their probabilities.
+TARGET is a run's folder (its best checkpoint, or that of --step), models:/NAME@champion or models:/NAME/VERSION. The
+second of two, or of a run's two --step, is compared with the first on the same images; with --ensemble any number is
+scored as one, the mean of their probabilities.
 """
 
 from __future__ import annotations
@@ -9,23 +10,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console
-from rich.table import Table
 
 import infra.cluster
 from infra.errors import UserError
 from pipelines import cli
+from pipelines.comparison_report import ComparisonReport
+from pipelines.evaluated import evaluate_split
+from pipelines.evaluation_report import EvaluationReport
 from pipelines.recipe import parse_overrides
-from pipelines.scoring import EvalData, SplitScore, ViewName, Views, score_model
-from pipelines.targets import Request, Target, open_target
+from pipelines.scoring import ViewName, Views
+from pipelines.targets import Request, open_targets
 
-_SHOWN_CLASSES = 20  # of more, those with the lowest accuracy; --json has all
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def main() -> None:
@@ -34,6 +39,7 @@ def main() -> None:
     request = Request(
         targets=tuple(arguments.targets),
         steps=tuple(arguments.step),
+        ensemble=arguments.ensemble,
         data=arguments.data,
         split=arguments.split,
         home=arguments.home,
@@ -41,23 +47,29 @@ def main() -> None:
         size=arguments.size,
         crop=parse_overrides(arguments.settings),
     )
-    target = open_target(request, console.print)
+    targets = open_targets(request, console.print)
     infra.cluster.connect(min_cpus=1)
-    with console.status(f"scoring the split {target.data.split}"):
-        score = score_model(target.predict, target.data)
-    console.print(_summary(target, score))
-    console.print()
-    console.print(_class_table(target, score))
+    reports = []
+    for target in targets:
+        with console.status(f"{target.description} on the split {target.data.split}"):
+            reports.append(EvaluationReport(target=target, evaluated=evaluate_split(target.predict, target.data)))
+    report = reports[0] if len(reports) == 1 else ComparisonReport(old=reports[0], new=reports[1])
+    report.show(console)
     if arguments.json:
-        _write_json(arguments.json, target, score)
+        _write("--json", arguments.json, (json.dumps(report.as_json(), indent=1) + "\n").encode())
+    if arguments.predictions:
+        _write("--predictions", arguments.predictions, report.predictions)
+    if arguments.plots:
+        _write_plots(arguments.plots, report.figures())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Score a run or a registered model on a whole split, exactly.")
-    told = "run's folder, models:/NAME@champion or models:/NAME/VERSION; several = an ensemble"
+    parser = argparse.ArgumentParser(description="Score a model on a whole split, exactly, or compare two.")
+    told = "run's folder, models:/NAME@champion or models:/NAME/VERSION; two are compared"
     parser.add_argument("targets", nargs="+", metavar="TARGET", help=told)
-    told = "of a run: the checkpoint of this step instead of the best one; several = an ensemble"
+    told = "of a run: the checkpoint of this step instead of the best one; two are compared"
     parser.add_argument("--step", type=int, action="append", default=[], help=told)
+    parser.add_argument("--ensemble", action="store_true", help="score all targets as one: their mean probabilities")
     parser.add_argument("--data", metavar="URI", help="data set (default: the one it was trained on)")
     parser.add_argument("--split", help="split (default: the one it was evaluated on in training)")
     told = "what of each image is shown to the model, whose probabilities are averaged (default: centre)"
@@ -67,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     told = "multi_scale: shorter sides of the image in pixels (default: the paper's, 224,256,384,480,640 at size 224)"
     parser.add_argument("--scales", default="", metavar="N,N,…", help=told)
     parser.add_argument("--home", default="runs", help="folder of MLflow's database without MLFLOW_TRACKING_URI")
-    parser.add_argument("--json", metavar="FILE", help="write the scores there as well")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--predictions", metavar="FILE", help="write the answer to every image there, as Parquet")
+    parser.add_argument("--plots", metavar="DIR", help="draw confusion, reliability and pictures there, as PNGs")
     cli.add_set(parser)
     return parser
 
@@ -79,71 +93,20 @@ def _scales(text: str) -> tuple[int, ...]:
         raise UserError(f"--scales takes numbers of pixels such as 224,256,384, got {text!r}") from None
 
 
-def _summary(target: Target, score: SplitScore) -> str:
-    """One line each, however long: a table would break them at the width of the terminal."""
-    rows = {
-        "model": target.description,
-        "data set": f"{target.data.manifest.name}, split {target.data.split}",
-        "images": f"{score.count:,}",
-        "views": _described(target.data),
-        "pixels": f"{target.data.crop.interpolation}, {target.data.crop.decoder}",
-        "loss": f"{score.loss:.4f}",
-        "top-1": f"{score.accuracy:.2%}",
-        "top-5": f"{score.top5_accuracy:.2%}",
-        "calibration": f"{score.calibration_error:.2%} expected error",
-    }
-    width = max(map(len, rows))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows.items())
-
-
-def _described(data: EvalData) -> str:
-    size, resize = data.crop.image_size, data.crop.eval_resize
-    crop = f"{size}x{size} of a shorter side of {resize}"
-    scales = ", ".join(map(str, data.scales))
-    whole = f"whole images with a shorter side of {scales}, at every position of a {size}x{size} crop"
-    return {
-        "centre": f"centre crop, {crop}",
-        "flip": f"centre crop and its mirror image, {crop}",
-        "ten_crop": f"10-crop, {crop}",
-        "multi_scale": whole,
-        "multi_scale_flip": f"{whole}, and their mirror images",
-    }[data.views.name]
-
-
-def _class_table(target: Target, score: SplitScore) -> Table:
-    rows = list(zip(target.class_names, score.class_counts, score.class_accuracy, strict=True))
-    title = "class"
-    if len(rows) > _SHOWN_CLASSES:
-        title = f"lowest {_SHOWN_CLASSES} of {len(rows):,} classes"
-        rows = sorted((row for row in rows if row[1]), key=lambda row: row[2] or 0.0)[:_SHOWN_CLASSES]
-    table = Table(title, "images", "top-1", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for name, count, accuracy in rows:
-        table.add_row(name, f"{count:,}", "-" if accuracy is None else f"{accuracy:.2%}")
-    return table
-
-
-def _write_json(file: str, target: Target, score: SplitScore) -> None:
-    content = {
-        "target": target.description,
-        "data_digest": score.data_digest,
-        "split": target.data.split,
-        "views": target.data.views.name,
-        **target.data.crop.shown,
-        "scales": target.data.scales,
-        "count": score.count,
-        "loss": score.loss,
-        "accuracy": score.accuracy,
-        "top5_accuracy": score.top5_accuracy,
-        "calibration_error": score.calibration_error,
-        "class_counts": dict(zip(target.class_names, score.class_counts, strict=True)),
-        "class_accuracy": dict(zip(target.class_names, score.class_accuracy, strict=True)),
-    }
+def _write(option: str, file: str, content: bytes) -> None:
     try:
-        Path(file).write_text(json.dumps(content, indent=1) + "\n")
+        Path(file).write_bytes(content)
     except OSError as error:
-        raise UserError(f"--json {file}: cannot be written: {error.strerror}") from error
+        raise UserError(f"{option} {file}: cannot be written: {error.strerror}") from error
+
+
+def _write_plots(folder: str, figures: Mapping[str, Figure]) -> None:
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, figure in figures.items():
+            figure.savefig(Path(folder, f"{name}.png"))
+    except OSError as error:
+        raise UserError(f"--plots {folder}: cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

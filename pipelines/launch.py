@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from infra.storage import pyarrow_filesystem
 from pipelines.data.ingest import IngestConfig, Stream, remaining
@@ -15,6 +16,7 @@ from pipelines.failures import user_error
 from pipelines.leaving import Cause
 from pipelines.mailbox import Event
 from pipelines.recipe import Recipe
+from pipelines.reporting import Reporting
 from pipelines.worker import Job, train_worker
 
 if TYPE_CHECKING:
@@ -37,7 +39,24 @@ class _Failures(ray.train.UserCallback):
         self._mailbox.put.remote(Event(text=text))
 
 
-def launch(recipe: Recipe, stream: Stream, start_uri: str, mailbox: ActorHandle[Any]) -> Cause:
+class _TrialTrainer(TorchTrainer):
+    """Of a trial, which Tune may stop at any time, and whose study keeps its placement groups (`tuning/groups.py`).
+
+    Train's own cleaner is detached and would outlive it: where no dashboard runs, it never learns that it is gone.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # of Train V2, by a switch
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+
+def launch(
+    recipe: Recipe,
+    stream: Stream,
+    start_uri: str,
+    mailbox: ActorHandle[Any],
+    reporting: Reporting | None = None,
+) -> Cause:
     """Run every worker to the last step, or to where there is cause to leave.
 
     Raises:
@@ -48,9 +67,12 @@ def launch(recipe: Recipe, stream: Stream, start_uri: str, mailbox: ActorHandle[
     filesystem, path = pyarrow_filesystem(stream.run_uri)
     # local mode takes the dataset itself, a worker group asks IngestConfig
     dataset: Any = partial(remaining, stream, world_size=1) if run.workers[1] == 0 else _placeholder
-    trainer = TorchTrainer(
+    told = reporting.callbacks if reporting else ()
+    reports = reporting is not None
+    job = Job(recipe=recipe, stream=stream, start_uri=start_uri, mailbox=mailbox, reports=reports)
+    trainer = (_TrialTrainer if reports else TorchTrainer)(
         train_worker,  # type: ignore[arg-type]  # what rank 0 returns is the run's result
-        train_loop_config={"job": Job(recipe=recipe, stream=stream, start_uri=start_uri, mailbox=mailbox)},
+        train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
             num_workers=_num_workers(run.workers),
             placement_strategy="PACK" if run.use_gpu else "SPREAD",  # GPUs want each other near, data tasks CPUs
@@ -62,7 +84,7 @@ def launch(recipe: Recipe, stream: Stream, start_uri: str, mailbox: ActorHandle[
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
-            callbacks=[_Failures(mailbox)],  # type: ignore[list-item]  # annotated as Tune's, which Train refuses
+            callbacks=[_Failures(mailbox), *told],  # type: ignore[list-item]  # annotated as Tune's, which Train refuses
         ),
         datasets={} if recipe.data.device_cache else {"train": dataset},
         dataset_config=IngestConfig(stream),

@@ -13,14 +13,15 @@ from typing import Any
 
 from infra.records import Record
 from infra.storage import Store, open_store
+from pipelines.budget import multiply_adds
 from pipelines.checkpoint import Checkpoint, RunFolder
 from pipelines.data.manifest import load_manifest
 from pipelines.outcome import Outcome
 from pipelines.recipe import Recipe
-from pipelines.scoring import EvalData, SplitScore, ViewName, Views, ensemble, score_blocks, score_model
+from pipelines.scoring import EvalData, SplitScore, ViewName, Views, score_blocks, score_model
 from pipelines.suite import Entry, Measure, Suite
-from pipelines.suite_plan import SuiteRun, multiply_adds
-from pipelines.targets import Request, Target, open_target
+from pipelines.suite_plan import SuiteRun
+from pipelines.targets import Request, Target, ensemble, open_targets
 from resnet_core.schedule import total_samples
 
 _VIEWS: dict[Measure, ViewName] = {
@@ -172,7 +173,8 @@ def _target(run: Finished, views: ViewName, warn: Warn, *, training: bool = Fals
     planned, outcome = run
     split = planned.recipe.data.train_split if training else planned.recipe.data.eval_split
     request = Request(targets=(planned.uri,), steps=(outcome.step,), split=split, views=Views(name=views))
-    return open_target(request, warn)
+    (target,) = open_targets(request, warn)
+    return target
 
 
 def _part(data: EvalData, images: int) -> EvalData:

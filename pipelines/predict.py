@@ -1,77 +1,158 @@
-"""Classify pictures: `python pipelines/predict.py IMAGE… [--model models:/NAME@champion] [--top 5]`."""
+"""Classify pictures: `python pipelines/predict.py IMAGE… [--model models:/NAME@champion] [--out FOLDER]`.
+
+IMAGE is a file, a folder, or s3://bucket/prefix; or, alone, a data set that prepare.py wrote, or Parquet with an image
+column. The most probable classes are printed. With --out they become Parquet there, computed through Ray; the same
+command goes on where it was killed.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import numpy.typing as npt
 from rich.console import Console
 
+import infra.cluster
 from infra.errors import UserError
-from infra.mlflow_client import Tracking, connect, resolve_tracking, told_in_one_line
-from infra.registry import CHAMPION, load
+from infra.mlflow_client import resolve_tracking
+from infra.registry import CHAMPION, LoadedModel, load
+from infra.storage import Store, open_store
 from pipelines import cli
-from pipelines.data.decode import CropConfig, DecodeError
-from pipelines.data.views import IMAGE_FILE, eval_view
+from pipelines.chosen_model import chosen_model
+from pipelines.classification import Classification, classify, predictions
+from pipelines.data.decode import CropConfig
+from pipelines.data.prediction_files import SUMMARY, Collector, Layout, write_summary
+from pipelines.data.progress import PredictBar
+from pipelines.data.task import Block
+from pipelines.data.unlabelled.files import ImageFiles
+from pipelines.data.unlabelled.find import find_images
+from pipelines.data.unlabelled.images import Images, decoded
 
-_BATCH = 64
+_PRINTED_ROWS = 64  # images at once
+_NAMED_BAD = 20  # lines for images that are not classified; the column reason has all
+_ACTORS = os.cpu_count() or 1
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the most probable classes of each picture.")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
-    parser.add_argument("--model", metavar="URI", help=f"models:/NAME@{CHAMPION} (default: the only champion there is)")
-    parser.add_argument("--top", type=int, default=5, help="classes to print (default: 5)")
-    parser.add_argument("--home", default="runs", help="folder of MLflow's database without MLFLOW_TRACKING_URI")
-    arguments = parser.parse_args()
-    if arguments.top < 1:
-        raise UserError(f"--top must be at least 1, got {arguments.top}")
-    missing = next((file for file in arguments.images if not Path(file).is_file()), None)
-    if missing is not None:
-        raise UserError(f"there is no image file {missing}")
+def main() -> int:
+    arguments = _parser().parse_args()
+    for name in ("top", "actors", "file_rows"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    images = find_images(arguments.images, arguments.split)
     tracking = resolve_tracking(arguments.home)
-    model = load(tracking, arguments.model or _only_champion(tracking))
-    crop = CropConfig.of_shown(model.metadata)
-    images = np.stack([_read(file, crop) for file in arguments.images])
-    batches = [model.predict(images[begin : begin + _BATCH]) for begin in range(0, len(images), _BATCH)]
+    if not arguments.out and not isinstance(images, ImageFiles):
+        raise UserError(f"{images.description}: say with --out where the predictions go")
+    model = load(tracking, chosen_model(tracking, arguments.model))
+    named = [folder.text for folder in images.folders if folder.named] if isinstance(images, ImageFiles) else []
+    bad = _Bad(named=frozenset(named))
+    if not arguments.out:
+        _print(images, model, arguments.top, bad)
+        return bad.status
+    wanted = Classification(
+        images=images,
+        tracking=tracking,
+        model_uri=model.version.uri,  # every actor loads the same, wherever the alias goes
+        crop=CropConfig.of_shown(model.metadata),
+        top=arguments.top,
+        all_probabilities=arguments.all,
+        file_rows=arguments.file_rows,
+        actors=arguments.actors,
+    )
+    _write(wanted, model, open_store(arguments.out), bad)
+    return bad.status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Print the most probable classes of pictures, or write them as Parquet."
+    )
+    told = "image file, folder or s3://bucket/prefix of them; or one data set, or one place with Parquet"
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help=told)
+    parser.add_argument("--model", metavar="URI", help=f"models:/NAME@{CHAMPION} (default: the only champion there is)")
+    parser.add_argument("--top", type=int, default=5, help="classes to print or write (default: 5)")
+    parser.add_argument("--out", metavar="URI", help="write Parquet to this folder or s3://bucket/prefix")
+    parser.add_argument("--all", action="store_true", help="write the probabilities of all classes as well")
+    told = "predictions in a file, about: a kill costs those of the files that it leaves unfinished (default: 8192)"
+    parser.add_argument("--file-rows", type=int, default=8192, metavar="N", help=told)
+    parser.add_argument("--split", help="of a data set (default: all of it)")
+    parser.add_argument(
+        "--actors",
+        type=int,
+        default=_ACTORS,
+        metavar="N",
+        help=f"copies of the model, one CPU each (default: {_ACTORS})",
+    )
+    parser.add_argument("--home", default="runs", help="folder of MLflow's database without MLFLOW_TRACKING_URI")
+    return parser
+
+
+@dataclass(kw_only=True, slots=True)
+class _Bad:
+    """Images that are not classified: a line each for the first, and the status of the command."""
+
+    named: frozenset[str]  # files that the user named: one of these makes it fail
+    count: int = 0
+    status: int = 0
+
+    def tell(self, block: Block) -> None:
+        for row in np.flatnonzero(block["reason"] != "").tolist():
+            path, reason = block["path"][row], block["reason"][row]
+            self.count += 1
+            if path in self.named:
+                self.status = cli.USER_ERROR_STATUS
+            if path in self.named or self.count <= _NAMED_BAD:
+                verb = "" if reason.startswith("cannot") else "does not decode: "
+                print(f"{'error: ' if path in self.named else ''}{path} {verb}{reason}", file=sys.stderr)
+
+
+def _print(images: Images, model: LoadedModel, top: int, bad: _Bad) -> None:
+    """The most probable classes of each picture, computed in this process."""
+    crop, names = CropConfig.of_shown(model.metadata), model.metadata["class_names"]
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    for file, probabilities in zip(arguments.images, np.concatenate(batches), strict=True):
-        console.print("\n".join([file, *_top(probabilities, model.metadata["class_names"], arguments.top)]))
+    for part in images.parts:
+        for block in decoded(images, part, crop, _PRINTED_ROWS):
+            found = predictions(block, model.predict, top=top, all_probabilities=False)
+            for row in np.flatnonzero(found["reason"] == "").tolist():
+                console.print("\n".join([found["path"][row], *_lines(found, row, names)]))
+            bad.tell(found)
 
 
-def _only_champion(tracking: Tracking) -> str:
-    """The champion to use where none was named."""
-    client = connect(tracking)
-    with told_in_one_line(tracking):
-        models = client.search_registered_models()
-    champions = sorted(f"models:/{model.name}@{CHAMPION}" for model in models if CHAMPION in model.aliases)
-    if not champions:
-        raise UserError(f"MLflow at {tracking.description} has no champion: train one, or name a version with --model")
-    if len(champions) > 1:
-        raise UserError(f"there are several champions, name one with --model: {', '.join(champions)}")
-    return champions[0]
-
-
-def _read(file: str, crop: CropConfig) -> npt.NDArray[np.uint8]:
-    try:
-        return eval_view(Path(file).read_bytes(), IMAGE_FILE, crop)
-    except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
-    except DecodeError as error:
-        raise UserError(f"{file} does not decode: {error}") from error
-
-
-def _top(probabilities: npt.NDArray[np.float32], class_names: Sequence[str], count: int) -> list[str]:
+def _lines(found: Block, row: int, names: Sequence[str]) -> list[str]:
     """One line for each of the most probable classes."""
-    order = np.argsort(-probabilities, kind="stable")[:count]
-    return [f"{probabilities[place]:8.2%}  {class_names[place]}" for place in order.tolist()]
+    pairs = zip(found["top_probability"][row].tolist(), found["top_class"][row].tolist(), strict=True)
+    return [f"{probability:8.2%}  {names[number]}" for probability, number in pairs]
+
+
+def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) -> None:
+    """Parquet, as far as it is not there yet."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    store.check_access(write=True)
+    wanted.job(model.version.tags["checkpoint_sha256"]).claim(store)
+    layout = Layout.of(wanted.images.parts, wanted.file_rows)
+    collector = Collector(store=store, layout=layout, class_names=model.metadata["class_names"])
+    missing = layout.missing(store)
+    if missing:
+        infra.cluster.connect(min_cpus=1)
+        console.print(f"classifying {wanted.images.description} with {model.version.uri}")
+        with PredictBar(console, total=layout.total, found=layout.total - sum(map(layout.rows, missing))) as bar:
+            for block in classify(wanted, layout, missing):
+                bad.tell(block)
+                collector.add(block)
+                bar.classified(len(block["id"]))
+        console.print(bar.told)
+    elif store.exists(SUMMARY):
+        console.print("nothing to do: it is finished")
+    images, unclassified = write_summary(store, layout)
+    told = f", {unclassified:,} of them not classified: see the column reason" if unclassified else ""
+    console.print(f"{images:,} images in {len(layout.files):,} files at {store.description}{told}")
 
 
 if __name__ == "__main__":

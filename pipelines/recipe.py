@@ -32,7 +32,7 @@ from resnet_core.config import (
     ScheduleConfig,
 )
 from resnet_core.curriculum import Batches, Phase, phases
-from resnet_core.schedule import to_steps, total_steps
+from resnet_core.schedule import epoch_end_step, to_steps, total_steps
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = "mnist5k"
@@ -87,6 +87,17 @@ class Recipe(BaseModel):
             return phases(self.curriculum, self.schedule, batches, image_size=self.data.image_size, model=self.model)
         except ValueError as error:
             raise UserError(f"{self.name}: {error}") from error
+
+    def evaluation_steps(self, samples_per_epoch: int) -> list[int]:
+        """Where the run evaluates, ascending: at `run.eval_at`, else after every n-th epoch; and at its end."""
+        unit, batch = self.schedule.unit, self.optim.global_batch_size
+        total = total_steps(self.schedule, samples_per_epoch, batch)
+        if self.run.eval_at:
+            return [*(min(total, max(1, to_steps(t, unit, samples_per_epoch, batch))) for t in self.run.eval_at), total]
+        every = self.run.eval_every_epochs
+        epochs = range(every, total * batch // samples_per_epoch + 1, every)
+        ends = {epoch_end_step(epoch, samples_per_epoch, batch, total) for epoch in epochs}
+        return sorted(ends | {total})
 
     def average_start(self, samples_per_epoch: int) -> int:
         """The first step of `optim.average_from`; UserError if the run ends before it."""

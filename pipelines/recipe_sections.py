@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import get_args
 
+from infra.gate import MARGIN
 from pipelines.data.cache import CacheConfig
 from pipelines.data.decode import CropConfig
 from pipelines.data.undecoded import DecodeOn
@@ -71,6 +73,9 @@ class RunConfig:
     """MLflow experiment."""
     register_as: str = ""
     """Registered model that the best checkpoint becomes a version of; "" = do not register."""
+    gate_margin: float = MARGIN
+    """Of accuracy, 0 to 1: a challenger becomes champion only if its test images exclude, at 95 % confidence, that it
+    is worse by this much (docs/decisions/0016-the-gate.md); 1 = they need not."""
     seed: int = 0
     num_workers: int | tuple[int, int] = 1
     """Ray Train workers; 0 = in this process (Ray's local mode). [min, max] = as many as there is room for."""
@@ -80,6 +85,8 @@ class RunConfig:
     """Worker-group restarts inside one command; further ones need the command again."""
     log_every_steps: int = 50
     eval_every_epochs: int = 1
+    eval_at: tuple[float, ...] = ()
+    """Evaluations in place of those after epochs, in schedule.unit; the last step has one in any case."""
     checkpoint_every_steps: int = 0
     """Checkpoints between evaluations; 0 = only at evaluations."""
     keep_best: int = 1
@@ -97,6 +104,9 @@ class RunConfig:
             least >= elastic and most >= least, "run.num_workers", "must be 0 or more, or [min, max]", self.num_workers
         )
         _require(not (set(self.name) & set("/\\ ")), "run.name", "must not contain slashes or spaces", self.name)
+        _require(0 < self.gate_margin <= 1, "run.gate_margin", "must be above 0 and at most 1", self.gate_margin)
+        rises = all(low < high for low, high in pairwise((0.0, *self.eval_at, math.inf)))
+        _require(rises, "run.eval_at", "must be positive and strictly increasing", self.eval_at)
         for field, least in _RUN_MINIMA.items():
             _require(getattr(self, field) >= least, f"run.{field}", f"must be at least {least}", getattr(self, field))
 

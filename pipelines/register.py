@@ -1,6 +1,8 @@
 """Register a run's best checkpoint: `python pipelines/register.py RUN_FOLDER [--name NAME] [--step N]`.
 
-The alias `champion` moves to the new version if it is not worse than the present champion on the same data.
+The alias `champion` moves to the new version if the gate finds it no worse than the present champion, image by image on
+the same data. `--rollback NAME` makes the champion before champion again, `--promote NAME VERSION` any version, and
+`--history NAME` tells who was champion when. Whatever a killed command left half-done, the same command finishes.
 """
 
 from __future__ import annotations
@@ -13,44 +15,71 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich.console import Console
+from rich.table import Table
 
 import infra.cluster
+from infra.champion import promote, roll_back, settle
 from infra.errors import UserError
-from infra.gate import Decision, Score, decide
+from infra.gate import Decision
 from infra.mlflow_client import Tracking, resolve_tracking
-from infra.registry import Candidate, Version, champion, load, promote, register
+from infra.registry import Candidate, load, register, registered
 from infra.storage import open_store
+from infra.version import Version, read_file
 from pipelines import cli
 from pipelines.checkpoint import RUN, Checkpoint, RunFolder
-from pipelines.data.decode import CropConfig
 from pipelines.data.manifest import load_manifest
-from pipelines.scoring import EvalData, example_images, score_model
+from pipelines.data.predictions import Predictions
+from pipelines.evaluated import evaluate_split
+from pipelines.gatekeeper import PREDICTIONS, SPLIT_TAG, challenge
+from pipelines.scoring import EvalData, example_images
+from pipelines.serving.bundle import request_reader
 
 _EXAMPLES = 2  # images of the input example: with one, the export would fix the batch size
 
 
 def register_checkpoint(
-    tracking: Tracking, checkpoint: Checkpoint, data: EvalData, *, run_id: str, name: str
+    tracking: Tracking, checkpoint: Checkpoint, data: EvalData, *, run_id: str, name: str, margin: float | None = None
 ) -> tuple[Version, Decision]:
     """Export a checkpoint, register it as a version of `name`, and let the gate decide on the alias `champion`.
 
-    `data` is the whole split that decides. A checkpoint that has a version already goes through the gate again.
+    `data` is the whole split that decides; `margin` is the recipe's run.gate_margin unless it is given. A checkpoint
+    that has a version already goes through the gate again.
 
     Raises:
         UserError: the checkpoint is of another data set, or MLflow is not reachable or refuses.
     """
-    from pipelines.serving_model import ServedClassifier, recipe_of
+    from pipelines.serving_model import recipe_of
 
     _check_data(checkpoint, data)
+    version = registered(tracking, name=name, run_id=run_id, checkpoint_sha256=checkpoint.sha256)
+    kept = read_file(tracking, version, PREDICTIONS) if version else None
+    if version and kept:
+        answers = Predictions.from_parquet(kept)
+    else:
+        version, answers = _register(tracking, checkpoint, data, run_id=run_id, name=name)
+    if margin is None:
+        margin = recipe_of(checkpoint).run.gate_margin
+    return version, challenge(tracking, version, answers, data, margin=margin)
+
+
+def _register(
+    tracking: Tracking, checkpoint: Checkpoint, data: EvalData, *, run_id: str, name: str
+) -> tuple[Version, Predictions]:
+    """A version, and its answers to the whole split."""
+    import torch
+
+    from pipelines.serving_model import ServedClassifier, recipe_of
+    from resnet_core.compute import pick_device
+
     recipe, module = recipe_of(checkpoint), ServedClassifier.from_checkpoint(checkpoint)
-    score = _recorded_score(checkpoint, data) or score_model(module.predict, data)
+    evaluated = evaluate_split(module.to(pick_device(use_gpu=torch.cuda.is_available())).predict, data)
     candidate = Candidate(
         name=name,
         run_id=run_id,
         step=checkpoint.step,
         module=module,
         example=example_images(data, _EXAMPLES),
-        score=score,
+        score=evaluated.score,
         checkpoint_sha256=checkpoint.sha256,
         recipe_digest=recipe.digest,
         metadata={
@@ -61,12 +90,11 @@ def register_checkpoint(
             "split": data.split,
             "recipe": recipe.name,
         },
+        tags={SPLIT_TAG: data.split},
+        files={PREDICTIONS: evaluated.predictions.to_parquet()},
+        reader=request_reader(),
     )
-    version = register(tracking, candidate)
-    decision = _gate(tracking, name, score, data)
-    if decision.promote:
-        promote(tracking, version)
-    return version, decision
+    return register(tracking, candidate), evaluated.predictions
 
 
 def _check_data(checkpoint: Checkpoint, data: EvalData) -> None:
@@ -77,31 +105,6 @@ def _check_data(checkpoint: Checkpoint, data: EvalData) -> None:
         )
 
 
-def _recorded_score(checkpoint: Checkpoint, data: EvalData) -> Score | None:
-    """What training measured when it wrote the checkpoint, if it did."""
-    accuracy, loss = checkpoint.metrics.get("test/accuracy"), checkpoint.metrics.get("test/loss")
-    if accuracy is None or loss is None:
-        return None
-    count = data.manifest.splits[data.split]
-    return Score(accuracy=accuracy, loss=loss, count=count, data_digest=data.manifest.digest)
-
-
-def _gate(tracking: Tracking, name: str, challenger: Score, data: EvalData) -> Decision:
-    """Compare on the challenger's data: the champion's own score if it is of the same, else the champion anew."""
-    present = champion(tracking, name)
-    if present is None:
-        return decide(challenger, None)
-    if present.tags.get("data_digest") == challenger.data_digest and present.score.count == challenger.count:
-        return decide(challenger, present.score)
-    model = load(tracking, present.uri)
-    if tuple(model.metadata["class_names"]) != data.manifest.class_names:
-        reason = f"the champion {present.uri} tells other classes apart: register under another name"
-        return Decision(promote=False, reason=reason)
-    crop = CropConfig.of_shown(model.metadata)
-    champion_data = EvalData(store=data.store, manifest=data.manifest, crop=crop, split=data.split)
-    return decide(challenger, score_model(model.predict, champion_data))
-
-
 def _run_id(folder: RunFolder) -> str:
     known = folder.read_json(RUN, "run_id")
     if known is None:
@@ -110,17 +113,48 @@ def _run_id(folder: RunFolder) -> str:
 
 
 def main() -> None:
+    arguments = _parser().parse_args()
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    tracking = resolve_tracking(arguments.home)
+    if arguments.rollback:
+        out, version = roll_back(tracking, arguments.rollback)
+        console.print(f"champion: {version.uri}, in place of version {out}")
+    elif arguments.promote:
+        name, number = arguments.promote
+        version = load(tracking, f"models:/{name}/{number}").version
+        promote(tracking, version)
+        console.print(f"champion: {version.uri}")
+    elif arguments.history:
+        console.print(_history(tracking, arguments.history))
+    elif arguments.run:
+        _register_run(arguments, console)
+    else:
+        raise UserError("name the folder of a run, or --rollback NAME, --promote NAME VERSION or --history NAME")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Register a run's best checkpoint, and promote it if it is not worse.")
-    parser.add_argument("run", metavar="RUN_FOLDER", help="folder or s3://bucket/prefix of a run")
+    parser.add_argument("run", nargs="?", metavar="RUN_FOLDER", help="folder or s3://bucket/prefix of a run")
     parser.add_argument("--name", help="registered model (default: the recipe's run.register_as)")
     parser.add_argument("--step", type=int, help="register the checkpoint of this step instead of the best one")
-    parser.add_argument(
-        "--data", metavar="URI", help="where the run's data set is now (default: the recipe's data.uri)"
-    )
-    arguments = parser.parse_args()
+    told = "where the run's data set is now (default: the recipe's data.uri)"
+    parser.add_argument("--data", metavar="URI", help=told)
+    told = "loss of accuracy that must be excluded, 0 to 1 (default: the recipe's run.gate_margin)"
+    parser.add_argument("--margin", type=float, help=told)
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--rollback", metavar="NAME", help="make the champion before champion again")
+    instead.add_argument("--promote", nargs=2, metavar=("NAME", "VERSION"), help="make a version champion, ungated")
+    instead.add_argument("--history", metavar="NAME", help="who was champion when")
+    told = "folder of MLflow's database without MLFLOW_TRACKING_URI, for those three (a run knows its own)"
+    parser.add_argument("--home", default="runs", help=told)
+    return parser
+
+
+def _register_run(arguments: argparse.Namespace, console: Console) -> None:
     from pipelines.serving_model import find_checkpoint, open_run, recipe_of
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    if arguments.margin is not None and not 0 < arguments.margin <= 1:
+        raise UserError(f"--margin must be above 0 and at most 1, got {arguments.margin}")
     folder = open_run(arguments.run)
     checkpoint = find_checkpoint(folder, arguments.step, console.print)
     recipe = recipe_of(checkpoint)
@@ -131,12 +165,22 @@ def main() -> None:
     crop = recipe.data.at(recipe.data.image_size)
     data = EvalData(store=store, manifest=load_manifest(store), crop=crop, split=recipe.data.eval_split)
     _check_data(checkpoint, data)
-    tracking = resolve_tracking(cli.local_home(recipe.run.home))
+    tracking, run_id = resolve_tracking(cli.local_home(recipe.run.home)), _run_id(folder)
     infra.cluster.connect(min_cpus=1)
     with console.status("exporting, comparing, registering"):
-        version, decision = register_checkpoint(tracking, checkpoint, data, run_id=_run_id(folder), name=name)
+        version, decision = register_checkpoint(
+            tracking, checkpoint, data, run_id=run_id, name=name, margin=arguments.margin
+        )
     console.print(f"{version.uri}: checkpoint {checkpoint.step}, accuracy {version.score.accuracy:.4f}")
     console.print(f"{'champion' if decision.promote else 'not champion'}: {decision.reason}")
+
+
+def _history(tracking: Tracking, name: str) -> Table:
+    table = Table("when", "champion", "over", "by", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    for move in settle(tracking, name).moves:
+        over = f"version {move.over}" if move.over else "none"
+        table.add_row(move.time, f"version {move.version}", over, move.why)
+    return table
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -153,6 +153,17 @@ class SplitScore(Score):
     class_counts: tuple[int, ...]  # images of each class
     class_correct: tuple[int, ...]  # those that were predicted right
 
+    @classmethod
+    def of(cls, sums: EvalSums, data: EvalData) -> Self:
+        """From the sums over the whole split."""
+        return cls(
+            count=int(sums.count),
+            data_digest=data.manifest.digest,
+            class_counts=tuple(sums.confusion.sum(dim=1).tolist()),
+            class_correct=tuple(sums.confusion.diagonal().tolist()),
+            **sums.metrics(),
+        )
+
     @property
     def class_accuracy(self) -> tuple[float | None, ...]:
         """0 to 1; None for a class without images."""
@@ -176,7 +187,8 @@ def score_blocks(data: EvalData) -> Iterator[Block]:
         for item in items:
             yield from data.load(item, rows)
         return
-    load, shared = ray.remote(num_cpus=1)(_load), ray.put(data)
+    # "DEFAULT": below Tune a worker's tasks would be put into its own placement group, where they wait for ever
+    load, shared = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_load), ray.put(data)
     flying: deque[ray.ObjectRef[list[Block]]] = deque()
     for item in items:
         if len(flying) == data.window:
@@ -203,47 +215,36 @@ def eval_batches(data: EvalData, device: torch.device, batch_size: int) -> Itera
 
 def score_model(predict: Predict, data: EvalData) -> SplitScore:
     """Score whatever answers with probabilities, such as a registered model, with the same sums as training does."""
-    sums = sum_scores(predict, data)
-    return SplitScore(
-        count=int(sums.count),
-        data_digest=data.manifest.digest,
-        class_counts=tuple(sums.confusion.sum(dim=1).tolist()),
-        class_correct=tuple(sums.confusion.diagonal().tolist()),
-        **sums.metrics(),
-    )
+    return SplitScore.of(sum_scores(predict, data), data)
 
 
 def sum_scores(predict: Predict, data: EvalData) -> EvalSums:
-    """This rank's part of `score_model`; those of all ranks add up to the whole.
+    """This rank's part of `score_model`; those of all ranks add up to the whole."""
+    import torch
 
-    Nothing is padded, and views are averaged image by image, so that no score depends on what else is in a batch. A
+    from resnet_core.evaluation import EvalSums
+
+    sums = EvalSums(len(data.manifest.class_names), torch.device("cpu"))
+    for rows, probabilities in answers(predict, data):
+        sums.update(probabilities.log(), torch.tensor(rows["label"]))
+    return sums
+
+
+def answers(predict: Predict, data: EvalData) -> Iterator[tuple[Block, torch.Tensor]]:
+    """This rank's samples with the probabilities of their classes, float32 B x K, batch by batch.
+
+    Nothing is padded, and views are averaged image by image, so that no answer depends on what else is in a batch. A
     probability that was rounded to zero counts as the least normal float32, a loss of 87.3.
     """
     import torch
 
-    from resnet_core.evaluation import EvalSums
     from resnet_core.evaluation.views import mean_probabilities
 
-    sums = EvalSums(len(data.manifest.class_names), torch.device("cpu"))
     for block in score_blocks(data):
         for rows in _split(block, _predict_rows(block)):
             views = _views(rows, data)
             probabilities = mean_probabilities(torch.from_numpy(predict(view.numpy())) for view in views)
-            sums.update(probabilities.clamp(min=_LEAST_PROBABILITY).log(), torch.tensor(rows["label"]))
-    return sums
-
-
-def ensemble(members: Sequence[Predict]) -> Predict:
-    """Several models as one: the mean of their probabilities."""
-    import torch
-
-    from resnet_core.evaluation.views import mean_probabilities
-
-    def predict(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        mean: npt.NDArray[np.float32] = mean_probabilities(torch.from_numpy(one(images)) for one in members).numpy()
-        return mean
-
-    return predict
+            yield rows, probabilities.clamp(min=_LEAST_PROBABILITY)
 
 
 def example_images(data: EvalData, count: int) -> npt.NDArray[np.uint8]:

@@ -11,19 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.errors import UserError
+from pipelines.budget import at_equal_compute
 from pipelines.recipe import Recipe, build_recipe, load_recipe
 from pipelines.suite import Entry, Settings, Suite
 
 _FIXED = {"run.seed": "a suite lists its seeds", "run.name": "a suite names its runs"}
-_IN_SCHEDULE_UNIT = (
-    "schedule.length",
-    "schedule.warmup",
-    "schedule.milestones",
-    "schedule.points",
-    "schedule.drop_path_ramp",
-    "optim.average_from",
-)
-_DECIMALS = 6  # of epochs: less than one image of any data set here
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,48 +57,6 @@ def plan_runs(suite: Suite, overrides: Mapping[str, Any]) -> list[SuiteRun]:
     if len(homes) > 1:
         raise UserError(f"suite {suite.name}: its runs must share one run.home, got {', '.join(homes)}")
     return runs
-
-
-def at_equal_compute(recipe: Recipe, baseline: Recipe) -> Recipe:
-    """The recipe with its schedule stretched to the baseline's budget, every duration alike.
-
-    The budget is multiply-adds (convolutions and linear layers, one image of data.image_size, forward) times the images
-    that the run sees; a backward pass costs twice the forward one, so that training costs three times this.
-
-    Raises:
-        UserError: the two cannot be compared like that.
-    """
-    for key in ("schedule.unit", "data.uri"):
-        mine, theirs = recipe.flat()[key], baseline.flat()[key]
-        if mine != theirs:
-            raise UserError(f"equal_compute: {key} must be the same in all recipes, got {theirs!r} and {mine!r}")
-    factor = _budget(baseline) / _budget(recipe)
-    flat = recipe.flat()
-    scaled = {key: _scaled(flat[key], factor, recipe.schedule.unit) for key in _IN_SCHEDULE_UNIT}
-    return build_recipe({}, {**flat, **scaled}, where=f"{recipe.name} at equal compute")
-
-
-def multiply_adds(recipe: Recipe) -> int:
-    """Of one image's forward pass at data.image_size; the number of classes must be known."""
-    from resnet_core.models.cost import cost
-
-    return cost(recipe.model.variant, size=recipe.data.image_size, num_classes=recipe.model.num_classes).multiply_adds
-
-
-def _budget(recipe: Recipe) -> float:
-    """Multiply-adds times length, whose unit has as many images in all recipes but for the batch size."""
-    if not recipe.model.num_classes:
-        raise UserError("equal_compute: multiply-adds depend on the classes: give the suite's set.model.num_classes")
-    if recipe.curriculum.until:
-        raise UserError("equal_compute: a curriculum changes the multiply-adds on the way, which is not counted")
-    images = recipe.optim.global_batch_size if recipe.schedule.unit == "steps" else 1
-    return multiply_adds(recipe) * recipe.schedule.length * images
-
-
-def _scaled(value: Any, factor: float, unit: str) -> Any:
-    if isinstance(value, list):
-        return [_scaled(each, factor, unit) for each in value]
-    return float(round(value * factor) if unit == "steps" else round(value * factor, _DECIMALS))
 
 
 def _recipe(suite: Suite, entry: Entry, overrides: Mapping[str, Any]) -> Recipe:

@@ -1,11 +1,14 @@
-"""What can be evaluated: checkpoints of runs and registered models, alone or together, and the data for it."""
+"""What can be evaluated: checkpoints of runs and registered models, alone, two side by side, or as an ensemble."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from infra.errors import UserError
 from infra.mlflow_client import resolve_tracking
@@ -15,7 +18,7 @@ from pipelines.checkpoint import Checkpoint, Warn
 from pipelines.data.decode import SHOWN, CropConfig
 from pipelines.data.manifest import Manifest, load_manifest
 from pipelines.recipe import Recipe, build_recipe
-from pipelines.scoring import EvalData, Predict, Views, ensemble
+from pipelines.scoring import EvalData, Predict, Views
 
 MODELS = "models:/"
 SIZE_KEY, RESIZE_KEY = "data.image_size", "data.eval_resize"
@@ -27,12 +30,14 @@ class Request:
     """What the user asked for; None = as in training."""
 
     targets: tuple[str, ...]
-    """Runs' folders, models:/NAME@ALIAS or models:/NAME/VERSION; several are an ensemble."""
+    """Runs' folders, models:/NAME@ALIAS or models:/NAME/VERSION."""
     steps: tuple[int, ...] = ()
     """Of every run: the checkpoints'; none = the best one."""
     data: str | None = None
     """URI of the data set."""
     split: str | None = None
+    ensemble: bool = False
+    """All of them as one model; else they are one, or two to compare."""
     home: str = "runs"
     """Folder of MLflow's database without MLFLOW_TRACKING_URI."""
     views: Views = field(default_factory=Views)
@@ -53,30 +58,43 @@ class Target:
     data: EvalData
 
 
-def open_target(request: Request, warn: Warn) -> Target:
-    """Load the models, on the GPU where a checkpoint finds one, and find their data.
+def open_targets(request: Request, warn: Warn) -> list[Target]:
+    """Load the models, on the GPU where a checkpoint finds one, and find their data: one target, or two to compare.
 
     Raises:
         UserError: no such model or data set, its classes or image sizes differ, or it cannot be shown these views.
     """
     _check_request(request)
-    members = []
-    for target in request.targets:
-        if target.startswith(MODELS):
-            members.append(_registered(request, target))
-        else:
-            members.extend(_of_run(request, target, step, warn) for step in request.steps or (None,))
+    members = [_open(request, target, step, warn) for target, step in _chosen(request)]
     for member in members:
         member.data.manifest.require_split(member.data.split)
         _check_classes(member)
         _check_views(member)
-    return members[0] if len(members) == 1 else _together(members)
+    _check_same_images(members)
+    return [_together(members)] if request.ensemble and len(members) > 1 else members
+
+
+def _chosen(request: Request) -> list[tuple[str, int | None]]:
+    """Every model, a run's with the step."""
+    chosen: list[tuple[str, int | None]] = []
+    for target in request.targets:
+        steps = () if target.startswith(MODELS) else request.steps
+        chosen += [(target, step) for step in steps or (None,)]
+    if len(chosen) > 2 and not request.ensemble:  # noqa: PLR2004 - one is scored, two are compared
+        raise UserError(f"{len(chosen)} models: name one to score, two to compare, or score all as one with --ensemble")
+    return chosen
+
+
+def _open(request: Request, target: str, step: int | None, warn: Warn) -> Target:
+    return _registered(request, target) if target.startswith(MODELS) else _of_run(request, target, step, warn)
 
 
 def _check_request(request: Request) -> None:
     for key in request.crop:
         if key not in CROP_KEYS:
             raise UserError(f"--set {key}: evaluate.py takes {', '.join(CROP_KEYS)} only")
+    if request.steps and all(target.startswith(MODELS) for target in request.targets):
+        raise UserError("--step is for a run's folder: name a version of the registered model instead")
     if request.size is not None and request.size < 1:
         raise UserError(f"--size must be at least 1, got {request.size}")
     if request.size is not None and SIZE_KEY in request.crop:
@@ -109,8 +127,6 @@ def _of_run(request: Request, target: str, step: int | None, warn: Warn) -> Targ
 
 
 def _registered(request: Request, target: str) -> Target:
-    if request.steps:
-        raise UserError("--step is for a run's folder: name a version of the registered model instead")
     model = load(resolve_tracking(request.home), target)
     about, uri = model.metadata, model.version.uri
     size = about["image_size"]
@@ -147,14 +163,18 @@ def _check_views(target: Target) -> None:
         )
 
 
-def _together(members: list[Target]) -> Target:
-    """An ensemble: all members must be shown the same pixels."""
+def _check_same_images(members: list[Target]) -> None:
     for one, other in itertools.pairwise(members):
         if one.data.manifest.digest != other.data.manifest.digest or one.data.split != other.data.split:
             raise UserError(
                 f"{one.description} and {other.description} were evaluated on {_place(one)} and {_place(other)}: "
                 "name one with --data and --split"
             )
+
+
+def _together(members: list[Target]) -> Target:
+    """An ensemble: all members must be shown the same pixels."""
+    for one, other in itertools.pairwise(members):
         mine, theirs = one.data.crop.shown, other.data.crop.shown
         for name in SHOWN:
             if mine[name] != theirs[name]:
@@ -168,6 +188,19 @@ def _together(members: list[Target]) -> Target:
         class_names=members[0].class_names,
         data=members[0].data,
     )
+
+
+def ensemble(members: Sequence[Predict]) -> Predict:
+    """Several models as one: the mean of their probabilities."""
+    import torch
+
+    from resnet_core.evaluation.views import mean_probabilities
+
+    def predict(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        mean: npt.NDArray[np.float32] = mean_probabilities(torch.from_numpy(one(images)) for one in members).numpy()
+        return mean
+
+    return predict
 
 
 def _place(target: Target) -> str:

@@ -33,10 +33,15 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     return f" (did you mean {prefix}{close[0]}?)" if close else ""
 
 
+def _is_type(part: object) -> bool:
+    """Whether a part of a place is what pydantic calls one of several types that a key may have."""
+    return isinstance(part, str) and (part == "int" or part.startswith("tuple["))
+
+
 def first_line(error: ValidationError) -> str:
     """The first thing that pydantic found: which key, what it must be, what it is."""
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"] if not _is_type(part))
     if first["type"] == "value_error":  # our own message names the key
         return str(first["ctx"]["error"])
     if first["type"] == "missing":

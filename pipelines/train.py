@@ -35,12 +35,17 @@ def anchored(recipe: Recipe) -> Recipe:
 
     Without one they lie in ~/resnet-ray: a job's working directory is a copy that Ray removes.
     """
+    keys = anchored_keys(recipe)
+    return build_recipe({}, {**recipe.flat(), **keys}, where=recipe.name) if keys else recipe
+
+
+def anchored_keys(recipe: Recipe) -> dict[str, str]:
+    """The keys that `anchored` sets."""
     if not in_job():
-        return recipe
+        return {}
     keys = {"run.home": recipe.run.home, "data.uri": recipe.data.uri}
     home = os.environ.get("RESNET_RAY_STORAGE") or str(Path.home() / "resnet-ray")
-    anchored = {key: f"{home}/{uri}" for key, uri in keys.items() if "://" not in uri and not uri.startswith("/")}
-    return build_recipe({}, {**recipe.flat(), **anchored}, where=recipe.name)
+    return {key: f"{home}/{uri}" for key, uri in keys.items() if "://" not in uri and not uri.startswith("/")}
 
 
 def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import ray.train
 
-from infra.records import Record
 from infra.storage import open_store
 from pipelines.checkpoint import RunFolder
 from pipelines.data.ingest import Stream
@@ -19,7 +18,10 @@ from pipelines.data.stages import DataTimes
 from pipelines.failures import told_plainly
 from pipelines.leaving import Cause, Leaving
 from pipelines.mailbox import Event, Message, Progress, Recorded
+from pipelines.monitoring import RunMetrics
 from pipelines.recipe import Recipe
+from pipelines.recorder import RunRecorder
+from pipelines.reporting import ReportingSink
 from pipelines.system_metrics import Sampler
 from pipelines.telemetry import data_metrics
 from resnet_core.curriculum import phase_at
@@ -51,6 +53,7 @@ class Job:
     stream: Stream
     start_uri: str  # of the weights that the run starts from; "" = none
     mailbox: ActorHandle[Any]
+    reports: bool = False  # to the study that the run is a trial of
 
 
 def train_worker(config: dict[str, Any]) -> Cause:
@@ -82,6 +85,7 @@ class _Worker:
         self.asked_at = time.monotonic()
         self.told_at = 0.0
         self.leaving = Leaving(self.device)
+        self.shown = RunMetrics(recipe.run_name, self.rank, self.world_size)
         self.sampler = None
         if context.get_local_rank() == 0:
             self.sampler = Sampler(context.get_node_rank(), lambda record: self._send(Recorded(record=record)))
@@ -125,8 +129,8 @@ class _Worker:
                 schedule=LrSchedule.build(recipe.schedule, recipe.optim, samples),
                 cadence=cadence_of(recipe, samples, self.steps.total_steps),
                 step=self.step,
-                recorder=_Recorder(self, sink),
-                sink=sink,
+                recorder=RunRecorder(history=sink.history, shown=self.shown, tell=self._tell),
+                sink=ReportingSink(sink, recipe.evaluation_steps(samples)) if self.job.reports else sink,
                 evaluate=self._evaluate,
                 telemetry=self._telemetry,
                 seed=recipe.run.seed,
@@ -260,6 +264,7 @@ class _Worker:
     def _telemetry(self) -> dict[str, float]:
         """Rate and time without data since it was last asked, over all ranks."""
         metrics = data_metrics(self.feed.times, max(time.monotonic() - self.asked_at, 1e-9), self.device)
+        self.shown.data(self.feed.times)
         self.feed.times, self.asked_at = DataTimes(), time.monotonic()
         return metrics
 
@@ -279,19 +284,7 @@ class _Worker:
         now = time.monotonic()
         if now - self.told_at >= _PROGRESS_EVERY_S:
             self.told_at = now
+            self.shown.alive(step)
             rate = self.feed.times.images * self.world_size / max(now - self.asked_at, 1e-9)
             if self.rank == 0:
                 self.leaving.hear(self.job.mailbox.put.remote(Progress(step=step, images_per_second=rate)))
-
-
-class _Recorder:
-    """`Recorder` of a worker: rank 0 keeps the history for the checkpoints and tells the driver."""
-
-    def __init__(self, worker: _Worker, sink: Sink) -> None:
-        self._worker = worker
-        self._history = sink.history
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        record = Record(step=step, time_ms=time.time_ns() // 1_000_000, metrics=dict(metrics))
-        self._history.append(record)
-        self._worker._tell(Recorded(record=record))

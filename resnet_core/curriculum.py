@@ -54,6 +54,8 @@ def phase_at(phases: Sequence[Phase], step: int) -> Phase:
 def _networks(curriculum: CurriculumConfig, model: ModelConfig) -> tuple[ModelConfig, ...]:
     if curriculum.model and curriculum.model[-1] != model.name:
         raise ValueError(f"curriculum.model must end with model.name = {model.name!r}: got {curriculum.model!r}")
+    if curriculum.model and model.depths:
+        raise ValueError(f"model.depths must be empty beside curriculum.model, whose names say it: got {model.depths}")
     networks = tuple(replace(model, name=name) for name in curriculum.model)
     for small, large in pairwise(network.variant for network in networks):
         if replace(small, depths=large.depths) != large:

@@ -6,6 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.mlflow_server import a_free_port
+
+
+@pytest.fixture
+def free_port() -> int:
+    return a_free_port()
+
 
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:

@@ -66,6 +66,7 @@ class Stream:
     decode_on: DecodeOn = "host"
     cache: CacheConfig | None = None
     tolerant: bool = False  # bad samples come as rows that name them, and not as errors
+    cpus: float = 0.0  # most that data tasks hold at once; 0 = all that are free
 
     @property
     def plan(self) -> Plan:
@@ -174,7 +175,8 @@ def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) ->
     context.target_max_block_size = 1 if stream.ordered else _BLOCK_BYTES * 3 // 4
     context._max_num_blocks_in_streaming_gen_buffer = _BLOCKS_AHEAD
     context.raise_original_map_exception = True
-    context.execution_options = ray.data.ExecutionOptions(preserve_order=stream.ordered)
+    limits = ray.data.ExecutionResources(cpu=stream.cpus) if stream.cpus else None
+    context.execution_options = ray.data.ExecutionOptions(preserve_order=stream.ordered, resource_limits=limits)
     return quiet(dataset)
 
 

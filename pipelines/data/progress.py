@@ -1,6 +1,8 @@
-"""How prepare shows its progress on the driver."""
+"""How prepare and predict show their progress on the driver."""
 
 from __future__ import annotations
+
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -30,3 +32,36 @@ class PrepareBar(Progress):
         self.update(self.task, completed=done, total=total, rate=self.rate)
         if not self.console.is_terminal:
             self.console.print(f"{done:,} of {total:,} images, {size / 1e6:,.1f} MB, {self.rate}")
+
+
+class PredictBar(Progress):
+    """Images, images/s and the time left; where the output is no terminal, a line now and then."""
+
+    _PLAIN_EVERY_S = 10.0
+
+    def __init__(self, console: Console, *, total: int, found: int) -> None:
+        """`found`: images that an earlier run has classified."""
+        count = TextColumn("{task.completed:,} of {task.total:,} images")
+        rate = TextColumn("{task.fields[rate]}")
+        super().__init__(
+            count, BarColumn(), rate, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        )
+        self._found, self._done = found, found
+        self._started = self._printed = time.monotonic()
+        self._task = self.add_task("predict", total=total, completed=found, rate="")
+
+    @property
+    def told(self) -> str:
+        """What was done, and how fast, in a line."""
+        now = self._done - self._found
+        return f"classified {now:,} images, {now / (time.monotonic() - self._started):,.0f} images/s"
+
+    def classified(self, images: int) -> None:
+        """That many more."""
+        if self._done == self._found:
+            self.reset(self._task, completed=self._done)  # time left counts from here, not from the start of Ray
+        self._done += images
+        self.update(self._task, completed=self._done, rate=self.told.rpartition(", ")[2])
+        if not self.console.is_terminal and time.monotonic() - self._printed > self._PLAIN_EVERY_S:
+            self._printed = time.monotonic()
+            self.console.print(self.told)

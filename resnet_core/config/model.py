@@ -36,6 +36,8 @@ class ModelConfig:
     name: ModelName = "resnet20"
     num_classes: int = 0
     """Outputs of the last layer; 0 = as many as the data set has (filled in by the pipeline)."""
+    depths: tuple[int, ...] = ()
+    """Blocks per stage, as (n, n, n) of the paper's 6n + 2 layers; () = as the name has it."""
     in_channels: int = 3
     init_from: str = ""
     """Weights to start from: a safetensors file or its s3:// URI, by our, torchvision's or timm's names."""
@@ -92,6 +94,8 @@ class ModelConfig:
     def variant(self) -> Variant:
         """The network of this name with this section's changes."""
         changes: dict[str, Any] = {field: value for field in _OVERRIDES if (value := getattr(self, field))}
+        if self.depths:
+            changes["depths"] = self.depths
         if self.stem == "cifar":
             changes["stem_pool"] = "none"
         elif self.stem and VARIANTS[self.name].stem_pool == "none":
@@ -107,6 +111,9 @@ class ModelConfig:
     def _check_that_overrides_apply(self) -> None:
         """A key that could not change anything is a mistake."""
         variant = self.variant
+        stages = len(VARIANTS[self.name].depths)
+        fits = len(self.depths) in (0, stages) and all(depth >= 1 for depth in self.depths)
+        require(fits, "model.depths", f"empty or {stages} positive numbers", self.depths)
         plain = VARIANTS[self.name].shortcut == "none"
         require(not (plain and self.shortcut), "model.shortcut", '"" for a plain network', self.shortcut)
         require(not (plain and self.drop_path), "model.drop_path", "0 for a plain network", self.drop_path)

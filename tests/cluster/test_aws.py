@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 moto = pytest.importorskip("moto", reason="the package moto is not installed")
 
+pytestmark = pytest.mark.faults
 ROOT = Path(__file__).resolve().parents[2]
 REGION = "us-east-1"
 Config = dict[str, Any]

@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -19,6 +13,7 @@ import pytest
 from infra.errors import UserError
 from infra.mlflow_client import Tracking, connect, resolve_tracking
 from infra.s3_server import S3Server, serve_s3
+from tests.mlflow_server import serve_mlflow
 
 
 @pytest.fixture(autouse=True)
@@ -66,39 +61,4 @@ def tracking(blank_database: Path, tmp_path: Path) -> Tracking:
 @pytest.fixture
 def mlflow_server() -> Callable[[Path, int], AbstractContextManager[str]]:
     """Serves ``home/mlflow.db`` and ``home/served`` at a port of loopback, as a context that gives the URL."""
-    return _serve_mlflow
-
-
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def _serve_mlflow(home: Path, port: int) -> Iterator[str]:
-    """A real server over ``home/mlflow.db``; it and its workers are a process group of their own."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "served")]
-    log = (home / "server.log").open("ab")
-    server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=home)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 150  # on a busy machine, too
-        while not _healthy(url):
-            assert server.poll() is None and time.monotonic() < deadline, (home / "server.log").read_text()
-            time.sleep(0.2)
-        yield url
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-        log.close()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
+    return serve_mlflow

@@ -11,7 +11,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from infra.plots import Mistake, confusion, curves, mistakes
+from infra.evaluation_plots import Flip, class_changes, flips, reliability
+from infra.plots import Mistake, confused_pairs, confusion, curves, mistakes
 from infra.records import Record
 
 
@@ -80,6 +81,43 @@ def test_a_sheet_of_mistakes() -> None:
     assert _texts(figure).count("cat\n→ dog  70%") == 8
     assert _share_of_ink(figure) > 0.3
     assert "no mistakes" in _texts(mistakes([]))
+
+
+def test_pairs_by_how_often_they_are_confused() -> None:
+    matrix = np.diag(np.full(4, 9))
+    matrix[2, 0], matrix[1, 3], matrix[0, 1] = 5, 7, 1
+    assert confused_pairs(matrix, 2) == [(1, 3, 7), (2, 0, 5)]
+    assert confused_pairs(np.diag(np.full(4, 9)), 2) == []
+
+
+def test_reliability_is_accuracy_by_confidence() -> None:
+    confidence = np.array([0.55, 0.55, 0.95, 0.95, 0.95, 0.95])
+    figure = reliability(confidence, np.array([1, 0, 1, 1, 1, 0], dtype=bool), bins=10)
+    above, below = figure.axes
+    assert np.asarray(above.get_lines()[1].get_ydata()).tolist() == [0.5, 0.75]
+    assert np.asarray(above.get_lines()[1].get_xdata()).tolist() == pytest.approx([0.55, 0.95])
+    assert [bar.get_height() for bar in below.patches] == [0, 0, 0, 0, 0, 2, 0, 0, 0, 4]
+    error = (2 * 0.05 + 4 * 0.2) / 6
+    assert f"expected calibration error {error:.2%}" in _texts(figure)
+
+
+@pytest.mark.parametrize("classes", [3, 1000])
+def test_classes_that_change_are_named_as_far_as_can_be_read(classes: int) -> None:
+    differences = np.linspace(-0.5, 0.25, classes).tolist()
+    figure = class_changes([f"class {k}" for k in range(classes)], differences, [k == 0 for k in range(classes)])
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert len(names) == min(classes, 24)
+    assert (names[0], names[-1]) == ("class 0", f"class {classes - 1}")
+    assert [bar.get_alpha() for bar in figure.axes[0].patches][:2] == [1.0, 0.35]
+    assert ("24 of 1,000 classes: those that change most" in _texts(figure)) == (classes == 1000)
+
+
+def test_a_sheet_of_flips() -> None:
+    image = np.zeros((28, 28, 3), dtype=np.uint8)
+    sheet = [Flip(image=image, label="cat", wrong="dog", gained=gained) for gained in (False, True)]
+    texts = _texts(flips(sheet))
+    assert {"cat\nnow: dog", "cat\nwas: dog"} <= set(texts)
+    assert "no picture changes sides" in _texts(flips([]))
 
 
 def test_no_display_is_asked_for() -> None:

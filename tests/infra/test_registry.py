@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from infra.champion import champion, promote
 from infra.errors import UserError
-from infra.gate import Score, decide
+from infra.gate import Score
 from infra.mlflow_client import Tracking, connect
 from infra.records import Record
-from infra.registry import Candidate, Version, champion, load, promote, register
+from infra.registry import Candidate, Version, load, register
 from infra.s3_server import S3Server
 from infra.tracking import RunInfo, Tracker
+from infra.version import read_file
 
 SCORE = Score(accuracy=0.985, loss=0.05, count=1000, data_digest="d" * 64)
 
@@ -190,6 +192,58 @@ def test_a_pickle_is_not_loaded_even_with_its_hashes(tracking: Tracking, candida
         load(tracking, version.uri)
 
 
+def test_images_of_another_shape_or_type_are_refused(tracking: Tracking, candidate: Candidate) -> None:
+    model = load(tracking, register(tracking, candidate).uri)
+    for images in (
+        np.zeros((2, 32, 32, 3), np.uint8),
+        np.zeros((2, 28, 28), np.uint8),
+        np.zeros((28, 28, 3), np.uint8),
+    ):
+        with pytest.raises(UserError, match=r"images must be uint8 of N x 28x28x3, got uint8 of"):
+            model.predict(images)
+    with pytest.raises(UserError, match=r"got float32 of 2x28x28x3"):
+        model.predict(np.zeros((2, 28, 28, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("image", "classes", "line"),
+    [
+        ((28, 28, 3), 11, r"answers one image in the shape \(1, 10\), its signature promises \(1, 11\)"),
+        ((20, 20, 4), 10, r"models:/digits/1 does not take images of \(20, 20, 4\): "),
+        ((28,), 10, "the signature of models:/digits/1 is not that of an image classifier"),
+    ],
+)
+def test_a_program_of_other_shapes_is_not_loaded_even_with_its_hashes(
+    tracking: Tracking, candidate: Candidate, image: tuple[int, ...], classes: int, line: str
+) -> None:
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from infra.exported import file_sha256s
+
+    version = register(tracking, candidate)
+    folder = _files(tracking, version)
+    model = Model.load(str(folder))
+    model.signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, *image))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
+    )
+    model.save(str(folder / "MLmodel"))
+    connect(tracking).set_model_version_tag("digits", "1", "files_sha256", json.dumps(file_sha256s(folder)))
+    with pytest.raises(UserError, match=line):
+        load(tracking, version.uri)
+
+
+def test_a_file_beside_the_program_is_read_back_and_checked(tracking: Tracking, candidate: Candidate) -> None:
+    version = register(tracking, dataclasses.replace(candidate, files={"answers.txt": b"3, 1, 4"}))
+    assert read_file(tracking, version, "answers.txt") == b"3, 1, 4"
+    assert read_file(tracking, version, "questions.txt") is None
+    assert load(tracking, version.uri).version == version
+    (_files(tracking, version) / "answers.txt").write_bytes(b"3, 1, 5")
+    with pytest.raises(UserError, match=r"changed since: answers.txt"):
+        read_file(tracking, version, "answers.txt")
+
+
 @pytest.mark.parametrize(
     ("uri", "line"),
     [
@@ -234,16 +288,3 @@ def test_models_kept_by_a_server(
         assert tracker.finish("FINISHED", timeout_s=30)
         promote(served, register(served, dataclasses.replace(candidate, run_id=tracker.run_id)))
         assert load(served, "models:/digits@champion").predict(candidate.example).shape == (2, 10)
-
-
-def test_gate() -> None:
-    def scored(accuracy: float) -> Score:
-        return dataclasses.replace(SCORE, accuracy=accuracy)
-
-    assert decide(scored(0.1), None).promote
-    assert decide(scored(0.985), scored(0.985)).promote
-    worse = decide(scored(0.984), scored(0.985))
-    assert not worse.promote
-    assert worse.reason == "accuracy 0.9840 is worse than the champion's 0.9850 on the same 1,000 images"
-    with pytest.raises(ValueError, match="other data"):
-        decide(SCORE, dataclasses.replace(SCORE, data_digest="e" * 64))

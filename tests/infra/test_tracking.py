@@ -216,6 +216,7 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
         connect(resolve_tracking(tmp_path))
 
 
+@pytest.mark.faults
 def test_a_server_that_goes_away_and_comes_back(
     mlflow_server: ServerAt, free_port: int, blank_database: Path, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from pipelines.recipe import build_recipe
 from pipelines.scoring import EvalData
 from resnet_core.config import ModelConfig
 from resnet_core.models import build_model
+
+if TYPE_CHECKING:
+    from .registered import Registry
 
 COLOURS = {"azure": (40, 90, 230), "lime": (60, 220, 40), "scarlet": (225, 50, 60)}
 SIZE = 16
@@ -136,6 +140,14 @@ def weights(colours: Coloured) -> dict[str, torch.Tensor]:
         torch.nn.functional.cross_entropy(model(images), torch.tensor(rows["label"])).backward()
         optimizer.step()
     return {name: tensor.clone() for name, tensor in model.eval().state_dict().items()}
+
+
+@pytest.fixture(scope="session")
+def registry(colours: Coloured, weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Registry:
+    """A registry with two versions: the second calls azure what is lime."""
+    from .registered import two_versions
+
+    return two_versions(colours, weights, tmp_path_factory.mktemp("registry"))
 
 
 def hand_computed(colours: Coloured, weights: dict[str, torch.Tensor]) -> dict[str, float]:

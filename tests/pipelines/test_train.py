@@ -127,6 +127,7 @@ def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch, 
     assert points(broken, "train/loss", outcome.run_id) == LOGGED
 
 
+@pytest.mark.faults
 def test_two_workers_one_killed(recipe_of, tmp_path, monkeypatch):
     """Inside one fit(): Train starts the group again, and the stream goes on from the newest checkpoint.
 

@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from infra.champion import champion
 from infra.errors import UserError
-from infra.gate import Decision, Score
+from infra.gate import Decision
 from infra.mlflow_client import Tracking, resolve_tracking
-from infra.registry import Version, champion, load
+from infra.proportions import Paired
+from infra.registry import Version, load
 from infra.storage import LocalStore
 from infra.tracking import RunInfo, Tracker
 from pipelines import evaluate, predict, register
 from pipelines.checkpoint import RUN, RunFolder
+from pipelines.data.predictions import Predictions
+from pipelines.evaluated import Evaluated
 from pipelines.register import register_checkpoint
 from pipelines.scoring import SplitScore
 from pipelines.targets import Target
@@ -101,10 +106,14 @@ def test_the_first_version_is_the_champion(
 ) -> None:
     version, decision = registered
     expected = hand_computed(colours, weights)
-    assert decision == Decision(promote=True, reason="there is no champion yet")
-    assert champion(tracking, "colours") == version
+    assert decision == Decision(promote=True, reason="there is no champion yet", margin=0.01)
+    present = champion(tracking, "colours")
+    assert present is not None
+    assert (present.number, present.decision) == (version.number, decision)
     assert version.uri == "models:/colours/1"
-    assert version.score == Score(accuracy=1.0, loss=expected["loss"], count=30, data_digest=colours.manifest.digest)
+    assert (version.score.accuracy, version.score.count) == (1.0, 30)
+    assert version.score.data_digest == colours.manifest.digest
+    assert version.score.loss == pytest.approx(expected["loss"], rel=1e-3, abs=1e-6)
     assert load(tracking, version.uri).metadata == {
         "class_names": ["azure", "lime", "scarlet"],
         "image_size": SIZE,
@@ -122,7 +131,7 @@ def test_the_first_version_is_the_champion(
 def test_register_again_is_the_same_version(command: Command, run_folder: Path) -> None:
     lines = command(register, run_folder, "--name", "colours")
     assert lines[0] == f"models:/colours/1: checkpoint {STEP}, accuracy 1.0000"
-    assert lines[1] == ("champion: accuracy 1.0000 is not worse than the champion's 1.0000 on the same 30 images")
+    assert lines[1] == "champion: there is no champion yet"  # as it was decided then
 
 
 @pytest.mark.usefixtures("registered")
@@ -130,7 +139,10 @@ def test_a_worse_version_leaves_the_alias(command: Command, run_folder: Path, tr
     """The newest checkpoint was not scored in training: it is now."""
     lines = command(register, run_folder, "--name", "colours", "--step", 40)
     assert lines[0] == "models:/colours/2: checkpoint 40, accuracy 0.3333"
-    assert lines[1].startswith("not champion: accuracy 0.3333 is worse than the champion's 1.0000 on the same 30")
+    assert lines[1].startswith(
+        "not champion: not as accurate: -66.67 points on 30 images (0 only the challenger gets right, 20 only "
+        "models:/colours/1; p = 1.9e-06)"
+    )
     present = champion(tracking, "colours")
     assert present is not None
     assert present.number == 1
@@ -141,12 +153,11 @@ def test_the_champion_is_scored_anew_on_other_data(
     weights: Weights, tracking: Tracking, run_id: str, tmp_path: Path
 ) -> None:
     other = coloured(tmp_path, COLOURS, per_class=8, seed=500)
-    claimed = {"loss": 0.1, "accuracy": 0.75}
-    checkpoint = other.checkpoint(weights, claimed)
+    checkpoint = other.checkpoint(swapped(weights), {"loss": 0.0, "accuracy": 1.0})  # what it claims is not believed
     _, decision = register_checkpoint(tracking, checkpoint, other.data, run_id=run_id, name="colours")
-    assert decision == Decision(
-        promote=False, reason="accuracy 0.7500 is worse than the champion's 1.0000 on the same 12 images"
-    )
+    assert not decision.promote
+    assert decision.paired == Paired(wins=0, losses=8, count=12)
+    assert decision.champion == "models:/colours/1"
 
 
 @pytest.mark.usefixtures("registered", "command")
@@ -156,7 +167,9 @@ def test_a_champion_of_other_classes_stays(weights: Weights, tracking: Tracking,
     checkpoint = other.checkpoint(weights, {"loss": 0.0, "accuracy": 1.0})
     _, decision = register_checkpoint(tracking, checkpoint, other.data, run_id=run_id, name="colours")
     assert decision == Decision(
-        promote=False, reason="the champion models:/colours/1 tells other classes apart: register under another name"
+        promote=False,
+        reason="the champion models:/colours/1 tells other classes apart: register under another name",
+        champion="models:/colours/1",
     )
 
 
@@ -186,6 +199,30 @@ def test_predict_prints_as_many_classes_as_asked_for(command: Command, home: Pat
     assert [line.split()[-1] for line in lines] == [str(tmp_path / "a.png"), "azure"]
 
 
+def test_promote_roll_back_and_history(command: Command, colours: Coloured, weights: Weights, tmp_path: Path) -> None:
+    tracking = resolve_tracking(tmp_path)
+    tracker = Tracker.start(tracking, RunInfo(experiment="colours", name="demo"), warn=print)
+    assert tracker.finish("FINISHED", timeout_s=30)
+    for step in (30, 40):
+        checkpoint = colours.checkpoint(swapped(weights) if step == 40 else weights, {}, step=step)
+        register_checkpoint(tracking, checkpoint, colours.data, run_id=tracker.run_id, name="shades")
+    at_home = ("--home", tmp_path)
+    assert command(register, "--promote", "shades", 2, *at_home) == ["champion: models:/shades/2"]
+    assert load(tracking, "models:/shades@champion").version.number == 2
+    assert command(register, "--rollback", "shades", *at_home) == ["champion: models:/shades/1, in place of version 2"]
+    assert load(tracking, "models:/shades@champion").predict(colours.columns("test")["image"]).shape == (30, 3)
+    rows = [re.split("  +", line)[1:] for line in command(register, "--history", "shades", *at_home)]
+    assert rows == [
+        ["champion", "over", "by"],
+        ["version 1", "none", "gate"],
+        ["version 2", "version 1", "by hand"],
+        ["version 1", "version 2", "rollback"],
+    ]
+    assert refusal(command, register, "--rollback", "shades", *at_home) == (
+        "'shades' has no champion before the present one: nothing to roll back to"
+    )
+
+
 CHAMPION = ("models:/colours@champion",)
 
 
@@ -198,8 +235,12 @@ def test_evaluate_is_what_one_computes_by_hand(
     file = tmp_path / "score.json"
     where, *step = target
     lines = command(evaluate, str(where).format(run=run_folder), *step, "--home", run_folder.parent, "--json", file)
-    table = dict(re.split(r"  +", line, maxsplit=1) for line in lines[: lines.index("")])
+    rows = [re.split(r"  +", line) for line in lines[: lines.index("")]]
+    table, intervals = {row[0]: row[1] for row in rows}, {row[0]: row[2] for row in rows if len(row) > 2}
     assert re.fullmatch(r"\d+\.\d\d% expected error", table.pop("calibration"))
+    assert set(intervals) == {"loss", "top-1", "top-5", "calibration"}
+    assert intervals["top-5"] == "(95 %: 88.65% to 100.00%)"
+    assert intervals["top-1"] == ("(95 %: 19.23% to 51.22%)" if 40 in target else "(95 %: 88.65% to 100.00%)")
     assert table == {
         "model": "models:/colours/1" if target == CHAMPION else f"{run_folder}, step {40 if step else STEP}",
         "data set": f"{colours.manifest.name}, split test",
@@ -212,8 +253,14 @@ def test_evaluate_is_what_one_computes_by_hand(
     }
     wrong = 40 in target  # calls azure lime, and lime azure
     shares = {"azure": 0.0, "lime": 0.0, "scarlet": 1.0} if wrong else dict.fromkeys(COLOURS, 1.0)
-    by_class = [line.split() for line in lines[lines.index("") + 1 :]]
-    assert by_class == [["class", "images", "top-1"], *([name, "10", f"{share:.2%}"] for name, share in shares.items())]
+    wilson = {0.0: "0.00% to 27.75%", 1.0: "72.25% to 100.00%"}
+    first = lines.index("") + 1
+    by_class = [line.split(maxsplit=3) for line in lines[first : first + 4]]
+    expected_rows = [[name, "10", f"{share:.2%}", wilson[share]] for name, share in shares.items()]
+    assert by_class == [["class", "images", "top-1", "95 %"], *expected_rows]
+    confused = [re.split("  +", line) for line in lines[first + 5 :]]
+    swaps = [["azure → lime", "10", "100.00%"], ["lime → azure", "10", "100.00%"]]
+    assert confused == ([["most confused", "images", "of the class"], *swaps] if wrong else [])
     score = json.loads(file.read_text())
     assert score["class_accuracy"] == shares
     assert score["class_counts"] == dict.fromkeys(COLOURS, 10)
@@ -259,6 +306,17 @@ def test_evaluate_shows_several_views(command: Command, run_folder: Path, home: 
 def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(
     command: Command, colours: Coloured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    label = np.repeat(np.arange(1, 30, dtype=np.int32), 10)
+    right = np.arange(290) % 10 < label % 10
+    surety = np.full(290, 0.5, np.float32)
+    answers = Predictions(
+        id=np.arange(290),
+        label=label,
+        predicted=np.where(right, label, 0).astype(np.int32),
+        probability=surety,
+        label_probability=surety,
+        top5=np.ones(290, dtype=bool),
+    )
     score = SplitScore(
         count=290,
         data_digest="",
@@ -273,24 +331,29 @@ def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(
     target = Target(
         description="m", predict=lambda images: images.astype(np.float32), class_names=names, data=colours.data
     )
-    monkeypatch.setattr(evaluate, "open_target", lambda request, warn: target)
-    monkeypatch.setattr(evaluate, "score_model", lambda predict, data: score)
+    monkeypatch.setattr(evaluate, "open_targets", lambda request, warn: [target])
+    monkeypatch.setattr(evaluate, "evaluate_split", lambda predict, data: Evaluated(score=score, predictions=answers))
     title, *rows = [line.split() for line in command(evaluate, "m")[10:]]
-    assert title == ["lowest", "20", "of", "30", "classes", "images", "top-1"]
-    assert rows[:3] == [["class10", "10", "0.00%"], ["class20", "10", "0.00%"], ["class1", "10", "10.00%"]]
-    assert len(rows) == 20
+    assert title == ["lowest", "20", "of", "30", "classes", "images", "top-1", "95", "%"]
+    assert [row[:3] for row in rows[:3]] == [
+        ["class10", "10", "0.00%"],
+        ["class20", "10", "0.00%"],
+        ["class1", "10", "10.00%"],
+    ]
+    assert rows[20] == []
+    assert rows[22][:4] == ["class10", "→", "class0", "10"]
 
 
 @pytest.mark.usefixtures("registered")
 def test_several_models_are_an_ensemble(
     command: Command, run_folder: Path, home: Path, colours: Coloured, weights: Weights, tmp_path: Path
 ) -> None:
-    both = scored(command, tmp_path, run_folder, "--step", STEP, "--step", 40)
+    both = scored(command, tmp_path, run_folder, "--step", STEP, "--step", 40, "--ensemble")
     assert both["target"] == f"ensemble of {run_folder}, step {STEP}; {run_folder}, step 40"
     # of azure one says what the other says of lime: the mean is as sure of one as of the other, and right of scarlet
     assert both["class_accuracy"]["scarlet"] == 1.0
     assert both["loss"] == pytest.approx(mean_loss(colours, [weights, swapped(weights)]), rel=1e-3)
-    mixed = scored(command, tmp_path, run_folder, CHAMPION[0], "--home", home)
+    mixed = scored(command, tmp_path, run_folder, CHAMPION[0], "--home", home, "--ensemble")
     assert mixed["loss"] == pytest.approx(hand_computed(colours, weights)["loss"], rel=1e-3, abs=1e-6)
 
 
@@ -310,6 +373,49 @@ def mean_loss(colours: Coloured, members: list[Weights]) -> float:
     return loss / len(rows["label"])
 
 
+@pytest.mark.usefixtures("registered")
+def test_two_models_are_compared(command: Command, run_folder: Path, home: Path, tmp_path: Path) -> None:
+    """The second calls azure lime and lime azure; its size may be another's, its images may not."""
+    outputs = ("--json", tmp_path / "c.json", "--predictions", tmp_path / "p.parquet", "--plots", tmp_path / "plots")
+    lines = command(evaluate, CHAMPION[0], run_folder, "--step", 40, "--home", home, *outputs)
+    table = dict(re.split(r"  +", line, maxsplit=1) for line in lines[: lines.index("")])
+    assert (table["A"], table["B"]) == ("models:/colours/1", f"{run_folder}, step 40")
+    assert table["top-1 of A"] == "100.00%  (95 %: 88.65% to 100.00%)"
+    assert table["top-1 of B"] == "33.33%  (95 %: 19.23% to 51.22%)"
+    assert table["difference"].startswith("-66.67 points  (95 %: -80.77 to -47.75; ")
+    assert table["difference"].endswith("McNemar's exact p = 1.9e-06)")
+    assert table["pictures"] == "0 only B gets right, 20 only A; both answer alike on 33.33%"
+    assert table["verdict"] == "A is better"
+    rows = [re.split("  +", line) for line in lines[lines.index("") + 1 :]]
+    assert rows == [
+        ["class", "images", "change", "only B", "only A", "adjusted p"],
+        ["azure", "10", "-100.00 points", "0", "10", "0.0029", "worse"],
+        ["lime", "10", "-100.00 points", "0", "10", "0.0029", "worse"],
+        ["scarlet", "10", "+0.00 points", "0", "0", "1"],
+    ]
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert (found["wins"], found["losses"], found["count"], found["agreement"]) == (0, 20, 30, pytest.approx(1 / 3))
+    assert found["p_value"] == pytest.approx(2 * 0.5**20)
+    assert found["old"]["accuracy"] - found["new"]["accuracy"] == pytest.approx(2 / 3)
+    answers = pq.read_table(tmp_path / "p.parquet").to_pydict()
+    assert answers["id"] == list(range(30, 60))
+    assert answers["old_predicted"] == answers["label"]
+    assert answers["new_predicted"] == [[1, 0, 2][label] for label in answers["label"]]
+    assert sorted(file.name for file in (tmp_path / "plots").iterdir()) == ["classes.png", "flips.png"]
+    two_steps = command(evaluate, run_folder, "--step", STEP, "--step", 40)
+    assert two_steps[2:] == lines[2:]
+
+
+def test_one_model_s_answers_and_plots(command: Command, run_folder: Path, colours: Coloured, tmp_path: Path) -> None:
+    plots, answers = tmp_path / "deep" / "plots", tmp_path / "p.parquet"
+    command(evaluate, run_folder, "--step", 40, "--predictions", answers, "--plots", plots)
+    assert sorted(file.name for file in plots.iterdir()) == ["confusion.png", "mistakes.png", "reliability.png"]
+    table = pq.read_table(answers)
+    assert table.column_names == ["id", "label", "predicted", "probability", "label_probability", "top5"]
+    assert table["label"].to_pylist() == colours.columns("test")["label"].tolist()
+    assert min(table["probability"].to_pylist()) >= 1 / 3
+
+
 def refusal(command: Command, *arguments: object) -> str:
     with pytest.raises(UserError) as refused:
         command(*arguments)
@@ -323,11 +429,45 @@ def test_bad_input_to_predict(command: Command, home: Path, tmp_path: Path) -> N
     bad.write_bytes(b"no image")
     at_home = ("--home", home)
     assert refusal(command, predict, tmp_path / "none.png", *at_home) == f"there is no image file {tmp_path}/none.png"
-    assert refusal(command, predict, good, bad, *at_home) == f"{bad} does not decode: not an image (8 bytes)"
     assert refusal(command, predict, good, "--top", 0, *at_home) == "--top must be at least 1, got 0"
     assert "'digits'; it has: colours" in refusal(
         command, predict, good, "--model", "models:/digits@champion", *at_home
     )
+
+
+@pytest.mark.usefixtures("registered")
+def test_predict_names_what_does_not_decode_and_classifies_the_others(
+    predicted: Callable[..., tuple[int, list[str], list[str]]], home: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "album"
+    folder.mkdir()
+    picture(COLOURS["lime"], seed=1).save(folder / "good.png")
+    (folder / "bad.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
+    status, lines, said = predicted(folder, "--home", home, "--top", 1)
+    assert (status, lines[0], lines[1].split()[1]) == (0, f"{folder}/good.png", "lime")
+    assert (len(lines), said) == (2, [f"{folder}/bad.png does not decode: not an image (8 bytes)"])
+    named = (folder / "bad.png", folder / "good.png")
+    status, lines, said = predicted(*named, "--home", home, "--top", 1)
+    assert (status, lines[0]) == (2, f"{folder}/good.png")
+    assert said == [f"error: {folder}/bad.png does not decode: not an image (8 bytes)"]
+
+
+@pytest.fixture
+def predicted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, list[str], list[str]]]:
+    """The status of predict, and its lines on stdout and stderr."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", raising=False)
+
+    def run(*arguments: object) -> tuple[int, list[str], list[str]]:
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
+        status = predict.main()
+        said = capsys.readouterr()
+        return status, said.out.splitlines(), said.err.splitlines()
+
+    return run
 
 
 def test_predict_without_a_champion(command: Command, tmp_path: Path) -> None:
@@ -359,6 +499,16 @@ def test_bad_input_to_evaluate(command: Command, run_folder: Path, home: Path, t
         "--set data.image_size: models:/colours/1 was exported for 16x16 pixels"
     )
     assert refusal(command, evaluate, *model, "--step", 3).startswith("--step is for a run's folder")
+    assert refusal(command, evaluate, run_folder, run_folder, run_folder) == (
+        "3 models: name one to score, two to compare, or score all as one with --ensemble"
+    )
+    missing = ("--plots", run_folder / "run.json")
+    assert refusal(command, evaluate, run_folder, *missing) == (
+        f"--plots {run_folder}/run.json: cannot be written: File exists"
+    )
+    assert refusal(command, evaluate, run_folder, "--predictions", tmp_path / "no" / "p.parquet") == (
+        f"--predictions {tmp_path}/no/p.parquet: cannot be written: No such file or directory"
+    )
 
 
 @pytest.mark.usefixtures("registered")
@@ -388,18 +538,19 @@ def test_views_that_cannot_be_shown(command: Command, run_folder: Path, home: Pa
 
 
 @pytest.mark.usefixtures("registered")
-def test_models_that_make_no_ensemble(
+def test_models_that_make_no_ensemble_or_comparison(
     command: Command, run_folder: Path, home: Path, colours: Coloured, weights: Weights, tmp_path: Path
 ) -> None:
     larger = dataclasses.replace(
         colours.checkpoint(weights, {}), recipe={**colours.checkpoint(weights, {}).recipe, "data.image_size": 24}
     )
     RunFolder(LocalStore(uri=str(tmp_path / "larger"))).write(larger, keep_best=1)
-    assert refusal(command, evaluate, run_folder, tmp_path / "larger") == (
+    assert refusal(command, evaluate, run_folder, tmp_path / "larger", "--ensemble") == (
         f"data.image_size is 16 for {run_folder}, step {STEP}, 24 for {tmp_path}/larger, step {STEP}: "
         "set it for all of them with --set"
     )
-    assert scored(command, tmp_path, run_folder, tmp_path / "larger", "--set", "data.image_size=16")["count"] == 30
+    same = ("--set", "data.image_size=16", "--ensemble")
+    assert scored(command, tmp_path, run_folder, tmp_path / "larger", *same)["count"] == 30
     elsewhere = coloured(tmp_path / "elsewhere", COLOURS, per_class=8, seed=50)
     moved = {**larger.recipe, "data.image_size": 16, "data.uri": elsewhere.store.uri}
     other = dataclasses.replace(larger, recipe=moved, data_digest=elsewhere.manifest.digest)
@@ -421,6 +572,11 @@ def test_bad_input_to_register(
         f"checkpoint {STEP} was trained on data set {colours.manifest.name}, {other.store.uri} holds "
         f"{other.manifest.name}: name the place of the former with --data"
     )
+    assert refusal(command, register).startswith("name the folder of a run, or --rollback NAME, --promote NAME VERSION")
+    assert refusal(command, register, run_folder, "--margin", 0) == "--margin must be above 0 and at most 1, got 0.0"
+    home = tmp_path / "runs"
+    assert refusal(command, register, "--rollback", "x", "--home", home).endswith("has no model 'x'")
+    assert refusal(command, register, "--promote", "x", 1, "--home", home).endswith("has no model 'x'; it has: none")
     orphan = RunFolder(LocalStore(uri=str(tmp_path / "orphan")))
     orphan.write(colours.checkpoint(weights, {"loss": 0.0, "accuracy": np.float64(1.0)}), keep_best=1)
     assert refusal(command, register, tmp_path / "orphan", "--name", "x") == (

@@ -36,14 +36,17 @@ def find_columns(schema: pa.Schema, where: str) -> Columns:
     Raises:
         UserError: there is none, or it is of another type.
     """
+    image = find_image(schema, where)
     features = _features(schema, where)
-    of_type = {
-        kind: [name for name, each in features.items() if _kind(each) == kind] for kind in ("Image", "ClassLabel")
-    }
-    image = _choose("image", of_type["Image"], _IMAGES, schema, where)
-    label = _choose("label", of_type["ClassLabel"], _LABELS, schema, where)
+    label = _choose("label", _of_kind(features, "ClassLabel"), _LABELS, schema, where)
     names = features.get(label, {}).get("names", ())
-    return Columns(image=_image_leaf(schema, image, where), label=label, class_names=tuple(map(str, names)))
+    return Columns(image=image, label=label, class_names=tuple(map(str, names)))
+
+
+def find_image(schema: pa.Schema, where: str) -> str:
+    """The image column alone, as `Columns.image`. Raises `UserError` likewise."""
+    described = _of_kind(_features(schema, where), "Image")
+    return _image_leaf(schema, _choose("image", described, _IMAGES, schema, where), where)
 
 
 def _features(schema: pa.Schema, where: str) -> Mapping[str, Any]:
@@ -55,8 +58,8 @@ def _features(schema: pa.Schema, where: str) -> Mapping[str, Any]:
         raise UserError(f"{where}: its metadata of Hugging Face cannot be read: {error}") from error
 
 
-def _kind(feature: object) -> str:
-    return str(feature.get("_type")) if isinstance(feature, dict) else ""
+def _of_kind(features: Mapping[str, Any], kind: str) -> list[str]:
+    return [name for name, each in features.items() if isinstance(each, dict) and each.get("_type") == kind]
 
 
 def _choose(what: str, described: list[str], known: tuple[str, ...], schema: pa.Schema, where: str) -> str:

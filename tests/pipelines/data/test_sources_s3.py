@@ -13,6 +13,7 @@ from infra.storage import LocalStore, open_store
 from pipelines.data.samples import Source, SourceSample
 from pipelines.data.sources import open_source
 from pipelines.data.sources.parquet import ParquetRows
+from pipelines.data.unlabelled.find import find_images
 from tests.pipelines.conftest import written
 
 from . import built
@@ -103,3 +104,14 @@ def test_an_archive_written_anew_with_as_many_bytes_is_another_listing(server: S
 def test_nothing_there(server: S3Server) -> None:
     with pytest.raises(UserError, match=r"source s3://tests/no/such does not exist: there is nothing below it at"):
         open_source("s3://tests/no/such")
+
+
+@pytest.mark.parametrize("kind", ["folders", "parquet"])
+def test_images_to_be_classified_are_the_same_from_both(kind: str, both: Callable[[str], tuple[str, str]]) -> None:
+    found = []
+    for place in both(kind):
+        images = find_images([place])
+        pictures = [picture for part in images.parts for picture in images.read(part)]
+        found.append([(each.id, each.path.removeprefix(f"{place}/"), bytes(each.record)) for each in pictures])
+    assert found[0] == found[1]
+    assert len(found[0]) > 10

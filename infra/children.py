@@ -1,0 +1,108 @@
+"""Servers as child processes on loopback, each a group of its own: ready once it answers, ended with its block."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+from infra.errors import UserError
+
+HOST = "127.0.0.1"
+_STOP_TIMEOUT_S = 10.0
+_ATTEMPTS = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Child:
+    """What to run, and how to know that it serves."""
+
+    name: str  # as messages say it: "the S3 server"
+    command: Sequence[str]  # nothing secret: every user of the machine sees it
+    environment: Mapping[str, str]  # on top of this process's own
+    log: Path  # grows over restarts
+    ready: Callable[[], bool]
+    timeout_s: float
+    cwd: Path | None = None
+
+
+@contextmanager
+def running(child: Child) -> Iterator[int]:
+    """The pid of the process, which is that of its group, until the block ends.
+
+    Raises:
+        UserError: it ended, or was not ready in time; the message names its log.
+    """
+    with child.log.open("ab") as log:
+        process = subprocess.Popen(
+            child.command,
+            env=os.environ | dict(child.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=child.cwd,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + child.timeout_s
+        while not child.ready():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise UserError(f"{child.name} did not start: see {child.log}")
+            time.sleep(0.1)
+        yield process.pid
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the first process, then end whatever is left of the group."""
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_TIMEOUT_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered with 200 within 5 s."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.status == HTTPStatus.OK)
+    except OSError:
+        return False
+
+
+def is_free(port: int) -> bool:
+    """Whether nothing listens there on loopback."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+    except OSError:
+        return False
+    return True
+
+
+def pick_port(wanted: int | None, usual: int) -> int:
+    """The port that was asked for, else the usual one or the next free one above it.
+
+    Raises:
+        UserError: the port that was asked for is taken.
+    """
+    if wanted is not None:
+        if not is_free(wanted):
+            raise UserError(f"port {wanted} is taken: choose another, or leave it out for a free one")
+        return wanted
+    free = next(filter(is_free, range(usual, usual + _ATTEMPTS)), None)
+    if free is None:
+        raise UserError(f"no port from {usual} to {usual + _ATTEMPTS - 1} is free: name one")
+    return free

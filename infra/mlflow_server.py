@@ -1,0 +1,105 @@
+"""An MLflow server on loopback that stores artifacts for its clients and refuses pickles and foreign Host headers.
+
+    with serve_mlflow(folder) as server:
+        os.environ["MLFLOW_TRACKING_URI"] = server.url
+
+As a command it serves until it is interrupted:
+
+    python -m infra.mlflow_server FOLDER [--port N] [--artifacts URI]
+
+The database is FOLDER/mlflow.db, or what MLFLOW_BACKEND_STORE_URI names (postgresql://USER:PASSWORD@HOST/NAME): a
+password belongs into the environment, since every user of a machine sees its command lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.children import HOST, Child, answers, pick_port, running
+from infra.errors import UserError
+
+DATABASE = "MLFLOW_BACKEND_STORE_URI"
+_USUAL_PORT = 5000
+_READY_TIMEOUT_S = 180.0  # a new database first gets its tables, on two busy cores
+_ENVIRONMENT = {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MlflowServer:
+    """A running server."""
+
+    url: str  # http://127.0.0.1:PORT
+    pid: int
+
+
+@contextmanager
+def serve_mlflow(
+    folder: str | Path, *, port: int | None = None, artifacts: str = "", environment: Mapping[str, str] | None = None
+) -> Iterator[MlflowServer]:
+    """Serve until the block ends.
+
+    Args:
+        folder: for the log, and for database and artifacts where nothing else is named.
+        port: of loopback; None takes 5000, or a free one above it.
+        artifacts: URI of the place the server keeps artifacts at for its clients, which need no access of their own.
+        environment: what the server alone is to know: credentials, or MLFLOW_BACKEND_STORE_URI.
+
+    Raises:
+        UserError: the port is taken, or the server does not start (the message names its log).
+    """
+    folder = Path(folder).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    port = pick_port(port, _USUAL_PORT)
+    given = {**os.environ, **(environment or {})}
+    database = given.get(DATABASE) or f"sqlite:///{folder / 'mlflow.db'}"
+    url = f"http://{HOST}:{port}"
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"),
+        *("--serve-artifacts", "--artifacts-destination", artifacts or (folder / "artifacts").as_uri()),
+        *("--allowed-hosts", f"{HOST}:{port},localhost:{port}", "--cors-allowed-origins", url),
+    ]
+    child = Child(
+        name="the MLflow server",
+        command=command,
+        environment={**(environment or {}), **_ENVIRONMENT, DATABASE: database},
+        log=folder / "mlflow.log",
+        ready=lambda: answers(f"{url}/health"),
+        timeout_s=_READY_TIMEOUT_S,
+        cwd=folder,
+    )
+    with running(child) as pid:
+        yield MlflowServer(url=url, pid=pid)
+
+
+def main() -> None:
+    """Serve until SIGINT or SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m infra.mlflow_server", description="An MLflow server on loopback.")
+    parser.add_argument("folder", type=Path, help="of the log, and of database and artifacts unless named otherwise")
+    parser.add_argument("--port", type=int, help=f"default: {_USUAL_PORT}, or a free one above it")
+    parser.add_argument("--artifacts", default="", metavar="URI", help="where artifacts are kept: s3://BUCKET/mlflow")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        with serve_mlflow(arguments.folder, port=arguments.port, artifacts=arguments.artifacts) as server:
+            sys.stdout.write(f"export MLFLOW_TRACKING_URI={server.url}\n# served; Ctrl-C stops it\n")
+            sys.stdout.flush()
+            signal.pause()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What a run computes: multiply-adds times images, over the phases of its curriculum.
+
+Counted is the forward pass of the images trained on: convolutions and linear layers. A backward pass costs twice as
+much, so that training costs three times this; evaluations are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from infra.errors import UserError
+from pipelines.recipe import Recipe, build_recipe
+from resnet_core.config import ModelConfig
+
+_IN_SCHEDULE_UNIT = (
+    "schedule.length",
+    "schedule.warmup",
+    "schedule.milestones",
+    "schedule.points",
+    "schedule.drop_path_ramp",
+    "optim.average_from",
+    "curriculum.until",
+    "run.eval_at",
+)
+_DECIMALS = 6  # of epochs: less than one image of any data set here
+
+
+def multiply_adds(recipe: Recipe) -> int:
+    """Of one image's forward pass at data.image_size; the number of classes must be known."""
+    return _multiply_adds(recipe.model, recipe.data.image_size)
+
+
+def compute(recipe: Recipe, samples_per_epoch: int = 1) -> float:
+    """Multiply-adds of the whole run; with `samples_per_epoch` left out, of one whose epoch is a single image.
+
+    Raises:
+        UserError: model.num_classes, which decides multiply-adds, is not known.
+    """
+    return sum((end - begin) * rate for begin, end, rate in _stretches(recipe)) * _per_epoch(recipe, samples_per_epoch)
+
+
+def time_at(recipe: Recipe, share: float) -> float:
+    """When, in schedule.unit, this share of the run's compute has been spent."""
+    left = share * sum((end - begin) * rate for begin, end, rate in _stretches(recipe))
+    for begin, end, rate in _stretches(recipe):
+        if left <= (end - begin) * rate:
+            return begin + left / rate
+        left -= (end - begin) * rate
+    return recipe.schedule.length
+
+
+def at_equal_compute(recipe: Recipe, baseline: Recipe) -> Recipe:
+    """The recipe with its schedule stretched to what the baseline computes, every duration alike.
+
+    Raises:
+        UserError: the two cannot be compared like that.
+    """
+    for key in ("schedule.unit", "data.uri"):
+        mine, theirs = recipe.flat()[key], baseline.flat()[key]
+        if mine != theirs:
+            raise UserError(f"equal_compute: {key} must be the same in all recipes, got {theirs!r} and {mine!r}")
+    return stretched(recipe, compute(baseline) / compute(recipe))
+
+
+def stretched(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with every duration times `factor`."""
+    flat = recipe.flat()
+    scaled = {key: _scaled(flat[key], factor, recipe.schedule.unit) for key in _IN_SCHEDULE_UNIT}
+    return build_recipe({}, {**flat, **scaled}, where=f"{recipe.name} at equal compute")
+
+
+def _stretches(recipe: Recipe) -> Iterator[tuple[float, float, float]]:
+    """(begin, end, multiply-adds per image) of each phase; times in schedule.unit."""
+    curriculum, sam = recipe.curriculum, recipe.optim.sam_rho > 0
+    ends = [*curriculum.until, recipe.schedule.length]
+    sizes = curriculum.image_size or (recipe.data.image_size,) * len(ends)
+    names = curriculum.model or (recipe.model.name,) * len(ends)
+    gradients = 1 + sam / recipe.optim.sam_every
+    begin = 0.0
+    for end, size, name in zip(ends, sizes, names, strict=True):
+        yield begin, end, gradients * _multiply_adds(dataclasses.replace(recipe.model, name=name), size)
+        begin = end
+
+
+def _per_epoch(recipe: Recipe, samples_per_epoch: int) -> int:
+    """Images in a unit of the schedule."""
+    return recipe.optim.global_batch_size if recipe.schedule.unit == "steps" else samples_per_epoch
+
+
+def _multiply_adds(model: ModelConfig, size: int) -> int:
+    from resnet_core.models.cost import cost
+
+    if not model.num_classes:
+        raise UserError("equal_compute: multiply-adds depend on the classes: give set.model.num_classes")
+    return cost(model.variant, size=size, num_classes=model.num_classes).multiply_adds
+
+
+def _scaled(value: Any, factor: float, unit: str) -> Any:
+    if isinstance(value, list):
+        return [_scaled(each, factor, unit) for each in value]
+    return float(round(value * factor) if unit == "steps" else round(value * factor, _DECIMALS))

@@ -1,0 +1,183 @@
+"""Predictions as Parquet files that appear one by one, each whole, so that a command that was killed goes on.
+
+A file holds the predictions of consecutive images of the source, and which ones is decided by the source alone: the
+files that are there are the journal. `_predictions.json` says what they are predictions of, so that a second start with
+something else is refused. Readers of Parquet leave names with a `_` out.
+
+Legend: n rows, K classes, T of them the most probable ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import UserError
+from pipelines.data.task import Block
+from pipelines.data.unlabelled.images import Part
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from infra.storage import Store
+
+JOB, SUMMARY = "_predictions.json", "_summary.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What the files are predictions of: a second start with another job is refused."""
+
+    model: str  # models:/NAME/VERSION
+    model_sha256: str  # of the checkpoint it was exported from
+    images: str  # for people
+    images_fingerprint: str
+    top: int
+    all_probabilities: bool
+    file_rows: int  # about
+
+    def claim(self, store: Store) -> None:
+        """Begin, or go on with what the same job has begun.
+
+        Raises:
+            UserError: the place holds the predictions of another job.
+        """
+        text = json.dumps(dataclasses.asdict(self), indent=1) + "\n"
+        try:
+            store.write(JOB, text.encode(), if_absent=True)
+        except FileExistsError:
+            present = json.loads(store.read(JOB))
+            asked = dataclasses.asdict(self)
+            other = next((name for name in asked if present.get(name) != asked[name]), None)
+            if other:
+                raise UserError(
+                    f"{store.description} holds predictions of another job ({other} is {present.get(other)} there, "
+                    f"{asked[other]} here): go on with that one, or name another --out"
+                ) from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """Which parts of a source each file holds."""
+
+    files: tuple[tuple[Part, ...], ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Part], file_rows: int) -> Layout:
+        """Consecutive parts of about `file_rows` images."""
+        files: list[list[Part]] = []
+        for part in parts:
+            if not files or sum(each.rows for each in files[-1]) >= file_rows:
+                files.append([])
+            files[-1].append(part)
+        return cls(files=tuple(map(tuple, files)))
+
+    @staticmethod
+    def path(file: int) -> str:
+        """The name of a file."""
+        return f"predictions-{file:06d}.parquet"
+
+    def missing(self, store: Store) -> list[int]:
+        """Files that are still to be written."""
+        there = {path for path, _ in store.list()}
+        return [file for file in range(len(self.files)) if self.path(file) not in there]
+
+    def rows(self, file: int) -> int:
+        """Images of a file."""
+        return sum(part.rows for part in self.files[file])
+
+    @property
+    def total(self) -> int:
+        """Images of all files."""
+        return sum(map(self.rows, range(len(self.files))))
+
+
+@dataclass(kw_only=True)
+class Collector:
+    """Takes predictions in any order, and writes each file as soon as it has all of them."""
+
+    store: Store
+    layout: Layout
+    class_names: Sequence[str]
+    _waiting: dict[int, list[Block]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, block: Block) -> None:
+        """Columns file int32 [n], id int64 [n], path and reason object [n], top_class int32 [n,T], top_probability
+        float32 [n,T], and probabilities float32 [n,K] if they are wanted.
+        """
+        for file in np.unique(block["file"]).tolist():
+            chosen = block["file"] == file
+            self._waiting[file].append({name: values[chosen] for name, values in block.items()})
+            rows = sum(len(part["id"]) for part in self._waiting[file])
+            if rows == self.layout.rows(file):
+                self.store.write(self.layout.path(file), self._parquet(self._waiting.pop(file)))
+
+    def _parquet(self, blocks: list[Block]) -> bytes:
+        import pyarrow.parquet as pq
+
+        whole = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        order = np.argsort(whole["id"], kind="stable")
+        buffer = io.BytesIO()
+        pq.write_table(_table({name: values[order] for name, values in whole.items()}, self.class_names), buffer)
+        return buffer.getvalue()
+
+
+def write_summary(store: Store, layout: Layout) -> tuple[int, int]:
+    """Count what is there, and keep that beside it: (images, those that were not classified)."""
+    import pyarrow.parquet as pq
+
+    images = bad = 0
+    for file in range(len(layout.files)):
+        reasons = pq.read_table(io.BytesIO(store.read(layout.path(file))), columns=["reason"])["reason"]
+        images += len(reasons)
+        bad += len(reasons) - reasons.null_count
+    store.write(SUMMARY, (json.dumps({"images": images, "not_classified": bad}) + "\n").encode())
+    return images, bad
+
+
+def _table(rows: Block, class_names: Sequence[str]) -> pa.Table:
+    """The columns of a file: whoever has a reason has no prediction."""
+    import pyarrow as pa
+
+    names = np.array(class_names, dtype=object)
+    bad = rows["reason"] != ""
+    best, share = rows["top_class"][:, 0], rows["top_probability"][:, 0]
+    columns = {
+        "id": pa.array(rows["id"]),
+        "path": pa.array(rows["path"], pa.string()),
+        "class": pa.array(best, pa.int32(), mask=bad),
+        "name": pa.array(names[best], pa.string(), mask=bad),
+        "probability": pa.array(share, pa.float32(), mask=bad),
+        "top": _lists(_structs(rows, names), bad),
+        "reason": pa.array(rows["reason"], pa.string(), mask=~bad),
+    }
+    if "probabilities" in rows:
+        flat = pa.array(rows["probabilities"].ravel(), pa.float32())
+        columns["probabilities"] = _lists(flat, bad)
+    return pa.table(columns)
+
+
+def _structs(rows: Block, names: npt.NDArray[np.object_]) -> pa.Array:
+    """The most probable classes of all rows, one after another."""
+    import pyarrow as pa
+
+    classes, shares = rows["top_class"].ravel(), rows["top_probability"].ravel()
+    arrays = [pa.array(classes, pa.int32()), pa.array(names[classes], pa.string()), pa.array(shares, pa.float32())]
+    return pa.StructArray.from_arrays(arrays, ["class", "name", "probability"])
+
+
+def _lists(flat: pa.Array, missing: npt.NDArray[np.bool_]) -> pa.Array:
+    """Rows of equally many values; those that are missing are null."""
+    import pyarrow as pa
+
+    width = len(flat) // len(missing)
+    offsets = np.arange(len(missing) + 1, dtype=np.int32) * width
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(missing))

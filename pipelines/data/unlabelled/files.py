@@ -1,0 +1,95 @@
+"""Image files, by name or below folders and prefixes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from infra.errors import UserError
+from infra.storage import Store
+from pipelines.data.manifest import Stored
+from pipelines.data.sources.place import IMAGE_SUFFIXES, Place
+from pipelines.data.unlabelled.images import Part, Picture, even_parts
+from pipelines.data.views import IMAGE_FILE
+
+_PART_ROWS = 128
+_READ_AT_ONCE = 16  # an object store takes its time for each, however small
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Folder:
+    """Files below one root; a file that the user named is a folder of one."""
+
+    text: str  # as the user named it
+    store: Store
+    paths: tuple[str, ...]
+    sizes: tuple[int, ...]  # bytes
+    named: bool  # the file itself was named, not its folder
+
+    @classmethod
+    def of(cls, place: Place) -> Folder:
+        """All files of a named one, and of a folder those whose names end like an image's."""
+        paths = list(place.files) if place.is_file else place.ending(*IMAGE_SUFFIXES)
+        if not paths:
+            raise UserError(f"{place.text} holds no images: their names end in {', '.join(IMAGE_SUFFIXES)}")
+        sizes = tuple(place.files[path] for path in paths)
+        return cls(text=place.text, store=place.store, paths=tuple(paths), sizes=sizes, named=place.is_file)
+
+    def shown(self, path: str) -> str:
+        """A file as the user would name it."""
+        return self.text if self.named else f"{self.text}/{path}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageFiles:
+    """The files of several folders, one after another."""
+
+    folders: tuple[Folder, ...]
+
+    @classmethod
+    def of(cls, places: Sequence[Place]) -> ImageFiles:
+        """What the user named. Raises UserError where a folder holds none."""
+        return cls(folders=tuple(map(Folder.of, places)))
+
+    @property
+    def description(self) -> str:
+        """How many files, and where."""
+        return f"{sum(len(folder.paths) for folder in self.folders):,} image files"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of names and sizes."""
+        digest = hashlib.sha256()
+        for folder in self.folders:
+            digest.update(repr((folder.store.uri, folder.paths, folder.sizes)).encode())
+        return digest.hexdigest()
+
+    @property
+    def stored(self) -> Stored:
+        return IMAGE_FILE
+
+    @property
+    def parts(self) -> list[Part]:
+        return even_parts(sum(len(folder.paths) for folder in self.folders), _PART_ROWS)
+
+    def read(self, part: Part) -> Iterator[Picture]:
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+            yield from pool.map(lambda each: _picture(*each), self._named(part))
+
+    def _named(self, part: Part) -> Iterator[tuple[Folder, str, int]]:
+        """Folder, path and number of each file."""
+        first = 0
+        for folder in self.folders:
+            begin, end = max(0, part.first - first), min(len(folder.paths), part.first + part.rows - first)
+            for place in range(begin, end):
+                yield folder, folder.paths[place], first + place
+            first += len(folder.paths)
+
+
+def _picture(folder: Folder, path: str, number: int) -> Picture:
+    try:
+        return Picture(number, folder.shown(path), folder.store.read(path))
+    except OSError as error:
+        return Picture(number, folder.shown(path), b"", f"cannot be read: {error.strerror or error}")

@@ -1,0 +1,114 @@
+"""Serve a registered model over HTTP: `python pipelines/serve.py [--model models:/NAME@champion] [--port 8000]`.
+
+It answers at `/invocations` until it is stopped, batches what comes at the same time, and follows the alias: a new
+champion takes over without a request lost. docs/serving.md has the requests and answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import infra.cluster
+from infra.errors import UserError
+from infra.mlflow_client import resolve_tracking
+from infra.registry import CHAMPION
+from pipelines import cli
+from pipelines.chosen_model import chosen_model
+from pipelines.serving.following import Served
+
+_APPLICATION = "resnet-ray"
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    _check(arguments)
+    tracking = resolve_tracking(arguments.home)
+    uri = chosen_model(tracking, arguments.model)
+    version = Served.open(tracking, uri).version  # what is wrong with it is told here, in one line
+    # Ray's agent else tells a local cluster's metrics once a minute
+    os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")
+    infra.cluster.connect(min_cpus=arguments.replicas * arguments.cpus, settings="--replicas or --cpus")
+    from ray import serve
+
+    from pipelines.serving.deployment import Serving
+
+    serving = Serving(
+        tracking=tracking,
+        uri=uri,
+        replicas=arguments.replicas,
+        cpus=arguments.cpus,
+        batch_size=arguments.batch_size,
+        batch_wait_s=arguments.batch_wait_ms / 1000,
+        poll_s=arguments.poll_s,
+    )
+    serve.start(proxy_location="HeadOnly", http_options={"host": arguments.host, "port": arguments.port})
+    stop = _on_signal()
+    try:
+        serve.run(serving.application(), name=_APPLICATION, route_prefix="/")
+        address = f"http://{arguments.host}:{arguments.port}"
+        print(f"serving {version.uri} at {address}/invocations, health at {address}/health", flush=True)
+        print(f"metrics at {_metrics_address()}", flush=True)
+        stop.wait()
+        print("stopping: requests that are under way get their answers", flush=True)
+    finally:
+        serve.delete(_APPLICATION)
+        if "RAY_ADDRESS" not in os.environ:
+            serve.shutdown()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Serve a registered model over HTTP with Ray Serve.")
+    parser.add_argument("--model", metavar="URI", help=f"models:/NAME@{CHAMPION} (default: the only champion there is)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--replicas", type=int, default=1, help="copies of the model (default: 1)")
+    parser.add_argument("--cpus", type=int, default=1, help="of each replica (default: 1)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images at once, at most (default: 32)")
+    told = "that an image waits for others (default: 5)"
+    parser.add_argument("--batch-wait-ms", type=float, default=5, metavar="MS", help=told)
+    told = "seconds between two looks at the alias (default: 10)"
+    parser.add_argument("--poll-s", type=float, default=10, metavar="S", help=told)
+    parser.add_argument("--home", default="runs", help="folder of MLflow's database without MLFLOW_TRACKING_URI")
+    return parser
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name in ("replicas", "cpus", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.batch_wait_ms < 0 or arguments.poll_s <= 0:
+        raise UserError("--batch-wait-ms must not be negative, --poll-s must be above 0")
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((arguments.host, arguments.port))
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen at {arguments.host}:{arguments.port}: {error}; give another --port") from None
+
+
+def _on_signal() -> threading.Event:
+    """Set by Ctrl-C and by what service managers send."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _metrics_address() -> str:
+    import ray
+
+    node = next(node for node in ray.nodes() if node["Alive"])
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+
+if __name__ == "__main__":
+    cli.run(main)

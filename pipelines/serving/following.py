@@ -1,0 +1,61 @@
+"""A registered model that follows its alias: what that names next is loaded, verified and tried, then takes over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from infra.errors import UserError
+from infra.mlflow_client import Tracking
+from infra.registry import Version, find, load
+from pipelines.scoring import Predict
+from pipelines.serving.pictures import Pictures
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A version that is ready to answer: a request keeps the one that it began with until it has its answer."""
+
+    version: Version
+    pictures: Pictures
+    predict: Predict
+
+    @classmethod
+    def open(cls, tracking: Tracking, uri: str) -> Served:
+        """Load a version, which answers once on that occasion.
+
+        Raises:
+            UserError: it is not there, not what was registered, or not what its metadata say.
+        """
+        model = load(tracking, uri)
+        pictures = Pictures.of(model.metadata)
+        side, classes = pictures.crop.image_size, len(pictures.class_names)
+        if model.shapes.image != (side, side, 3):
+            taken = "x".join(map(str, model.shapes.image))
+            raise UserError(f"{model.version.uri} takes {taken} and says that it takes {side}x{side}x3")
+        if model.shapes.classes != classes:
+            raise UserError(f"{model.version.uri} answers {model.shapes.classes} numbers and names {classes} classes")
+        return cls(version=model.version, pictures=pictures, predict=model.predict)
+
+
+class Following:
+    """What a URI with an alias names now. `now` is replaced as a whole, so that readers need no lock."""
+
+    def __init__(self, tracking: Tracking, uri: str) -> None:
+        """Raises UserError: there is no such model, or it cannot be loaded."""
+        self._tracking, self._uri = tracking, uri
+        self.now = Served.open(tracking, uri)
+
+    def refresh(self) -> bool:
+        """Ask what the URI names, and change over to it if that is another version.
+
+        Returns:
+            Whether it was.
+
+        Raises:
+            UserError: MLflow does not answer, or that version cannot be loaded; the present one stays.
+        """
+        version = find(self._tracking, self._uri)
+        if version.number == self.now.version.number:
+            return False
+        self.now = Served.open(self._tracking, version.uri)
+        return True

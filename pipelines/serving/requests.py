@@ -1,0 +1,94 @@
+"""An HTTP request's body to the images in it. Pure functions; no Ray, no torch.
+
+Three kinds: an image file (`image/…`), an array as `numpy.save` writes it (`application/x-npy`), and the JSON that
+MLflow's server takes, so that a client can change between the two.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import AsyncIterator
+
+import numpy as np
+
+from pipelines.serving.pictures import MALFORMED, MAX_REQUEST_BYTES, NOT_AN_IMAGE, TOO_LARGE, Pictures, Pixels, Refused
+
+COLUMN = "image"
+_FORMS = ("instances", "inputs")
+_UNSUPPORTED = 415
+_HEARD_BYTES = 8 * MAX_REQUEST_BYTES  # of a body that is too large: who still sends does not hear the answer
+_ONE_IMAGE, _BATCH = 3, 4  # dimensions
+
+
+async def read_body(chunks: AsyncIterator[bytes]) -> bytes:
+    """A body, of which no more is kept than may be. Raises `Refused`."""
+    body, size = bytearray(), 0
+    async for chunk in chunks:
+        size += len(chunk)
+        if size <= MAX_REQUEST_BYTES:
+            body += chunk
+        elif size > _HEARD_BYTES:
+            break
+    if size > MAX_REQUEST_BYTES:
+        raise Refused(TOO_LARGE, f"the request has {size:,} bytes or more, {MAX_REQUEST_BYTES:,} are allowed")
+    return bytes(body)
+
+
+def read_images(content_type: str, body: bytes, pictures: Pictures) -> Pixels:
+    """The images of a request, uint8 N x S x S x 3. Raises `Refused`."""
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind.startswith("image/"):
+        return pictures.file(body)[None]
+    if kind == "application/x-npy":
+        array = _array(body)
+        return pictures.read([array] if array.ndim == _ONE_IMAGE else list(array))
+    if kind == "application/json":
+        return pictures.read(_values(body))
+    raise Refused(
+        _UNSUPPORTED, f"content-type {kind or 'missing'}: send image/jpeg, application/x-npy or application/json"
+    )
+
+
+def _array(body: bytes) -> Pixels:
+    """What `numpy.save` wrote; the header is checked before anything is allocated for it."""
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read(file)
+    except ValueError as error:
+        raise Refused(MALFORMED, f"not an array as numpy.save writes it: {str(error).splitlines()[0]}") from None
+    content = body[file.tell() :]
+    if dtype != np.uint8 or fortran_order or len(shape) not in (_ONE_IMAGE, _BATCH):
+        raise Refused(NOT_AN_IMAGE, f"an array {dtype} {shape}: send uint8 HxWx3 or NxHxWx3 in C order")
+    if math.prod(shape) != len(content):
+        raise Refused(MALFORMED, f"an array {shape} has {math.prod(shape):,} values, {len(content):,} were sent")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def _values(body: bytes) -> list[object]:
+    """The images in JSON: `{"instances": [IMAGE, …]}` or `{"inputs": [IMAGE, …]}`, each bare or `{"image": IMAGE}`."""
+    try:
+        request = json.loads(body)
+    except ValueError as error:
+        raise Refused(MALFORMED, f"not JSON: {error}") from None
+    except RecursionError:
+        raise Refused(MALFORMED, "not JSON that anybody reads: nested too deeply") from None
+    found = [request[form] for form in _FORMS if form in request] if isinstance(request, dict) else []
+    values = found[0] if len(found) == 1 else None
+    if isinstance(values, dict):
+        values = values.get(COLUMN)
+        values = [values] if isinstance(values, str) else values
+    if not isinstance(values, list):
+        raise Refused(MALFORMED, 'send {"instances": [{"image": BASE64_OR_ARRAY}, …]}')
+    return [_bare(value) for value in values]
+
+
+def _bare(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    if COLUMN not in value:
+        raise Refused(MALFORMED, f'an instance has no "{COLUMN}", but {", ".join(map(repr, value)) or "nothing"}')
+    return value[COLUMN]

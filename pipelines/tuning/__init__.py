@@ -1,0 +1,1 @@
+"""Studies: many runs of one recipe, whose settings a searcher proposes and a scheduler stops early."""

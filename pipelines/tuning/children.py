@@ -1,0 +1,76 @@
+"""The MLflow runs of trials that were stopped: their own driver is gone, so that the study's brings them up to date."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+
+from infra.errors import UserError
+from infra.storage import open_store
+from infra.tracking import RunInfo, Tracker, resolve_tracking
+from pipelines import cli
+from pipelines.checkpoint import RUN, RunFolder
+from pipelines.tuning.ledger import Ledger, State, Trial
+from pipelines.tuning.plan import Plan
+from pipelines.tuning.trial import run_name
+
+_PATIENCE_S = 60.0
+_DYING_S = 3.0  # a stopped trial's own driver may still be delivering
+_NAMES: dict[State, str] = {"stopped": "stopped early", "finished": "finished", "failed": "failed"}
+
+
+class Children:
+    """Closes the runs of trials that are over, behind the study; those of an earlier process's trials as well."""
+
+    def __init__(self, plan: Plan, ledger: Ledger, console: Console) -> None:
+        self._plan, self._console = plan, console
+        self._over: queue.Queue[Trial | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._work, name="mlflow-children", daemon=True)
+        for trial in ledger.trials:
+            if trial.over:
+                self._over.put(trial)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.put(None)
+        self._thread.join()
+
+    def close(self, trial: Trial) -> None:
+        self._over.put(trial)
+
+    def _work(self) -> None:
+        while trial := self._over.get():
+            time.sleep(_DYING_S if trial.state == "stopped" else 0.0)
+            try:
+                self._close(trial)
+            except UserError as error:  # the run may be closed by the next command
+                self._console.print(f"trial {trial.number:03d}: {error}")
+
+    def _close(self, trial: Trial) -> None:
+        run = self._plan.base.run
+        home = open_store(run.home)
+        folder = RunFolder(home.sub(run_name(self._plan.space.name, trial)))
+        known = folder.read_json(RUN, "run_id")
+        if known is None:  # stopped or failed before it had one
+            return
+        tags = {"state": _NAMES[trial.state], **({"reason": trial.reason} if trial.reason else {})}
+        info = RunInfo(experiment=run.experiment, name=trial_name(trial), run_id=str(known["run_id"]), tags=tags)
+        tracker = Tracker.start(resolve_tracking(cli.local_home(run.home)), info, warn=self._console.print)
+        newest = folder.newest(self._console.print)
+        for record in newest.records if newest else ():
+            tracker.log(record)
+        tracker.finish("FAILED" if trial.state == "failed" else "FINISHED", _PATIENCE_S)
+
+
+def trial_name(trial: Trial) -> str:
+    return f"{trial.number:03d}"

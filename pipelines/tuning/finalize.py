@@ -1,0 +1,37 @@
+"""The winner of a study as a recipe file, trained at the full budget, and offered to the registry's gate."""
+
+from __future__ import annotations
+
+from infra.errors import UserError
+from pipelines.driver import train
+from pipelines.tuning.ledger import Trial
+from pipelines.tuning.study import Study
+from pipelines.tuning.trial import run_name
+
+WINNER = "winner.toml"
+
+
+def finalize(study: Study, winner: Trial, run_id: str) -> None:
+    """Write the winner's recipe file and bring its run to its end, below the study's run in MLflow.
+
+    The file says what `train.py` needs and nothing of the study. A run that is finished is not run again.
+
+    Raises:
+        UserError: the winner's settings changed on the way, which no recipe says.
+    """
+    space = study.plan.space
+    if winner.changes:
+        folder = f"{study.plan.base.run.home}/{run_name(space.name, winner)}"
+        raise UserError(
+            f"trial {winner.number:03d} of study {space.name} changed settings {len(winner.changes)} times, which "
+            f"no recipe says: its weights are registered by `python pipelines/register.py {folder} --name NAME`"
+        )
+    recipe = study.plan.final(winner.values)
+    study.store.write(WINNER, recipe.to_toml().encode())
+    study.console.print(f"winner      trial {winner.number:03d}: {study.store.description}/{WINNER}")
+    outcome = train(recipe, study.console, parent_run_id=run_id)
+    found = f"test accuracy {outcome.accuracy:.2%} after {outcome.step} steps"
+    study.console.print(f"final       {found}; in the study {winner.accuracy:.2%}")
+    if outcome.model:
+        state = "champion" if outcome.champion else f"not champion: {outcome.reason}"
+        study.console.print(f"registered  {outcome.model} ({state})")

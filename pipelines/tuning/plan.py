@@ -1,0 +1,155 @@
+"""From a space and a trial's values to the trial's recipe; a space that has a recipe nobody can train is refused."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from infra.errors import UserError
+from pipelines.budget import at_equal_compute, compute, stretched, time_at
+from pipelines.recipe import Recipe, build_recipe, load_recipe
+from pipelines.toml_file import nearest
+from pipelines.tuning.space import POPULATION, Space, flattened
+
+Values = Mapping[str, Any]
+"""What a trial is: a value for every key of the space."""
+_FIXED = {
+    "run.name": "a study names its runs",
+    "run.home": "it is where the whole study lies: give it by --set",
+    "run.eval_at": "a study evaluates after equal shares of the compute, budget.reports times",
+    "data.uri": "trials of different data cannot be compared",
+}
+_PROBES = 512  # combinations that are all tried; of a larger space, each key alone and all ends together
+# What may change in the middle of a run: its tensors, its steps and its data stay.
+_CHANGEABLE = ("optim.", "augment.", "schedule.", "model.drop")
+_DECIDE_STEPS = ("optim.global_batch_size", "optim.optimizer", "schedule.length", "schedule.unit", "optim.ema_decay")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A space with the command line's overrides: recipes come from here only."""
+
+    space: Space
+    overrides: Mapping[str, Any]
+
+    @cached_property
+    def base(self) -> Recipe:
+        """What all trials share; also whose compute is every trial's."""
+        # a study trains many models to compare them; a recipe's own registration is not asked for
+        settings = {"run.register_as": "", **flattened(self.space.set), **self.overrides}
+        try:
+            return load_recipe(self.space.recipe, settings)
+        except UserError as error:
+            raise UserError(f"space {self.space.name}: {error}") from error
+
+    @property
+    def register_as(self) -> str:
+        """The model that the winner is offered as: the overrides', the final table's, or the recipe's own."""
+        key = "run.register_as"
+        asked = {**flattened(self.space.final.set), **self.overrides}.get(key)
+        return str(load_recipe(self.space.recipe).run.register_as if asked is None else asked)
+
+    def recipe(self, values: Values) -> Recipe:
+        """What these values train, at the study's compute, with its evaluations; without a name.
+
+        Raises:
+            UserError: they cannot be trained with.
+        """
+        recipe = build_recipe({}, {**self.base.flat(), **self.settings(values)}, where=self.space.name)
+        if self.space.budget.equal_compute:
+            recipe = at_equal_compute(recipe, self.base)
+        return self._evaluated(recipe)
+
+    def named(self, values: Values, name: str) -> Recipe:
+        """The recipe of a trial's run. Any report of a population's may be where another trial goes on."""
+        kept = {"run.keep_best": self.space.budget.reports} if self.space.scheduler.name in POPULATION else {}
+        return build_recipe({}, {**self.recipe(values).flat(), **kept, "run.name": name}, where=name)
+
+    def final(self, values: Values) -> Recipe:
+        """The winner's recipe as `train.py` runs it: evaluations after epochs, a name of its own, its registration."""
+        recipe = self.recipe(values)
+        factor = self.space.final.compute
+        recipe = stretched(recipe, factor) if factor != 1 else recipe
+        own = {"name": f"{self.space.name}-winner", "run.eval_at": [], "run.name": "", "run.register_as": ""}
+        settings = {**own, **flattened(self.space.final.set), "run.register_as": self.register_as}
+        return build_recipe({}, {**recipe.flat(), **settings}, where=f"{self.space.name}, final")
+
+    def settings(self, values: Values) -> dict[str, Any]:
+        """The recipe's keys that the values set."""
+        return {
+            key: setting
+            for name, value in values.items()
+            for key, setting in self.space.space[name].overrides(name, value).items()
+        }
+
+    def changeable(self) -> list[str]:
+        """The keys of the space that may change in the middle of a run."""
+        return [key for key in self.space.space if key.startswith(_CHANGEABLE) and key not in _DECIDE_STEPS]
+
+    def compute(self, values: Values, samples_per_epoch: int) -> float:
+        """Multiply-adds x images of the whole trial."""
+        return compute(self.recipe(values), samples_per_epoch)
+
+    def check(self) -> None:
+        """UserError unless every trial that the space may propose can be trained, as far as ends and lists tell."""
+        for key, distribution in self.space.space.items():
+            for name in distribution.overrides(key, distribution.extremes()[0]):
+                if name in _FIXED:
+                    raise UserError(f"space {self.space.name}: {name} cannot be searched: {_FIXED[name]}")
+        if self.base.run.num_workers == 0:
+            raise UserError(
+                f"space {self.space.name}: run.num_workers must be at least 1: Ray Train has no local mode below Tune"
+            )
+        if isinstance(self.base.run.num_workers, tuple):
+            raise UserError(f"space {self.space.name}: run.num_workers must be one number: trials share the cluster")
+        for key in ("run.name", "run.eval_at"):
+            if key in {**flattened(self.space.set), **self.overrides}:
+                raise UserError(f"space {self.space.name}: {key} cannot be set: {_FIXED[key]}")
+        if self.space.scheduler.name in POPULATION and not self.changeable():
+            raise UserError(
+                f'space {self.space.name}: scheduler "{self.space.scheduler.name}" changes keys in the middle of a '
+                "run, and none here can be; those that can: optim.lr_per_256, optim.weight_decay, model.drop_path, …"
+            )
+        for values in self._probes():
+            self._try(values)
+
+    def _try(self, values: Values) -> None:
+        try:
+            recipe = self.recipe(values)
+        except UserError as error:
+            told = ", ".join(f"{key} = {value!r}" for key, value in values.items())
+            raise UserError(f"space {self.space.name}: with {told}: {error}{self._hint(error)}") from error
+        epochs = recipe.schedule.length if recipe.schedule.unit == "epochs" else 0
+        if self.space.budget.reports < epochs:
+            raise UserError(
+                f"space {self.space.name}: budget.reports = {self.space.budget.reports} is less than one an epoch: "
+                f"a trial has {math.ceil(epochs)} epochs"
+            )
+
+    def _hint(self, error: UserError) -> str:
+        keys = [key for key in self.base.flat() if "." in key]
+        unknown = [key for key in self.space.space if "." in key and key not in keys and key in str(error)]
+        return nearest(unknown[0], keys) if unknown and "did you mean" not in str(error) else ""
+
+    def _probes(self) -> Iterable[Values]:
+        offered = {key: distribution.extremes() for key, distribution in self.space.space.items()}
+        if math.prod(map(len, offered.values())) <= _PROBES:
+            yield from (dict(zip(offered, values, strict=True)) for values in itertools.product(*offered.values()))
+            return
+        first = {key: values[0] for key, values in offered.items()}
+        yield first
+        yield {key: values[-1] for key, values in offered.items()}
+        for key, values in offered.items():
+            yield from ({**first, key: value} for value in values[1:])
+
+    def _evaluated(self, recipe: Recipe) -> Recipe:
+        """With evaluations after equal shares of its compute."""
+        reports, whole = self.space.budget.reports, recipe.schedule.unit == "steps"
+        times = [time_at(recipe, place / reports) for place in range(1, reports)]
+        times = [float(round(time)) if whole else round(time, 6) for time in times]
+        distinct = sorted({time for time in times if 0 < time < recipe.schedule.length})
+        return build_recipe({}, {**recipe.flat(), "run.eval_at": distinct}, where=self.space.name)

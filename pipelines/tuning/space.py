@@ -1,0 +1,212 @@
+"""A study as data: what its trials share, what differs between them, what they may cost, who proposes and who stops.
+
+    title = "Peak rate and warm-up"
+    recipe = "fashion_mnist"
+    [set.model]                          # keys of every trial's recipe
+    num_classes = 10
+    [space]                              # what differs: a recipe's key, or a name for settings that change together
+    "optim.lr_per_256" = {log_uniform = [0.02, 2.0]}
+    shape = {settings = {cosine = {}, step = {"schedule.shape" = "step", "schedule.milestones" = [1.5, 2.25]}}}
+    [budget]
+    trials = 16
+    reports = 9                          # evaluations of a trial, each after the same share of its compute
+    [scheduler]
+    name = "asha"
+    [searcher]
+    name = "random"
+
+Every trial computes what the recipe does (multiply-adds x images): the schedule of a network that costs twice as much
+is half as long, and all that is in its unit shrinks with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from infra.errors import UserError
+from pipelines.toml_file import find_file, first_line, nearest, read_toml
+from pipelines.tuning.distributions import Distribution
+
+SPACES = Path(__file__).parents[1] / "spaces"
+Settings = dict[str, dict[str, Any]]
+"""section -> key -> value, as in a recipe."""
+SchedulerName = Literal["none", "asha", "hyperband", "median", "pbt", "pb2"]
+SearcherName = Literal["random", "grid", "tpe"]
+POPULATION: tuple[SchedulerName, ...] = ("pbt", "pb2")
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Budget(_Table):
+    """What the study may cost."""
+
+    trials: Annotated[int, Field(ge=0)] = 0
+    """0 = as many as the grid has points."""
+    reports: Annotated[int, Field(ge=1)]
+    """Evaluations of a whole trial, each after the same share of its compute: what schedulers count in."""
+    equal_compute: bool = True
+    """Every trial computes what the recipe does; false = schedules as given, so that trials differ in cost."""
+    concurrent: Annotated[int, Field(ge=0)] = 0
+    """Trials at once; 0 = as many as the cluster has CPUs and GPUs for."""
+
+
+class SchedulerTable(_Table):
+    """Who stops trials, or changes them on the way."""
+
+    name: SchedulerName = "none"
+    grace: Annotated[int, Field(ge=1)] = 1
+    """Reports before a trial may be stopped: the first rung of "asha"; what "median" leaves alone."""
+    eta: Annotated[float, Field(gt=1)] = 3.0
+    """Of "asha" and "hyperband": one of so many trials goes on at each rung, and the next is so much later."""
+    interval: Annotated[int, Field(ge=1)] = 1
+    """Of "pbt" and "pb2": reports between two changes."""
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Of "pbt" and "pb2": the share of the trials that goes on from another's weights."""
+    resample: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Of "pbt": the chance that a changed key is drawn anew, in place of times 0.8 or 1.2."""
+
+
+class SearcherTable(_Table):
+    """Who proposes settings."""
+
+    name: SearcherName = "random"
+    seed: Annotated[int, Field(ge=0)] = 0
+    startup: Annotated[int, Field(ge=1)] = 8
+    """Of "tpe": trials drawn at random before the model is asked."""
+    objectives: tuple[Literal["accuracy", "compute"], ...] = ("accuracy",)
+    """Of "tpe": with compute as well, the front of both is searched; it needs equal_compute = false."""
+
+
+class Final(_Table):
+    """What --finalize makes of the winner."""
+
+    compute: Annotated[float, Field(gt=0)] = 1.0
+    """Times a trial's compute, every duration alike; 1 = the trial itself."""
+    set: Settings = {}
+    """On top of the winner's recipe."""
+
+
+class Space(_Table):
+    """A study."""
+
+    name: str
+    """Stem of the file it was read from."""
+    title: str
+    recipe: str
+    """File or shipped name."""
+    set: Settings = {}
+    space: Annotated[dict[str, Distribution], Field(min_length=1)]
+    budget: Budget
+    scheduler: SchedulerTable = SchedulerTable()
+    searcher: SearcherTable = SearcherTable()
+    final: Final = Final()
+
+    @property
+    def grid_size(self) -> int:
+        size = 1
+        for distribution in self.space.values():
+            size *= len(distribution.grid())
+        return size
+
+    @property
+    def trials(self) -> int:
+        return self.budget.trials or self.grid_size
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        _require(_NAME.fullmatch(self.name) is not None, f"the name {self.name}: letters, digits, _ and - only")
+        for key, distribution in self.space.items():
+            bundled = distribution.settings is not None
+            _require(bundled != ("." in key), f"space.{key}: a recipe's key has a dot, a name for settings has none")
+        self._check_searcher()
+        self._check_scheduler()
+        return self
+
+    def _check_searcher(self) -> None:
+        grid = self.searcher.name == "grid"
+        _require(grid or self.budget.trials > 0, "budget.trials must be given but for a grid")
+        _require(not grid or not self.budget.trials, "budget.trials must be left out for a grid, which has its points")
+        for key, distribution in self.space.items():
+            known = len(distribution.grid()) > 0
+            _require(known or not grid, f"space.{key}: a grid needs the range's points, as in points = 4")
+        both = len(self.searcher.objectives) > 1
+        _require("accuracy" in self.searcher.objectives, "searcher.objectives must have accuracy among them")
+        _require(not both or self.searcher.name == "tpe", 'searcher.objectives: two need the searcher "tpe"')
+        _require(not both or not self.budget.equal_compute, "searcher.objectives: compute needs equal_compute = false")
+
+    def _check_scheduler(self) -> None:
+        name = self.scheduler.name
+        _require(self.scheduler.grace <= self.budget.reports, "scheduler.grace must be at most budget.reports")
+        _require(
+            name not in POPULATION or self.budget.trials >= 2,  # noqa: PLR2004
+            f'scheduler "{name}" needs two trials at least',
+        )
+        _require(
+            name not in POPULATION or self.searcher.name == "random",
+            f'scheduler "{name}" changes what the searcher "random" began with: got "{self.searcher.name}"',
+        )
+
+
+def load_space(path: str) -> Space:
+    """Read a space file, or a shipped one by its stem.
+
+    Raises:
+        UserError: no such file, no TOML, an unknown key, or a value that cannot be.
+    """
+    file = find_file(path, SPACES)
+    if file is None:
+        raise UserError(f"no space {path}{nearest(Path(path).stem, shipped())}; shipped spaces: {', '.join(shipped())}")
+    values = read_toml(file)
+    try:
+        # through JSON, since strict mode takes arrays for tuples from there only
+        return Space.model_validate_json(json.dumps({"name": file.stem, **values}, default=str), strict=True)
+    except ValidationError as error:
+        raise UserError(f"{file.name}: {_told(error)}") from error
+
+
+def shipped() -> list[str]:
+    return sorted(file.stem for file in SPACES.glob("*.toml"))
+
+
+def flattened(settings: Settings) -> dict[str, Any]:
+    """section -> key -> value as dotted keys."""
+    return {f"{section}.{key}": value for section, keys in settings.items() for key, value in keys.items()}
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _told(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    if first["type"] == "extra_forbidden":
+        return _unknown_key(place)
+    if first["type"] == "value_error" and place[:1] == ["space"]:
+        return f"space.{place[1]}: {first['ctx']['error']}"
+    return first_line(error)
+
+
+def _unknown_key(place: list[str]) -> str:
+    tables: dict[str, type[BaseModel]] = {
+        "budget": Budget,
+        "scheduler": SchedulerTable,
+        "searcher": SearcherTable,
+        "final": Final,
+        "space": Distribution,
+    }
+    table = tables.get(place[0], Space) if len(place) > 1 else Space
+    prefix = ".".join(place[:-1])
+    known = [name for name in table.model_fields if not (table is Space and name == "name")]
+    dotted = f"{prefix}." if prefix else ""
+    found = f"unknown key {dotted}{place[-1]}{nearest(place[-1], known, dotted)}"
+    return f"{found}; keys{f' of {prefix}' if prefix else ''}: {', '.join(known)}"

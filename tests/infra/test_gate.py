@@ -1,0 +1,71 @@
+"""The gate lets in what is no worse, says why, and its tags say the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.gate import Decision, decide
+from infra.proportions import Paired
+
+CHAMPION = "models:/digits/3"
+
+
+@pytest.mark.parametrize(
+    ("wins", "losses", "count", "promote", "reason"),
+    [
+        (31, 12, 1000, True, "as accurate or better: +1.90 points on 1,000 images (31 only the challenger gets right"),
+        (0, 0, 1000, True, "as accurate or better: +0.00 points"),
+        (40, 40, 10_000, True, "as accurate or better: +0.00 points"),
+        (
+            40,
+            41,
+            10_000,
+            False,
+            "not as accurate: -0.01 points on 10,000 images (40 only the challenger gets right",
+        ),
+        (60, 60, 1000, False, "not proved: +0.00 points on 1,000 images"),
+        (1, 0, 30, False, "not proved: +3.33 points on 30 images"),
+    ],
+)
+def test_the_rule(wins: int, losses: int, count: int, promote: bool, reason: str) -> None:
+    decision = decide(Paired(wins=wins, losses=losses, count=count), champion=CHAMPION)
+    assert decision.promote is promote
+    assert decision.reason.startswith(reason)
+
+
+def test_the_reason_has_all_that_one_needs_to_disagree() -> None:
+    assert decide(Paired(wins=60, losses=60, count=1000), champion=CHAMPION).reason == (
+        "not proved: +0.00 points on 1,000 images (60 only the challenger gets right, 60 only models:/digits/3; "
+        "p = 1), and the 95% lower bound -1.82 points does not exclude a loss of the margin, 1.00 points"
+    )
+
+
+def test_a_wider_margin_asks_for_less() -> None:
+    paired = Paired(wins=60, losses=60, count=1000)
+    assert [decide(paired, champion=CHAMPION, margin=margin).promote for margin in (0.01, 0.02, 1.0)] == [
+        False,
+        True,
+        True,
+    ]
+    worse = Paired(wins=59, losses=60, count=1000)
+    assert not decide(worse, champion=CHAMPION, margin=1.0).promote
+
+
+def test_a_version_s_tags_give_the_decision_back() -> None:
+    decision = decide(Paired(wins=31, losses=0, count=1000), champion=CHAMPION, margin=0.005)
+    tags = decision.tags
+    assert list(tags)[-1] == "gate_decision"
+    assert {key: tags[f"gate_{key}"] for key in ("decision", "champion", "margin", "wins", "losses", "images")} == {
+        "decision": "promote",
+        "champion": CHAMPION,
+        "margin": "0.005",
+        "wins": "31",
+        "losses": "0",
+        "images": "1000",
+    }
+    assert float(tags["gate_difference"]) == pytest.approx(0.031)
+    assert float(tags["gate_p_value"]) == pytest.approx(2 * 0.5**31, rel=1e-5)
+    assert Decision.from_tags(tags) == decision
+    first = Decision(promote=True, reason="there is no champion yet", margin=0.01)
+    assert Decision.from_tags(first.tags) == first
+    assert Decision.from_tags({"test_accuracy": "0.9"}) is None

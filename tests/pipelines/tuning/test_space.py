@@ -1,0 +1,129 @@
+"""Spaces: what is drawn, what every trial computes, and what each mistake is told as, before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+
+from infra.errors import UserError
+from pipelines.budget import compute, time_at
+from pipelines.recipe import build_recipe, load_recipe
+from pipelines.tuning.distributions import Distribution
+from pipelines.tuning.plan import Plan
+from pipelines.tuning.space import load_space, shipped
+from tests.pipelines.tuning.conftest import Spaces
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_spaces_have_recipes_that_can_be_trained(name: str) -> None:
+    Plan(load_space(name), {}).check()
+
+
+def test_values_of_shares() -> None:
+    shares = (0.0, 0.5, 0.999999)
+    assert [Distribution(int_uniform=(1, 3)).at(share) for share in shares] == [1, 2, 3]
+    assert [Distribution(choice=("a", "b")).at(share) for share in shares] == ["a", "b", "b"]
+    assert Distribution(log_uniform=(0.01, 1.0)).at(0.5) == pytest.approx(0.1)
+    assert Distribution(uniform=(2.0, 4.0)).at(0.25) == 2.5
+    assert Distribution(log_uniform=(0.01, 1.0), points=3).grid() == (0.01, 0.1, 1.0)
+    assert Distribution(int_uniform=(1, 3)).grid() == (1, 2, 3)
+    assert Distribution(uniform=(0.0, 0.3), points=4).grid() == pytest.approx((0.0, 0.1, 0.2, 0.3))
+
+
+def test_every_trial_computes_the_same_and_reports_after_equal_shares_of_it(spaces: Spaces) -> None:
+    plan = spaces.plan()
+    shallow, deep = (
+        plan.recipe({"optim.lr_per_256": 1.0, "model.depths": depths}) for depths in ([1, 1, 1], [2, 1, 1])
+    )
+    assert compute(deep) == pytest.approx(compute(shallow), rel=0.05)  # whole steps
+    assert (shallow.schedule.length, deep.schedule.length) == (20, 14)
+    assert shallow.evaluation_steps(30) == [5, 10, 15, 20]
+    assert deep.evaluation_steps(30) == [4, 7, 10, 14]
+
+
+def test_compute_of_a_curriculum_counts_each_phase() -> None:
+    plain = load_recipe("cifar10_resnet20")
+    grown = build_recipe(
+        {},
+        {
+            **plain.flat(),
+            "model.name": "resnet44",
+            "curriculum.until": [32_000],
+            "curriculum.model": ["resnet20", "resnet44"],
+        },
+    )
+    deep = build_recipe({}, {**plain.flat(), "model.name": "resnet44"})
+    assert compute(grown) == pytest.approx((compute(plain) + compute(deep)) / 2)
+    share = compute(plain) / 2 / compute(grown)  # of the first half, which is the shallow one
+    assert time_at(grown, share) == pytest.approx(32_000)
+    assert time_at(grown, 1.0) == pytest.approx(64_000)
+
+
+def test_the_winner_s_recipe_is_train_py_s_own(spaces: Spaces) -> None:
+    plan = spaces.plan("[final]\ncompute = 2.0\nset.run.register_as = 'colours'")
+    recipe = plan.final({"optim.lr_per_256": 0.5, "model.depths": [1, 1, 1]})
+    assert (recipe.schedule.length, recipe.optim.lr_per_256) == (40, 0.5)
+    assert (recipe.run.eval_at, recipe.run.name, recipe.run.register_as) == ((), "", "colours")
+
+
+BAD = {
+    "an unknown key": (
+        {'"optim.lr_per_256"': '"optim.lr_per_265"'},
+        "",
+        r"unknown key optim\.lr_per_265 \(did you mean optim\.lr_per_256\?\)",
+    ),
+    "a value that cannot be": (
+        {"[2, 1, 1]": "[2, 0, 1]"},
+        "",
+        r"with optim\.lr_per_256 = 0\.1, model\.depths = \[2, 0, 1\]: .*model\.depths must be empty or 3 positive",
+    ),
+    "a typing error in a table": (
+        {},
+        '[scheduler]\nname = "asha"\nratio = 3',
+        r"unknown key scheduler\.ratio.*keys of scheduler: name, grace, eta",
+    ),
+    "an unknown scheduler": ({}, '[scheduler]\nname = "ahsa"', r"scheduler\.name: input should be 'none', 'asha'"),
+    "two distributions": (
+        {"points = 3": "uniform = [0, 1]"},
+        "",
+        r"space\.optim\.lr_per_256: give exactly one of .*: got uniform, log_uniform",
+    ),
+    "an empty range": ({"[0.1, 4.0]": "[4.0, 0.1]"}, "", r"log_uniform must be \[low, high\] with low below high"),
+    "a grid of a range without points": (
+        {", points = 3": "", "trials = 4": ""},
+        '[searcher]\nname = "grid"',
+        r"space\.optim\.lr_per_256: a grid needs the range's points",
+    ),
+    "a grid with a number of trials": ({}, '[searcher]\nname = "grid"', r"budget\.trials must be left out for a grid"),
+    "a name that the study gives": (
+        {'"model.depths" = {choice = [[1, 1, 1], [2, 1, 1]]}': '"run.name" = {choice = ["a", "b"]}'},
+        "",
+        r"run\.name cannot be searched: a study names its runs",
+    ),
+    "a population over a searcher": (
+        {},
+        '[scheduler]\nname = "pbt"\n[searcher]\nname = "tpe"',
+        r'scheduler "pbt" changes what the searcher "random" began with',
+    ),
+    "two objectives at equal compute": (
+        {},
+        '[searcher]\nname = "tpe"\nobjectives = ["accuracy", "compute"]',
+        r"compute needs equal_compute = false",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "more", "line"), BAD.values(), ids=BAD)
+def test_a_bad_space_is_refused_in_one_line(spaces: Spaces, changes: dict[str, str], more: str, line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        spaces.plan(more, **changes)
+
+
+def test_fewer_reports_than_epochs_are_refused(spaces: Spaces) -> None:
+    plan = Plan(load_space(str(spaces.write())), {"schedule.unit": "epochs"})
+    with pytest.raises(UserError, match=r"budget\.reports = 4 is less than one an epoch: a trial has 20 epochs"):
+        plan.check()
+
+
+def test_a_space_that_is_not_there() -> None:
+    with pytest.raises(UserError, match=r"no space depth_fashon \(did you mean depth_fashion\?\)"):
+        load_space("depth_fashon")
