@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,12 +23,12 @@ import psutil
 
 from infra.errors import UserError
 from infra.forward import forwarded
+from infra.mlflow_server import serve_mlflow
 from infra.s3_server import serve_s3
 
 _LOOK_EVERY_S = 2.0
 _RAY_STARTS_WITHIN_S = 180.0
 _RAY_GONE_AFTER_S = 10.0
-_STOP_TIMEOUT_S = 10.0
 _MLFLOW_PORT = 5000
 
 
@@ -44,10 +43,9 @@ def main() -> None:
         with ExitStack() as servers:
             if arguments.s3:
                 _s3(arguments.s3, servers)
-            mlflow = _Mlflow(arguments.mlflow)
-            servers.callback(mlflow.stop)
-            for _ in _while_ray_runs():
-                mlflow.keep_up()
+            turns = _while_ray_runs()
+            while next(turns, False):  # the server is started again if it dies
+                _mlflow_with(turns, arguments.mlflow)
     except UserError as error:
         sys.exit(f"error: {error}")
 
@@ -67,56 +65,20 @@ def _s3(folder: Path, servers: ExitStack) -> None:
     servers.enter_context(forwarded((at.hostname, at.port), (inner.hostname, inner.port)))
 
 
-class _Mlflow:
-    """The server's process, started again when it dies."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder.absolute()
-        self._process: subprocess.Popen[bytes] | None = None
-        self.keep_up()
-
-    def keep_up(self) -> None:
-        if self._process and self._process.poll() is None:
-            return
-        storage = os.environ.get("RESNET_RAY_STORAGE") or self._folder.as_uri()
-        database = os.environ.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{self._folder / 'mlflow.db'}"
-        command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(_MLFLOW_PORT)),
-            *("--workers", "1", "--backend-store-uri", database, "--artifacts-destination", f"{storage}/mlflow"),
-            *("--allowed-hosts", f"127.0.0.1:{_MLFLOW_PORT},localhost:{_MLFLOW_PORT}"),
-        ]
-        quiet = {
-            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        }
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                env=os.environ | quiet,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # with its workers it is one group
-            )
-
-    def stop(self) -> None:
-        if self._process is None or self._process.poll() is not None:
-            return
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, sign)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_TIMEOUT_S)
+def _mlflow_with(turns: Iterator[bool], folder: Path) -> None:
+    """MLflow's server, until it dies or the turns are over."""
+    storage = os.environ.get("RESNET_RAY_STORAGE", "")
+    with serve_mlflow(folder, port=_MLFLOW_PORT, artifacts=f"{storage}/mlflow" if storage else "") as server:
+        for _ in turns:
+            if psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE:
                 return
 
 
-def _while_ray_runs() -> Iterator[None]:
-    """One turn every two seconds, until this user's Ray head has been gone for a while, or never came."""
+def _while_ray_runs() -> Iterator[bool]:
+    """A turn every two seconds, until this user's Ray head has been gone for a while, or never came."""
     patience = time.monotonic() + _RAY_STARTS_WITHIN_S
     while time.monotonic() < patience:
-        yield
+        yield True
         if _ray_runs():
             patience = time.monotonic() + _RAY_GONE_AFTER_S
         time.sleep(_LOOK_EVERY_S)

@@ -17,7 +17,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from infra.mlflow_client import Tracking
+from infra.mlflow_client import Tracking, resolve_tracking
 from pipelines.serving.batches import Scorer, Waiting
 from pipelines.serving.following import Following
 from pipelines.serving.metrics import Metrics
@@ -58,6 +58,15 @@ class Serving:
         )
         application: serve.Application = deployment(Classifier).bind(self)
         return application
+
+
+def application(arguments: dict[str, Any]) -> serve.Application:
+    """What a config file of Ray Serve names, as infra/kuberay/rayservice.yaml does.
+
+    Its `args` are a `Serving`'s fields, with the model's URI as `model`; MLFLOW_TRACKING_URI says where that is.
+    """
+    given = {name: value for name, value in arguments.items() if name != "model"}
+    return Serving(tracking=resolve_tracking("runs"), uri=arguments["model"], **given).application()
 
 
 class Classifier:

@@ -20,7 +20,7 @@ FILE = "infra/local-cluster.yaml"
 STORAGE = "s3://resnet-ray"
 _ENVIRONMENT = (
     "cd ~/resnet-ray; export RAY_UP_enable_autoscaler_v2=0 RAY_AUTH_MODE=token RAY_ADDRESS=http://127.0.0.1:8265 "
-    "RAY_USAGE_STATS_ENABLED=0 COLUMNS=200; "
+    "RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1 COLUMNS=200; "
 )
 _STORAGE_ENV = f"""RESNET_RAY_STORAGE={STORAGE}
 AWS_ENDPOINT_URL=http://HEAD:8333

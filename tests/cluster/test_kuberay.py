@@ -6,6 +6,7 @@ With KUBERAY_CRDS=FOLDER of a checkout's `ray-operator/config/crd/bases`, the op
 from __future__ import annotations
 
 import copy
+import importlib
 import os
 import re
 from pathlib import Path
@@ -123,6 +124,16 @@ def test_no_container_is_root_or_holds_a_secret(file: Path) -> None:
         for container in pod["spec"]["containers"]:
             assert container["securityContext"]["allowPrivilegeEscalation"] is False
             assert not [each for each in container.get("env", []) if re.search("SECRET|TOKEN|PASSWORD", each["name"])]
+
+
+def test_the_service_names_an_application_and_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    content = manifest(ROOT / "infra/kuberay/rayservice.yaml")
+    (served,) = yaml.safe_load(content["spec"]["serveConfigV2"])["applications"]
+    module, _, function = served["import_path"].partition(":")
+    built = getattr(importlib.import_module(module), function)(served["args"])
+    (serving,) = built._bound_deployment.init_args
+    assert (serving.uri, serving.replicas, serving.tracking.uri) == (served["args"]["model"], 2, "http://mlflow:5000")
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])

@@ -131,7 +131,7 @@ def test_ray_down_leaves_nothing_running(cluster: Cluster) -> None:
             f"{host.name}: {line}"
             for host in (cluster.head, *cluster.workers)
             for line in host.run("ps -eo user,args --no-headers").stdout.splitlines()
-            if not re.search(r"sshd|ps -eo|bash -c PATH=", line)
+            if not re.search(r"sshd|ps -eo|bash -c export PATH=", line)
         ]
         return "\n".join(lines)
 
