@@ -80,7 +80,8 @@ class Host:
         home = HOME if user == USER else Path("/root")
         inside = ["nsenter", "--target", str(self.pid), "--all", "--root", "--wd", f"--setuid={uid}", f"--setgid={uid}"]
         clean = ["env", "-i", f"HOME={home}", f"USER={user}", "TERM=dumb", "LANG=C.UTF-8"]
-        return [*inside, "--", *clean, "bash", "-c", f"export PATH={ROOT}/.venv/bin:/usr/sbin:/usr/bin:/bin; cd; {line}"]
+        path = f"export PATH={ROOT}/.venv/bin:/usr/sbin:/usr/bin:/bin"
+        return [*inside, "--", *clean, "bash", "-c", f"{path}; cd; {line}"]
 
     def run(
         self, line: str, *, user: str = USER, timeout: float = 60, check: bool = True
