@@ -56,7 +56,7 @@ def settle(tracking: Tracking, name: str) -> Standing:
 
 def champion(tracking: Tracking, name: str) -> Version | None:
     """The version that the alias ``champion`` names, if there is one; nothing is changed."""
-    client = connect(tracking)
+    client = patient(connect(tracking))
     with told_in_one_line(tracking):
         return find_version(client, name, CHAMPION)
 
@@ -116,7 +116,7 @@ def roll_back(tracking: Tracking, name: str) -> tuple[int | None, Version]:
     if present is None or number is None:
         raise UserError(f"{name!r} has no champion before the present one: nothing to roll back to")
     with told_in_one_line(tracking):
-        former = find_version(connect(tracking), name, number)
+        former = find_version(patient(connect(tracking)), name, number)
     if former is None:
         raise UserError(f"models:/{name}/{number}, the champion before, was deleted: name another with --promote")
     if not move(tracking, former, standing, "rollback"):

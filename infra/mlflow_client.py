@@ -92,10 +92,14 @@ def connect(tracking: Tracking) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):  # the first use of a database tells its whole history otherwise
         logging.getLogger(name).setLevel(logging.WARNING)
-    with told_in_one_line(tracking):
+
+    def answered() -> MlflowClient:
         client = MlflowClient(tracking_uri=tracking.uri, registry_uri=tracking.uri)
         client.search_experiments(max_results=1)
-    return client
+        return client
+
+    with told_in_one_line(tracking):
+        return answered() if tracking.is_server else _repeated(answered)()
 
 
 @contextmanager
@@ -129,18 +133,26 @@ class _Patient:
 def _repeated(call: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(call)
     def patiently(*arguments: Any, **named: Any) -> Any:
-        from mlflow.exceptions import MlflowException
-
         for pause in pauses(_PATIENCE_S):
             try:
                 return call(*arguments, **named)
-            except MlflowException as error:
-                if error.error_code != "TEMPORARILY_UNAVAILABLE" and _GAVE_UP not in str(error):
+            except Exception as error:
+                if not _is_busy(error):
                     raise
             time.sleep(pause)
         return call(*arguments, **named)
 
     return patiently
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether a database turned a call away because of others' calls: MLflow does not wrap what opening one raises."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import OperationalError
+
+    if isinstance(error, MlflowException):
+        return error.error_code == "TEMPORARILY_UNAVAILABLE" or _GAVE_UP in str(error)
+    return isinstance(error, OperationalError) and "locked" in str(error)
 
 
 def reason(error: BaseException) -> str:

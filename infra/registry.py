@@ -138,7 +138,7 @@ def register(tracking: Tracking, candidate: Candidate) -> Version:
 
 def find(tracking: Tracking, uri: str) -> Version:
     """The version that models:/NAME@ALIAS or models:/NAME/VERSION names now. Raises UserError where there is none."""
-    return _resolve(connect(tracking), tracking, uri)
+    return _resolve(patient(connect(tracking)), tracking, uri)
 
 
 def load(tracking: Tracking, uri: str) -> LoadedModel:
@@ -148,7 +148,7 @@ def load(tracking: Tracking, uri: str) -> LoadedModel:
         UserError: no such model, alias or version, or its files are not those that were registered, or it does not
             answer in the shapes that its signature promises.
     """
-    client = connect(tracking)
+    client = patient(connect(tracking))
     version = _resolve(client, tracking, uri)
     with verified(client, tracking, version) as folder:
         module, metadata = open_program(folder)

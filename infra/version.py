@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from infra.errors import UserError
 from infra.exported import file_sha256s
 from infra.gate import Decision, Score
-from infra.mlflow_client import Tracking, connect, told_in_one_line
+from infra.mlflow_client import Tracking, connect, patient, told_in_one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +68,7 @@ def verify(tracking: Tracking, version: Version) -> None:
     Raises:
         UserError: the files are not those that were registered.
     """
-    with verified(connect(tracking), tracking, version):
+    with verified(patient(connect(tracking)), tracking, version):
         pass
 
 
@@ -76,7 +76,7 @@ def read_file(tracking: Tracking, version: Version, path: str) -> bytes | None:
     """One of a version's files, checked like all of them; None where it was registered without it."""
     if path not in _registered_files(version):
         return None
-    with verified(connect(tracking), tracking, version, path) as folder:
+    with verified(patient(connect(tracking)), tracking, version, path) as folder:
         return (folder / path).read_bytes()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infra.errors import UserError
-from infra.mlflow_client import Tracking, connect, told_in_one_line
+from infra.mlflow_client import Tracking, connect, patient, told_in_one_line
 from infra.registry import CHAMPION
 
 
@@ -15,7 +15,7 @@ def chosen_model(tracking: Tracking, uri: str | None) -> str:
     """
     if uri:
         return uri
-    client = connect(tracking)
+    client = patient(connect(tracking))
     with told_in_one_line(tracking):
         models = client.search_registered_models()
     champions = sorted(f"models:/{model.name}@{CHAMPION}" for model in models if CHAMPION in model.aliases)
