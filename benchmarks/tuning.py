@@ -4,7 +4,8 @@ grid    learning-rate schedules and depths on a part of Fashion-MNIST, every poi
 asha    the same points as a study under ASHA, for real
 replay  searchers over five seeds on the grid's recorded curves, which stand in for training: with seeded, ordered data
         a point has the same curve in every study
-pbt     a population that goes on from its best weights
+alone   six draws of rate and warm-up, each trained in full
+pbt     the same six as a population that goes on from its best weights: equal compute
 growth  depth grown in training against full depth from the start, at equal compute, three seeds
 
 Prints a table each; they are in results.json as well.
@@ -67,10 +68,7 @@ _SPACE = """
 "schedule.shape" = {choice = ["cosine", "constant"]}
 "model.depths" = {choice = [[1, 1, 1], [3, 3, 3]]}
 """
-_STUDIES = {
-    "grid": _SPACE + '[budget]\nreports = 9\n[searcher]\nname = "grid"\n',
-    "asha": _SPACE + '[budget]\nreports = 9\n[searcher]\nname = "grid"\n[scheduler]\nname = "asha"\neta = 3\n',
-    "pbt": """
+_DRAWN = """
 [space]
 "optim.lr_per_256" = {log_uniform = [0.03, 2.0]}
 "schedule.warmup" = {choice = [0.0, 0.6]}
@@ -78,25 +76,27 @@ _STUDIES = {
 [budget]
 trials = 6
 reports = 6
-[scheduler]
-name = "pbt"
-quantile = 0.34
-""",
+"""
+_STUDIES = {
+    "grid": _SPACE + '[budget]\nreports = 9\n[searcher]\nname = "grid"\n',
+    "asha": _SPACE + '[budget]\nreports = 9\n[searcher]\nname = "grid"\n[scheduler]\nname = "asha"\neta = 3\n',
+    "alone": _DRAWN,
+    "pbt": _DRAWN + '[scheduler]\nname = "pbt"\nquantile = 0.34\n',
     "growth": """
 [space]
 "run.seed" = {choice = [0, 1, 2]}
 [space.growth.settings]
 full = {"model.name" = "resnet32"}
-"20 until 1/3" = {"model.name" = "resnet32", "curriculum.until" = [1.0], "curriculum.model" = ["resnet20", "resnet32"]}
-"20 until 2/3" = {"model.name" = "resnet32", "curriculum.until" = [2.0], "curriculum.model" = ["resnet20", "resnet32"]}
-"drop 0.1, ramped" = {"model.name" = "resnet32", "model.drop_path" = 0.1, "schedule.drop_path_ramp" = 1.5}
+"20 until 1/3" = {"model.name" = "resnet32", "curriculum.until" = [2.0], "curriculum.model" = ["resnet20", "resnet32"]}
+"20 until 2/3" = {"model.name" = "resnet32", "curriculum.until" = [4.0], "curriculum.model" = ["resnet20", "resnet32"]}
+"drop 0.1, ramped" = {"model.name" = "resnet32", "model.drop_path" = 0.1, "schedule.drop_path_ramp" = 3.0}
 [budget]
-reports = 5
+reports = 6
 [searcher]
 name = "grid"
 """,
 }
-_LENGTH = {"grid": 3, "asha": 3, "pbt": 3, "growth": 3}
+_LENGTH = {"grid": 3, "asha": 3, "alone": 3, "pbt": 3, "growth": 6}
 _SEEDS = range(5)
 _SLOTS = 2  # trials at once, as on two cores
 
@@ -104,7 +104,7 @@ _SLOTS = 2  # trials at once, as on two cores
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what a study saves.")
     parser.add_argument("work", type=Path)
-    parser.add_argument("parts", nargs="*", default=["grid", "asha", "replay", "pbt", "growth"])
+    parser.add_argument("parts", nargs="*", default=list(_TABLES))
     arguments = parser.parse_args()
     work = arguments.work.absolute()
     _take_part_of_the_data(work / "idx")
@@ -231,8 +231,15 @@ def _state(scheduler: Any, trial: Trial, report: Report, space: Space) -> State:
     )
 
 
+def _alone(work: Path) -> str:
+    return _drawn(_trials(work, "alone"))
+
+
 def _pbt(work: Path) -> str:
-    trials = _trials(work, "pbt")
+    return _drawn(_trials(work, "pbt"))
+
+
+def _drawn(trials: list[Trial]) -> str:
     rows = [
         [
             f"{trial.number:03d}",
@@ -244,7 +251,8 @@ def _pbt(work: Path) -> str:
         ]
         for trial in sorted(trials, key=lambda trial: -trial.accuracy)
     ]
-    return _table(["trial", "accuracy", "peak rate", "went on from"], rows)
+    mean = fmean(trial.accuracy for trial in trials)
+    return _table(["trial", "accuracy", "peak rate", "went on from"], rows) + f"\n\nmean {mean:.2%}"
 
 
 def _growth(work: Path) -> str:
@@ -275,6 +283,7 @@ _TABLES: dict[str, Callable[[Path], str]] = {
     "grid": _grid,
     "asha": _asha,
     "replay": _replay,
+    "alone": _alone,
     "pbt": _pbt,
     "growth": _growth,
 }

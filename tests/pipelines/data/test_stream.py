@@ -87,6 +87,10 @@ class Simulation:
             microbatch_size=0,
             chunk_rows=self._chunks(world_size).rows,
         )
+        # With fewer rows of a step than workers, one may have filler for more than its last step: that step is short, and
+        # what it lacks comes in the run's last, in this life or a later one.
+        whole = sum(len(share) for step in self.trained for share in step) == self.base * self.global_batch
+        whole = whole and world_size <= min(steps.rows(rank, 0) for rank in range(world_size))
         done: list[list[list[Row]]] = []
         for done_steps, step in enumerate(range(self.base, self.total_steps)):
             if done_steps == killed_after:
@@ -94,9 +98,7 @@ class Simulation:
             last = step == self.total_steps - 1
             counts = [len(part) if last else steps.rows(rank, done_steps) for rank, part in enumerate(parts)]
             shares = [take(part, count) for part, count in zip(parts, counts, strict=True)]
-            if world_size <= min(
-                steps.rows(rank, 0) for rank in range(world_size)
-            ):  # else one worker may have filler for more than its last step
+            if whole:
                 assert sum(map(len, shares)) == steps.count(step)
             done.append(shares)
             if last or (done_steps + 1) % every == 0:
