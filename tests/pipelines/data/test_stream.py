@@ -87,8 +87,8 @@ class Simulation:
             microbatch_size=0,
             chunk_rows=self._chunks(world_size).rows,
         )
-        # With fewer rows of a step than workers, one may have filler for more than its last step: that step is short, and
-        # what it lacks comes in the run's last, in this life or a later one.
+        # With fewer rows of a step than workers, one may have filler for more than its last step: that step is short,
+        # and what it lacks comes in the run's last, in this life or a later one.
         whole = sum(len(share) for step in self.trained for share in step) == self.base * self.global_batch
         whole = whole and world_size <= min(steps.rows(rank, 0) for rank in range(world_size))
         done: list[list[list[Row]]] = []
