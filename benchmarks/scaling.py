@@ -1,6 +1,6 @@
 """Images per second against nodes, by a model: ImageNet-1k at 1, 8 and 64 GPUs, a billion images at 1,024.
 
-    python -m benchmarks.scaling
+    python -m benchmarks.scaling [--epochs 90] [--gpu-hour 4.92]
 
 A run is as fast as its slowest stage: reading from the storage, decoding on CPUs, the object store's copies, and the
 devices' steps with their all-reduce and their stragglers, all of which overlap (docs/scaling.md).
@@ -8,6 +8,7 @@ devices' steps with their all-reduce and their stragglers, all of which overlap 
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ class Node:
     storage_bytes_per_s: float = math.inf  # read from the object storage
     store_bytes_per_s: float = math.inf  # through Ray's object store to the workers
     network_bytes_per_s: float = math.inf  # between nodes, each way
+    shared_cores: bool = False  # it trains on the cores that decode: one or the other
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,12 +44,13 @@ class Job:
 
 def limits(node: Node, nodes: int, job: Job) -> dict[str, float]:
     """Images per second of the whole cluster that each stage alone would allow."""
-    ranks = nodes * node.gpus
+    decode = nodes * node.decode_cores * node.decode_images_per_core_s
+    device = nodes * node.gpus * job.images_per_gpu_step / step_seconds(node, nodes, job)
     return {
         "storage": nodes * node.storage_bytes_per_s / job.stored_bytes,
-        "decode": nodes * node.decode_cores * node.decode_images_per_core_s,
+        "decode": decode,
         "object store": nodes * node.store_bytes_per_s / job.decoded_bytes,
-        "device": ranks * job.images_per_gpu_step / step_seconds(node, nodes, job),
+        "device": 1 / (1 / decode + 1 / device) if node.shared_cores else device,
     }
 
 
@@ -91,19 +94,33 @@ IMAGENET_JOB = Job(
 )
 
 
-def table() -> list[str]:
-    """The scales that docs/scaling.md tells."""
-    lines = [f"{'GPUs':>5} {'images':>13} {'images/s':>10} {'limit':>12} {'epoch':>9} {'efficiency':>10}"]
+def table(epochs: float, gpu_hour: float) -> list[str]:
+    """The scales that docs/scaling.md tells, and what so many epochs cost."""
+    lines = [
+        f"{'GPUs':>5} {'images':>13} {'images/s':>10} {'limit':>12} {'epoch':>9} {'efficiency':>10} "
+        f"{f'{epochs:g} epochs':>11} {'cost':>12}"
+    ]
     one = replace(GPU_NODE, gpus=1, decode_cores=11, storage_bytes_per_s=1.25e9, store_bytes_per_s=1e9)
     alone = images_per_second(one, 1, IMAGENET_JOB)[0]
     for gpus, images in ((1, IMAGENET), (8, IMAGENET), (64, IMAGENET), (1024, BILLION)):
         node, nodes = (one, 1) if gpus == 1 else (GPU_NODE, gpus // 8)
         rate, stage = images_per_second(node, nodes, IMAGENET_JOB)
         seconds = images / rate
-        share = rate / (gpus * alone)
-        lines.append(f"{gpus:>5} {images:>13,} {rate:>10,.0f} {stage:>12} {seconds:>7,.0f} s {share:>10.0%}")
+        hours = epochs * seconds / 3600
+        lines.append(
+            f"{gpus:>5} {images:>13,} {rate:>10,.0f} {stage:>12} {seconds:>7,.0f} s {rate / (gpus * alone):>10.0%} "
+            f"{hours:>9.1f} h {f'${hours * gpus * gpu_hour:,.0f}':>12}"
+        )
     return lines
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Images per second, hours and cost against nodes, by a model.")
+    parser.add_argument("--epochs", type=float, default=90.0, help="of a run (default: 90)")
+    parser.add_argument("--gpu-hour", type=float, default=4.92, help="price of a GPU's hour (default: 4.92)")
+    arguments = parser.parse_args()
+    print("\n".join(table(arguments.epochs, arguments.gpu_hour)))
+
+
 if __name__ == "__main__":
-    print("\n".join(table()))
+    main()

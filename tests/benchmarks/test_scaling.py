@@ -19,6 +19,13 @@ def test_the_slowest_stage_sets_the_rate():
     assert images_per_second(replace(NODE, store_bytes_per_s=1.5e7), 1, JOB) == (100, "object store")
 
 
+def test_a_node_that_decodes_on_the_cores_that_train_does_one_or_the_other():
+    assert images_per_second(replace(NODE, shared_cores=True), 1, JOB) == (
+        pytest.approx(1 / (1 / 400 + 1 / 1000)),
+        "device",
+    )
+
+
 def test_a_step_waits_for_what_of_the_all_reduce_does_not_fit_beside_it():
     assert step_seconds(NODE, 1, JOB) == pytest.approx(0.1)
     # two nodes send each half of the gradients twice: 0.1 s, of which 0.05 s fit beside the backward pass

@@ -1,0 +1,233 @@
+"""The model of benchmarks/scaling.py against one and two nodes of one core each: `python -m benchmarks.nodes`.
+
+The nodes are Ray's own of `ray.cluster_utils.Cluster`, held to a core each by the kernel; what a cluster has one of
+(Ray's head, the driver) runs on both cores, as it would on a machine of its own. Such a node decodes and trains on the
+same core, so the stages' times add up instead of overlapping. The constants are taken first, each alone on one core:
+decoding by a data task's own function, the training step on random images, and gloo between two processes. Then
+`pipelines/train.py` trains on one and on two nodes, and its recorded images/s is compared with the model's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
+from pathlib import Path
+from statistics import median
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from benchmarks.overhead import run_pipeline, steady
+from benchmarks.photographs import write_photographs
+from benchmarks.scaling import Job, Node, images_per_second
+from infra.storage import open_store
+from pipelines.assembly import build_state, decided
+from pipelines.data.ingest import Stream
+from pipelines.data.ledger import Ledger
+from pipelines.data.manifest import load_manifest
+from pipelines.data.plan import plan_tasks
+from pipelines.data.task import load_item
+from pipelines.recipe import Recipe, build_recipe
+from resnet_core.augment import augment, step_generator
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE, PER_RANK, CLASSES, IMAGES = 48, 32, 10, 800
+STEPS, SKIP = 60, 20
+_TAKE_S = 8.0  # of each constant
+_SENT = 64  # all-reduces
+_STORE_BYTES = 200 * 2**20
+
+
+def settings(data: str, nodes: int) -> dict[str, object]:
+    """The run on so many nodes: as many images per rank on each number."""
+    return {
+        "model.name": "resnet20",
+        "model.num_classes": CLASSES,
+        "data.uri": data,
+        "data.image_size": SIZE,
+        "data.train_crop": "random_resized",
+        "data.eval_resize": SIZE,
+        "augment.flip": True,
+        "optim.global_batch_size": PER_RANK * nodes,
+        "schedule.unit": "steps",
+        "schedule.length": STEPS,
+        "compute.precision": "fp32",
+        "compute.threads_per_worker": 1,
+        "run.num_workers": nodes,
+        "run.cpus_per_worker": 2,  # of a node's 3: one rank fits, and one data task
+        "run.log_every_steps": 5,
+        "run.checkpoint_every_steps": 0,
+    }
+
+
+def recipe(data: str, nodes: int) -> Recipe:
+    return decided(build_recipe({}, settings(data, nodes), where="nodes"), torch.device("cpu"))
+
+
+def decoded_per_second(data: str) -> float:
+    """Images of a data task's function in a second of one core."""
+    manifest = load_manifest(open_store(data))
+    stream = Stream(
+        manifest=manifest,
+        data_uri=data,
+        run_uri="",
+        crop=recipe(data, 1).data.at(SIZE),
+        sizes=((0, SIZE),),
+        split="train",
+        seed=0,
+        total_samples=IMAGES * 100,
+        step_rows=PER_RANK,
+        task_mb=32,
+        ordered=False,
+    )
+    store, reader = open_store(data), stream.reader()
+    count, began = 0, 0.0
+    for items in plan_tasks(stream.plan, Ledger(manifest.splits["train"]), 1):
+        for item, ahead in reader.ahead(items):
+            config = stream.config(stream.block_rows(item.image_size))
+            for block in load_item(store, manifest, item, config, None, ahead):
+                now = time.perf_counter()
+                began = began or now  # the first block is warm-up
+                if now - began > _TAKE_S:
+                    return count / (now - began)
+                count += len(block["image"]) if now > began else 0
+    raise AssertionError("the plan has a hundred epochs")
+
+
+def trained_per_second(data: str) -> float:
+    """Images of the training step in a second of one core, without any data to wait for."""
+    wanted = recipe(data, 1)
+    state = build_state(wanted, torch.device("cpu"), 1, IMAGES)
+    images = torch.randint(0, 256, (PER_RANK, SIZE, SIZE, 3), dtype=torch.uint8)
+    labels = torch.randint(0, CLASSES, (PER_RANK,))
+    times = []
+    began = time.perf_counter()
+    while (now := time.perf_counter()) - began < _TAKE_S:
+        inputs = augment(images, wanted.augment, step_generator(0, len(times), 0, torch.device("cpu")))
+        F.cross_entropy(state.forward(inputs), labels).backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        times.append(time.perf_counter() - now)
+    return PER_RANK / median(times)
+
+
+def sent_per_second(rank: int, rendezvous: str, size: int, results: SimpleQueue[float]) -> None:
+    """One of two processes, each on its own core, that add up their gradients over gloo."""
+    pin(rank)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    gradients = torch.ones(size // 4)
+    dist.all_reduce(gradients)
+    began = time.perf_counter()
+    for _ in range(_SENT):
+        dist.all_reduce(gradients)
+    if rank == 0:
+        results.put(size * _SENT / (time.perf_counter() - began))  # two ranks: 2 (n - 1) / n is 1
+    dist.destroy_process_group()
+
+
+def network(size: int, folder: Path) -> float:
+    context = get_context("spawn")
+    results: SimpleQueue[float] = context.SimpleQueue()
+    arguments = [(rank, str(folder / "rendezvous"), size, results) for rank in range(2)]
+    both = [context.Process(target=sent_per_second, args=each) for each in arguments]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+    return results.get()
+
+
+def pin(core: int) -> None:
+    """This process, and what it starts from now on, to one of the cores that it may use."""
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
+
+
+@contextmanager
+def cluster(nodes: int) -> Iterator[None]:
+    """A head that computes nothing, and nodes of one core each."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # on loopback, for as long as this takes
+    cores = sorted(os.sched_getaffinity(0))
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _STORE_BYTES})
+    try:
+        for core in cores[:nodes]:
+            os.sched_setaffinity(0, {core})  # the node's processes inherit it
+            made.add_node(num_cpus=3, object_store_memory=_STORE_BYTES)
+            os.sched_setaffinity(0, set(cores))
+        os.environ["RAY_ADDRESS"] = made.address
+        yield
+    finally:
+        os.environ.pop("RAY_ADDRESS", None)
+        os.sched_setaffinity(0, set(cores))
+        made.shutdown()
+
+
+def measured(data: str, nodes: int, home: Path) -> float:
+    """Images/s that a run on so many nodes records, after its first steps."""
+    file = home / f"{nodes}.toml"
+    file.write_text("")
+    with cluster(nodes):
+        _, records = run_pipeline(str(file), {**settings(data, nodes), "run.home": f"{home}/{nodes}"})
+    return steady(records, SKIP)[0]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The scaling model against nodes of one core each.")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(prefix="resnet-ray-nodes-") as temporary:
+        home = Path(temporary)
+        data = str(home / "data")
+        write_photographs(home / "photographs", IMAGES, CLASSES * 2)
+        prepare = [sys.executable, "pipelines/prepare.py", str(home / "photographs"), data]
+        subprocess.run([*prepare, "--set", "prepare.form=original"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        state = build_state(recipe(data, 1), torch.device("cpu"), 1, IMAGES)
+        gradient_bytes = 4 * sum(parameter.numel() for parameter in state.model.parameters())
+        cores = os.sched_getaffinity(0)
+        for number in range(arguments.rounds):
+            pin(0)
+            node = Node(
+                device_images_per_s=trained_per_second(data),
+                decode_cores=1,
+                decode_images_per_core_s=decoded_per_second(data),
+                shared_cores=True,
+            )
+            os.sched_setaffinity(0, cores)
+            node = replace(node, network_bytes_per_s=network(gradient_bytes, home))
+            (home / "rendezvous").unlink(missing_ok=True)
+            print(
+                f"round {number}: decode {node.decode_images_per_core_s:,.0f} images/s, step "
+                f"{node.device_images_per_s:,.0f}, gloo {node.network_bytes_per_s / 1e6:,.0f} MB/s",
+                flush=True,
+            )
+            job = Job(
+                images_per_gpu_step=PER_RANK,
+                stored_bytes=110e3,
+                decoded_bytes=3 * SIZE**2,
+                gradient_bytes=gradient_bytes,
+                overlapped=0.0,
+            )
+            for nodes in (1, 2):
+                told, _ = images_per_second(node, nodes, job)
+                (home / str(number)).mkdir(exist_ok=True)
+                found = measured(data, nodes, home / str(number))
+                print(
+                    f"  {nodes} node(s): model {told:,.0f} images/s, measured {found:,.0f} ({found / told:.2f})",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
