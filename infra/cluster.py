@@ -36,6 +36,8 @@ _ALIVE = 0  # of GcsNodeInfo.GcsNodeState
 # Ray of one machine then takes loopback as its address on every system, and all its ports stay there: by itself, on
 # Linux, its ports are open to the network. It is read when Ray is imported.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Ray warns of more processes than cores, which a study of several trials has by its nature. Read likewise.
+_UNTOLD = {"RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node"}
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -54,6 +56,8 @@ def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.update(_LOOPBACK)
+    for name, value in _UNTOLD.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if not ray.is_initialized():

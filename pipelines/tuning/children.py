@@ -15,9 +15,8 @@ from infra.storage import open_store
 from infra.tracking import RunInfo, Tracker, resolve_tracking
 from pipelines import cli
 from pipelines.checkpoint import RUN, RunFolder
-from pipelines.tuning.ledger import Ledger, State, Trial
+from pipelines.tuning.ledger import Ledger, State, Trial, run_name
 from pipelines.tuning.plan import Plan
-from pipelines.tuning.trial import run_name
 
 _PATIENCE_S = 60.0
 _DYING_S = 3.0  # a stopped trial's own driver may still be delivering

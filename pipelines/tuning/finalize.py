@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from infra.errors import UserError
 from pipelines.driver import train
-from pipelines.tuning.ledger import Trial
+from pipelines.tuning.ledger import Trial, run_name
 from pipelines.tuning.study import Study
-from pipelines.tuning.trial import run_name
 
 WINNER = "winner.toml"
 

@@ -126,3 +126,8 @@ class Ledger:
 
 def trial_file(number: int) -> str:
     return f"trials/{number:03d}.json"
+
+
+def run_name(study: str, trial: Trial) -> str:
+    """Of the run that the trial is now: one for each change that a population made, and each goes on from another."""
+    return f"{study}-{trial.number:03d}" + (f"-{len(trial.changes)}" if trial.changes else "")

@@ -21,7 +21,7 @@ from pipelines.checkpoint import ACCURACY, RunFolder
 from pipelines.recipe import Recipe
 from pipelines.reporting import Reporting, numbered
 from pipelines.tuning.journal import FAILED
-from pipelines.tuning.ledger import Change, Trial, trial_file
+from pipelines.tuning.ledger import Change, Trial, run_name, trial_file
 from pipelines.tuning.plan import Plan
 
 if TYPE_CHECKING:
@@ -43,11 +43,6 @@ class TrialJob:
     repeats: bool  # the scheduler is told everything anew
     data_cpus: float  # a trial's share
     keeper: ActorHandle[Any]  # of placement groups
-
-
-def run_name(study: str, trial: Trial) -> str:
-    """Of the run that the trial is now: one for each change that a population made, and each goes on from another."""
-    return f"{study}-{trial.number:03d}" + (f"-{len(trial.changes)}" if trial.changes else "")
 
 
 def run_trial(job: TrialJob, number: int) -> None:

