@@ -42,6 +42,8 @@ _QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+# Tune copies these into its actors' runtime_env, which Ray shows in logs and dashboard; where trials run, they are set.
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _RESTARTS = 2  # of a trial's own process; its workers have run.max_failures
 
 
@@ -87,6 +89,7 @@ class Study:
 
     def _tune(self, run_id: str, samples: int) -> None:
         from ray import tune
+        from ray.tune.execution import class_cache
 
         from pipelines.tuning.groups import GroupKeeper
         from pipelines.tuning.journal import SYNCHRONOUS, Journal
@@ -97,6 +100,7 @@ class Study:
         space, recipe = self.plan.space, self.plan.base
         at_once = space.budget.concurrent or concurrent(recipe)
         waiting = space.trials if space.scheduler.name in SYNCHRONOUS else 1  # all of a population, or the next one
+        class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
         os.environ.update({**_QUIET, "TUNE_MAX_PENDING_TRIALS_PG": str(waiting)})
         job = TrialJob(
             plan=self.plan,

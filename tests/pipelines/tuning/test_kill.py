@@ -45,7 +45,6 @@ def trials(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.faults
 @pytest.mark.timeout(900)
-@pytest.mark.skip(reason="not yet seen to pass on an idle machine: docs/log.md, studies, item 1")
 def test_killed_half_way_the_study_ends_as_planned(tmp_path: Path, scratch: Path) -> None:
     data = coloured(tmp_path, COLOURS, per_class=20).store.uri
     Spaces(tmp_path, data).write(ASHA, **{"trials = 4": "trials = 5"})
