@@ -131,6 +131,15 @@ class OwnNode:
         return agreed
 
 
+def raylet_pid() -> int | None:
+    """The process that is this user's Ray node on this machine, if there is one."""
+    import psutil
+
+    found = (process.info for process in psutil.process_iter(["pid", "name", "uids"]))
+    pids = [int(each["pid"]) for each in found if each["name"] == "raylet" and each["uids"].real == os.getuid()]
+    return pids[0] if pids else None
+
+
 def in_job() -> bool:
     """Whether this process is the entry point of a Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

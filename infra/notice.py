@@ -4,6 +4,9 @@ It waits for a notice: SIGTERM, which is what comes before a machine's or a cont
 metadata service announces two minutes ahead. Then it drains the node with that deadline: no new work comes to it, and
 Train tells its workers, which commit a checkpoint and go on elsewhere. With --now it does so at once, for a preStop
 hook.
+
+It also tidies up: `ray down` stops Ray on the head only, and a node that has lost its head ends within a minute or so but
+for some of its helpers, which this stops before it ends itself.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,8 +22,9 @@ import urllib.error
 import urllib.request
 from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 
-from infra.cluster import OwnNode
+from infra.cluster import OwnNode, raylet_pid
 from infra.errors import UserError
 
 _METADATA = "http://169.254.169.254/latest"
@@ -28,6 +33,7 @@ _TOKEN_S = 21600
 _LOOK_EVERY_S = 5.0
 _UNKNOWN_S = 100.0  # what is left of EC2's two minutes if it does not say
 _DRAIN_TRIES = 3
+_GONE_S = 15.0  # without a node: it is not being started again
 
 
 def main() -> None:
@@ -48,11 +54,19 @@ def main() -> None:
         drain(node, arguments.seconds)
         told.wait(arguments.seconds)
         return
-    seconds = arguments.seconds
+    seconds, own, seen = arguments.seconds, raylet_pid(), time.monotonic()
     while not told.wait(_LOOK_EVERY_S):
         if arguments.spot and (left := spot_seconds(arguments.metadata)) is not None:
             seconds = left
             break
+        present = raylet_pid()
+        if present == own:
+            seen = time.monotonic()
+        elif present is not None:
+            return  # Ray was started anew, and somebody else watches over it
+        elif time.monotonic() - seen > _GONE_S:
+            subprocess.run([str(Path(sys.executable).with_name("ray")), "stop"], check=False)
+            return
     drain(node, seconds)
 
 

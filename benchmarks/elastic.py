@@ -1,0 +1,150 @@
+"""A run that loses a node and gets one back, beside runs that keep theirs: `python -m benchmarks.elastic`.
+
+`ray.cluster_utils.Cluster` has two nodes with room for one worker each. A run of `run.num_workers = [1, 2]` begins on
+both; a third of the way one node is killed, and a third later another comes. The same recipe is trained on two workers
+throughout, once per seed. Told are the loss of each part of the run, the accuracy in the end, what the ledger has lost
+or counted twice, and on how many workers each step was made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import events
+from infra.records import Record
+from infra.storage import open_store
+from pipelines.checkpoint import ACCURACY, FINISHED, RunFolder
+from pipelines.data.ledger import Ledger
+from pipelines.data.manifest import load_manifest
+
+EPOCHS, PARTS = 6, 6  # the loss is told of each epoch
+LOSS = "train/loss"
+_STORE_BYTES = 200 * 2**20
+_PATIENCE_S = 300.0
+
+
+def settings(home: Path, name: str, seed: int, workers: object) -> dict[str, object]:
+    return {
+        "data.uri": f"{home}/data",
+        "schedule.length": EPOCHS,
+        "compute.threads_per_worker": 1,
+        "run.home": f"{home}/runs",
+        "run.name": name,
+        "run.seed": seed,
+        "run.num_workers": workers,
+        "run.cpus_per_worker": 2,  # of a node's 3
+        "run.checkpoint_every_steps": 25,
+        "run.log_every_steps": 5,
+        "run.max_failures": 5,
+        "run.register_as": "",
+    }
+
+
+def folder(home: Path, name: str) -> RunFolder:
+    return RunFolder(open_store(f"{home}/runs/{name}"))
+
+
+def step_of(home: Path, name: str) -> int:
+    return max(folder(home, name).steps(), default=0)
+
+
+def wait_for_step(home: Path, name: str, step: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _PATIENCE_S
+    while step_of(home, name) < step:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"no step {step} in {name}: see {home}/{name}.log")
+        time.sleep(0.5)
+
+
+def add_node(cluster: Any) -> Any:
+    return cluster.add_node(num_cpus=3, object_store_memory=_STORE_BYTES)
+
+
+def elastic(home: Path, cluster: Any, node: Any, steps: int) -> float:
+    """Two workers, one, two; returns the seconds that it took."""
+    began = time.monotonic()
+    process = events.start("mnist5k", settings(home, "elastic", 0, [1, 2]), log=home / "elastic.log")
+    wait_for_step(home, "elastic", steps // 3, process)
+    cluster.remove_node(node, allow_graceful=False)
+    wait_for_step(home, "elastic", 2 * steps // 3, process)
+    add_node(cluster)
+    if process.wait() != 0:
+        raise SystemExit(f"the elastic run failed: see {home}/elastic.log")
+    return time.monotonic() - began
+
+
+def fixed(home: Path, seed: int) -> None:
+    name = f"fixed{seed}"
+    if events.start("mnist5k", settings(home, name, seed, 2), log=home / f"{name}.log").wait() != 0:
+        raise SystemExit(f"a run failed: see {home}/{name}.log")
+
+
+def losses(records: list[Record], steps: int) -> list[float]:
+    """Mean training loss of each part of the run."""
+    told = {record.step: record.metrics[LOSS] for record in records if LOSS in record.metrics}
+    parts: list[list[float]] = [[] for _ in range(PARTS)]
+    for step, loss in told.items():
+        parts[min(PARTS - 1, (step - 1) * PARTS // steps)].append(loss)
+    return [statistics.fmean(part) for part in parts]
+
+
+def report(home: Path, name: str, steps: int) -> tuple[list[float], float, int]:
+    """(losses, accuracy in percent, samples missing or doubled) of a finished run."""
+    newest = folder(home, name).newest(print)
+    assert newest is not None and folder(home, name).read_json(FINISHED)
+    counts = Ledger.from_arrays(newest.ledger).report().values()
+    accuracy = [record.metrics[ACCURACY] for record in newest.records if ACCURACY in record.metrics][-1]
+    return losses(newest.records, steps), 100 * accuracy, sum(count.never for count in counts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="An elastic run beside runs of a fixed size.")
+    parser.add_argument("--seeds", type=int, default=3, help="of the runs of a fixed size")
+    parser.add_argument("--keep", type=Path, help="folder for all of it; default: a temporary one")
+    arguments = parser.parse_args()
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    with tempfile.TemporaryDirectory(prefix="resnet-ray-elastic-") as temporary:
+        home = arguments.keep or Path(temporary)
+        prepare = [sys.executable, "pipelines/prepare.py", "mnist5k", f"{home}/data"]
+        subprocess.run(prepare, cwd=events.ROOT, check=True, stdout=subprocess.DEVNULL)
+        rows = load_manifest(open_store(f"{home}/data")).splits["train"]
+        steps = rows * EPOCHS // 64
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _STORE_BYTES})
+        try:
+            nodes = [add_node(cluster) for _ in range(2)]
+            os.environ["RAY_ADDRESS"] = cluster.address
+            seconds = elastic(home, cluster, nodes[1], steps)
+            for seed in range(arguments.seeds):
+                fixed(home, seed)
+        finally:
+            cluster.shutdown()
+        phases = re.findall(r"training on (\d) worker\(s\).* from step (\d+)", (home / "elastic.log").read_text())
+        print("elastic: " + ", ".join(f"{workers} worker(s) from step {step}" for workers, step in phases), end="")
+        print(f", of {steps}; {seconds:.0f} s")
+        found = {
+            name: report(home, name, steps) for name in ("elastic", *(f"fixed{n}" for n in range(arguments.seeds)))
+        }
+        print(
+            f"{'run':10}" + "".join(f"{f'part {n + 1}':>9}" for n in range(PARTS)) + f"{'accuracy':>10}{'missing':>9}"
+        )
+        for name, (curve, accuracy, missing) in found.items():
+            print(f"{name:10}" + "".join(f"{loss:9.4f}" for loss in curve) + f"{accuracy:9.2f}%{missing:9}")
+        others = [curve for name, (curve, _, _) in found.items() if name != "elastic"]
+        spread = [(min(part), max(part)) for part in zip(*others, strict=True)]
+        inside = sum(low <= loss <= high for loss, (low, high) in zip(found["elastic"][0], spread, strict=True))
+        print(f"{inside} of {PARTS} parts of the elastic run's curve lie between the lowest and highest of the seeds")
+
+
+if __name__ == "__main__":
+    main()
