@@ -5,8 +5,8 @@ metadata service announces two minutes ahead. Then it drains the node with that 
 Train tells its workers, which commit a checkpoint and go on elsewhere. With --now it does so at once, for a preStop
 hook.
 
-It also tidies up: `ray down` stops Ray on the head only, and a node that has lost its head ends within a minute or so but
-for some of its helpers, which this stops before it ends itself.
+It also tidies up: `ray down` stops Ray on the head only, and a node that has lost its head ends within a minute or so
+but for some of its helpers, which this stops before it ends itself.
 """
 
 from __future__ import annotations
