@@ -7,11 +7,13 @@ import os
 import secrets
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +61,13 @@ def _command_line(process: psutil.Process) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    folder = tmp_path_factory.mktemp("machine")
+def machine() -> Iterator[Machine]:
+    # pytest's own folders are too long for the names of Ray's sockets
+    with tempfile.TemporaryDirectory(prefix="machine-", ignore_cleanup_errors=True) as folder:
+        yield from _machine(Path(folder))
+
+
+def _machine(folder: Path) -> Iterator[Machine]:
     password, token = a_password(), secrets.token_hex(32)
     (folder / "token").write_text(token)
     with serve_postgres(password) as database, pytest.MonkeyPatch.context() as own:
@@ -102,7 +109,7 @@ def _services(folder: Path) -> Iterator[dict[str, str]]:
 def _ray_head(folder: Path, environment: Mapping[str, str], keys: Mapping[str, str]) -> Iterator[Machine]:
     port, dashboard = a_free_port(), a_free_port()
     command = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"]
-    command += ["--num-cpus=4", "--disable-usage-stats"]
+    command += [f"--dashboard-agent-listen-port={a_free_port()}", "--num-cpus=4", "--disable-usage-stats"]
     machine = Machine(
         environment={**environment, "RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"},
         secrets=keys,
@@ -113,6 +120,7 @@ def _ray_head(folder: Path, environment: Mapping[str, str], keys: Mapping[str, s
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
+        _await_jobs(machine)
         yield machine
     finally:
         left = machine.ray_processes()
@@ -120,6 +128,15 @@ def _ray_head(folder: Path, environment: Mapping[str, str], keys: Mapping[str, s
             process.terminate()
         for process in psutil.wait_procs(left, timeout=20)[1]:
             process.kill()
+
+
+def _await_jobs(machine: Machine) -> None:
+    """Ray takes jobs some seconds after its start."""
+    headers = {"Authorization": f"Bearer {machine.secrets['token']}", "Content-Type": "application/json"}
+    deadline = time.monotonic() + 90
+    while answer_of(f"{machine.dashboard}/api/jobs/", headers, b'{"entrypoint": "true"}')[0] != HTTPStatus.OK:
+        assert time.monotonic() < deadline, "Ray takes no jobs"
+        time.sleep(1)
 
 
 @pytest.fixture(scope="session")
