@@ -98,6 +98,7 @@ name = "grid"
 }
 _LENGTH = {"grid": 3, "asha": 3, "alone": 3, "pbt": 3, "growth": 6}
 _SEEDS = range(5)
+_WHOLE = 10  # trials in full, whose compute the replayed studies spend
 _SLOTS = 2  # trials at once, as on two cores
 
 
@@ -177,10 +178,10 @@ def _asha(work: Path) -> str:
 
 
 def _replay(work: Path) -> str:
-    """Random against TPE, alone and under ASHA, stopped when the compute of five whole trials is spent."""
+    """Random against TPE, alone and under ASHA, stopped when the compute of ten whole trials is spent."""
     plan = _plan(work, "grid")
     full = _trials(work, "grid")
-    cap = 5 * plan.space.budget.reports
+    cap = _WHOLE * plan.space.budget.reports
     rows = []
     for searcher in ("random", "tpe"):
         for scheduler in ("none", "asha"):
