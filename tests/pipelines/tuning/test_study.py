@@ -226,3 +226,23 @@ def test_hyperband_pauses_and_ends(tmp_path: Path, data: str) -> None:
     study.run()
     assert all(trial.state in ("finished", "stopped") for trial in study.ledger.trials)
     assert len(study.ledger) == 5
+
+
+SMALL = {"trials = 4": "trials = 3", "reports = 4": "reports = 2"}
+TWO = SMALL | {"reports = 4": "reports = 2\nequal_compute = false"}
+OTHERS = {
+    "median": ('[scheduler]\nname = "median"', SMALL),
+    "pb2": ('[scheduler]\nname = "pb2"\nquantile = 0.34', SMALL),
+    "two objectives": ('[searcher]\nname = "tpe"\nstartup = 1\nobjectives = ["accuracy", "compute"]', TWO),
+}
+
+
+@pytest.mark.parametrize(("more", "changes"), OTHERS.values(), ids=OTHERS)
+def test_a_study_ends_under(more: str, changes: dict[str, str], tmp_path: Path, data: str) -> None:
+    study = Study(Spaces(tmp_path, data).plan(more, **changes), QUIET)
+    study.run()
+    trials = study.ledger.trials
+    assert [trial.state in ("finished", "stopped") for trial in trials] == [True] * 3
+    assert best(trials) is not None
+    for change in (change for trial in trials for change in trial.changes):
+        assert 0.1 <= change.values["optim.lr_per_256"] <= 4.0  # the space's ends
