@@ -41,11 +41,11 @@ from pipelines.recipe import Recipe, build_recipe
 from resnet_core.augment import augment, step_generator
 
 ROOT = Path(__file__).resolve().parents[1]
-SIZE, PER_RANK, CLASSES, IMAGES = 48, 32, 10, 800
-STEPS, SKIP = 60, 20
+SIZE, PER_RANK, CLASSES, IMAGES = 64, 32, 10, 800
+STEPS, SKIP = 220, 120  # until then, what Ray Data has decoded ahead is used up
 _TAKE_S = 8.0  # of each constant
 _SENT = 64  # all-reduces
-_STORE_BYTES = 200 * 2**20
+_STORE_BYTES = 80 * 2**20  # little, so that it cannot decode far ahead
 
 
 def settings(data: str, nodes: int) -> dict[str, object]:
