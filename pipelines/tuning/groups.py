@@ -1,7 +1,8 @@
 """The placement groups of trials: given back as soon as the controller that made one is gone.
 
 Ray frees a group that an actor made when the whole job ends, not when the actor does. Train's own cleaner asks the
-dashboard whether its controller is alive, and never learns it where none runs; this one asks the controller.
+dashboard whether its controller is alive, and where none runs it never learns it, and never ends: a process for each
+trial that was stopped. This one asks the controller, and is started instead.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 if TYPE_CHECKING:
@@ -52,6 +53,13 @@ def _removed(controller: ActorHandle[Any], group: PlacementGroup) -> bool:
         remove_placement_group(group)
         return True
     return False
+
+
+def instead_of_trains() -> None:
+    """Have Train start no cleaner of its own for what this process trains."""
+    from ray.train.v2.api import data_parallel_trainer
+
+    data_parallel_trainer.PlacementGroupCleanerCallback = ControllerCallback  # type: ignore[attr-defined,assignment]  # idle
 
 
 class HoldGroup(WorkerGroupCallback):

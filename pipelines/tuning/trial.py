@@ -51,7 +51,7 @@ def run_trial(job: TrialJob, number: int) -> None:
     from ray.tune.integration.ray_train import TuneReportCallback
 
     from pipelines.driver import train
-    from pipelines.tuning.groups import HoldGroup
+    from pipelines.tuning.groups import HoldGroup, instead_of_trains
 
     trial = Trial.from_json(json.loads(open_store(job.study_uri).read(trial_file(number))))
     if job.repeats:
@@ -59,6 +59,7 @@ def run_trial(job: TrialJob, number: int) -> None:
             tune.report({key: getattr(report, key) for key in ("report", "step", "accuracy", "loss")})
     if trial.over:
         return
+    instead_of_trains()
     study = job.plan.space.name
     recipe = job.plan.named(trial.present, run_name(study, trial))
     folder = RunFolder(open_store(recipe.run.home).sub(recipe.run_name))
