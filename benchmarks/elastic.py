@@ -2,8 +2,8 @@
 
 `ray.cluster_utils.Cluster` has two nodes with room for one worker each. A run of `run.num_workers = [1, 2]` begins on
 both; a third of the way one node is killed, and a third later another comes. The same recipe is trained on two workers
-throughout, once per seed. Told are the loss of each part of the run, the accuracy in the end, what the ledger has lost
-or counted twice, and on how many workers each step was made.
+throughout, once per seed. Told are the loss of each part of the run, the accuracy in the end, how many samples the
+ledger misses, and on how many workers each step was made.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def losses(records: list[Record], steps: int) -> list[float]:
 
 
 def report(home: Path, name: str, steps: int) -> tuple[list[float], float, int]:
-    """(losses, accuracy in percent, samples missing or doubled) of a finished run."""
+    """(losses, accuracy in percent, samples that the ledger misses) of a finished run."""
     newest = folder(home, name).newest(print)
     assert newest is not None and folder(home, name).read_json(FINISHED)
     counts = Ledger.from_arrays(newest.ledger).report().values()

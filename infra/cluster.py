@@ -131,13 +131,12 @@ class OwnNode:
         return agreed
 
 
-def raylet_pid() -> int | None:
-    """The process that is this user's Ray node on this machine, if there is one."""
+def ray_process(name: str) -> int | None:
+    """This user's process of that name on this machine, if there is one: "raylet" of a node, "gcs_server" of a head."""
     import psutil
 
     found = (process.info for process in psutil.process_iter(["pid", "name", "uids"]))
-    pids = [int(each["pid"]) for each in found if each["name"] == "raylet" and each["uids"].real == os.getuid()]
-    return pids[0] if pids else None
+    return next((int(each["pid"]) for each in found if each["name"] == name and each["uids"].real == os.getuid()), None)
 
 
 def in_job() -> bool:

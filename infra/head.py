@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from infra.cluster import ray_process
 from infra.errors import UserError
 from infra.forward import forwarded
 from infra.mlflow_server import serve_mlflow
@@ -79,14 +80,9 @@ def _while_ray_runs() -> Iterator[bool]:
     patience = time.monotonic() + _RAY_STARTS_WITHIN_S
     while time.monotonic() < patience:
         yield True
-        if _ray_runs():
+        if ray_process("gcs_server") is not None:
             patience = time.monotonic() + _RAY_GONE_AFTER_S
         time.sleep(_LOOK_EVERY_S)
-
-
-def _ray_runs() -> bool:
-    found = (process.info for process in psutil.process_iter(["name", "uids"]))
-    return any(each["name"] == "gcs_server" and each["uids"].real == os.getuid() for each in found)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 
-from infra.cluster import OwnNode, raylet_pid
+from infra.cluster import OwnNode, ray_process
 from infra.errors import UserError
 
 _METADATA = "http://169.254.169.254/latest"
@@ -54,12 +54,12 @@ def main() -> None:
         drain(node, arguments.seconds)
         told.wait(arguments.seconds)
         return
-    seconds, own, seen = arguments.seconds, raylet_pid(), time.monotonic()
+    seconds, own, seen = arguments.seconds, ray_process("raylet"), time.monotonic()
     while not told.wait(_LOOK_EVERY_S):
         if arguments.spot and (left := spot_seconds(arguments.metadata)) is not None:
             seconds = left
             break
-        present = raylet_pid()
+        present = ray_process("raylet")
         if present == own:
             seen = time.monotonic()
         elif present is not None:

