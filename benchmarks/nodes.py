@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,19 +26,13 @@ import torch.distributed as dist
 from torch.nn import functional as F
 
 from benchmarks.overhead import run_pipeline, steady
+from benchmarks.peers.ours import blocks, photograph_stream, prepared
 from benchmarks.photographs import write_photographs
 from benchmarks.scaling import Job, Node, images_per_second
-from infra.storage import open_store
 from pipelines.assembly import build_state, decided
-from pipelines.data.ingest import Stream
-from pipelines.data.ledger import Ledger
-from pipelines.data.manifest import load_manifest
-from pipelines.data.plan import plan_tasks
-from pipelines.data.task import load_item
 from pipelines.recipe import Recipe, build_recipe
 from resnet_core.augment import augment, step_generator
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE, PER_RANK, CLASSES, IMAGES = 64, 32, 10, 800
 STEPS, SKIP = 220, 120  # until then, what Ray Data has decoded ahead is used up
 _TAKE_S = 8.0  # of each constant
@@ -76,32 +68,14 @@ def recipe(data: str, nodes: int) -> Recipe:
 
 def decoded_per_second(data: str) -> float:
     """Images of a data task's function in a second of one core."""
-    manifest = load_manifest(open_store(data))
-    stream = Stream(
-        manifest=manifest,
-        data_uri=data,
-        run_uri="",
-        crop=recipe(data, 1).data.at(SIZE),
-        sizes=((0, SIZE),),
-        split="train",
-        seed=0,
-        total_samples=IMAGES * 100,
-        step_rows=PER_RANK,
-        task_mb=32,
-        ordered=False,
-    )
-    store, reader = open_store(data), stream.reader()
     count, began = 0, 0.0
-    for items in plan_tasks(stream.plan, Ledger(manifest.splits["train"]), 1):
-        for item, ahead in reader.ahead(items):
-            config = stream.config(stream.block_rows(item.image_size))
-            for block in load_item(store, manifest, item, config, None, ahead):
-                now = time.perf_counter()
-                began = began or now  # the first block is warm-up
-                if now - began > _TAKE_S:
-                    return count / (now - began)
-                count += len(block["image"]) if now > began else 0
-    raise AssertionError("the plan has a hundred epochs")
+    for images in blocks(photograph_stream(data, "", step_rows=PER_RANK, size=SIZE)):
+        now = time.perf_counter()
+        began = began or now  # the first block is warm-up
+        if now - began > _TAKE_S:
+            return count / (now - began)
+        count += len(images) if now > began else 0
+    raise AssertionError("the plan has hundreds of epochs")
 
 
 def trained_per_second(data: str) -> float:
@@ -189,10 +163,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="resnet-ray-nodes-") as temporary:
         home = Path(temporary)
-        data = str(home / "data")
         write_photographs(home / "photographs", IMAGES, CLASSES * 2)
-        prepare = [sys.executable, "pipelines/prepare.py", str(home / "photographs"), data]
-        subprocess.run([*prepare, "--set", "prepare.form=original"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        data = prepared(home / "photographs" / "train", "original", str(home / "data"))
         state = build_state(recipe(data, 1), torch.device("cpu"), 1, IMAGES)
         gradient_bytes = 4 * sum(parameter.numel() for parameter in state.model.parameters())
         cores = os.sched_getaffinity(0)

@@ -38,15 +38,15 @@ _ENDLESS = 500  # epochs
 _ITEMS_PER_TASK = 32  # as in a long run
 
 
-def photograph_stream(data_uri: str, run_uri: str, *, step_rows: int, seed: int = 0) -> Stream:
+def photograph_stream(data_uri: str, run_uri: str, *, step_rows: int, seed: int = 0, size: int = CROP) -> Stream:
     """Training on the photographs for longer than anybody measures, by the recipes' defaults."""
     manifest = load_manifest(open_store(data_uri))
     return Stream(
         manifest=manifest,
         data_uri=data_uri,
         run_uri=run_uri,
-        crop=CropConfig(image_size=CROP),
-        sizes=((0, CROP),),
+        crop=CropConfig(image_size=size),
+        sizes=((0, size),),
         split="train",
         seed=seed,
         total_samples=manifest.splits["train"] * _ENDLESS // step_rows * step_rows,
@@ -65,22 +65,28 @@ def prepared(photographs: Path, form: str, dest: str) -> str:
     return dest
 
 
-def batches(job: Job, seed: int = 0) -> Iterator[int]:
-    """A data task's work, one task after the other, and a worker's."""
-    torch.set_num_threads(1)
-    stream = photograph_stream(str(job.scratch / "data"), "", step_rows=job.batch, seed=seed)
-    generator = torch.Generator().manual_seed(seed)
+def blocks(stream: Stream) -> Iterator[np.ndarray]:
+    """Images of a data task's work, one task after the other, as it hands them on."""
     store, manifest, reader = open_store(stream.data_uri), stream.manifest, stream.reader()
-    held: list[np.ndarray] = []
     for items in plan_tasks(stream.plan, Ledger(manifest.splits["train"]), _ITEMS_PER_TASK):
         for item, ahead in reader.ahead(items):
             config = stream.config(stream.block_rows(item.image_size))
             for block in load_item(store, manifest, item, config, None, ahead):
-                held.append(block["image"])
-                while sum(map(len, held)) >= job.batch:
-                    images = np.concatenate(held)
-                    held = [images[job.batch :]]
-                    yield len(random_flip(torch.from_numpy(images[: job.batch]), generator))
+                yield block["image"]
+
+
+def batches(job: Job, seed: int = 0) -> Iterator[int]:
+    """A data task's work, and a worker's."""
+    torch.set_num_threads(1)
+    stream = photograph_stream(str(job.scratch / "data"), "", step_rows=job.batch, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    held: list[np.ndarray] = []
+    for block in blocks(stream):
+        held.append(block)
+        while sum(map(len, held)) >= job.batch:
+            images = np.concatenate(held)
+            held = [images[job.batch :]]
+            yield len(random_flip(torch.from_numpy(images[: job.batch]), generator))
 
 
 def one_of(job: Job, rank: int, barrier: Barrier, results: SimpleQueue[Measured]) -> None:
