@@ -135,14 +135,22 @@ def test_every_query_of_a_dashboard_finds_data(prometheus: str, trained: Machine
 
 
 def test_metrics_tell_what_the_run_did(prometheus: str, trained: Machine):
+    """Up to some seconds before its end: Ray's workers export every 3 s, and are scraped every 5."""
+
+    client = connect(Tracking(uri=trained.environment["MLFLOW_TRACKING_URI"]))
+    run = client.get_model_version_by_alias("mnist5k-resnet20", "champion").run_id
+    steps = {point.step: point.timestamp for point in client.get_metric_history(run, "train/loss")}
+    seen = max(step for step, at in steps.items() if at < max(steps.values()) - 10_000)
+    assert seen >= 50
+
     def last(query: str) -> float:
         at = urllib.parse.urlencode({"query": f"max(max_over_time({query}[15m]))"})
         return float(asked(f"{prometheus}/api/v1/query?{at}")["data"]["result"][0]["value"][1])
 
-    assert 240 < last('ray_resnet_ray_train_step{run="demo"}') <= 250  # the last points may not be exported any more
+    assert seen <= last('ray_resnet_ray_train_step{run="demo"}') <= 250
     assert last('ray_resnet_ray_train_workers{run="demo"}') == 2
     assert last('ray_resnet_ray_test_accuracy{run="demo"}') > 0.9
-    assert last('ray_resnet_ray_train_images_total{run="demo",rank="0"}') == pytest.approx(8000, abs=200)
+    assert 32 * seen <= last('ray_resnet_ray_train_images_total{run="demo",rank="0"}') <= 32 * 250
 
 
 def test_the_page_of_dashboards_is_served_and_draws(prometheus: str, tmp_path: Path):
