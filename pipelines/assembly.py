@@ -152,14 +152,21 @@ def before_step(recipe: Recipe, samples: int, world_size: int) -> Callable[[Trai
 
 
 def feed_steps(recipe: Recipe, stream: Stream, world_size: int) -> Steps:
-    """How one of `world_size` workers cuts its rows of the stream into steps."""
-    samples = stream.manifest.splits[stream.split]
+    """How one of `world_size` workers cuts its rows of the stream into steps.
+
+    An elastic run that is short of workers passes each share through the model in parts, none larger than a share is
+    on all of its workers: BatchNorm has its statistics over as many images, and a device needs no more memory.
+    Synchronized BatchNorm has them over the whole step in any case.
+    """
+    samples, limit, most = stream.manifest.splits[stream.split], recipe.compute.microbatch_size, recipe.run.workers[1]
+    if world_size < most and not limit and not recipe.optim.sync_batch_norm:
+        limit = feed_steps(recipe, stream, most).images_per_rank
     return Steps(
         total_samples=stream.total_samples,
         total_steps=total_steps(recipe.schedule, samples, recipe.optim.global_batch_size),
         global_batch_size=recipe.optim.global_batch_size,
         world_size=world_size,
-        microbatch_size=recipe.compute.microbatch_size,
+        microbatch_size=limit,
         repeats=recipe.data.repeats,
         chunk_rows=1 if recipe.data.device_cache else stream.chunks(world_size).rows,
     )

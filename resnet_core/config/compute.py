@@ -23,7 +23,8 @@ class ComputeConfig:
     compile: CompileChoice = "auto"
     """torch.compile of what a step calls; auto = on a GPU whose host has the compilers."""
     microbatch_size: int = 0
-    """Most images in one forward pass of one worker; 0 = the worker's whole share of the step."""
+    """Most images in one forward pass of one worker; 0 = the worker's whole share of the step, or, in a run
+    of `run.num_workers = [min, max]`, what the share is on max workers."""
     threads_per_worker: int = 1
     """Torch's threads within one operation, on CPU workers; 0 = torch's own default."""
     deterministic: bool = False

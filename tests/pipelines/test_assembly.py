@@ -7,9 +7,11 @@ import torch
 
 from infra.errors import UserError
 from pipelines import assembly
-from pipelines.assembly import continued, decided
-from pipelines.recipe import Recipe, load_recipe
+from pipelines.assembly import continued, decided, feed_steps
+from pipelines.data.ingest import Stream
+from pipelines.recipe import Recipe, build_recipe, load_recipe
 from resnet_core import compute
+from tests.pipelines.conftest import Coloured
 
 CPU = torch.device("cpu")
 
@@ -38,3 +40,36 @@ def test_a_checkpoint_decides_for_the_run_that_continues_it(monkeypatch: pytest.
     able(monkeypatch, False)
     with pytest.raises(UserError, match=r"this run began in bf16, and this worker's cpu has no bf16 instructions"):
         continued(decided(recipe(), CPU), recipe(precision="bf16").flat(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers", "limit"),
+    [
+        ({"run.num_workers": [1, 3]}, 3, 0),
+        ({"run.num_workers": [1, 3]}, 2, 22),  # of 64
+        ({"run.num_workers": [1, 3]}, 1, 22),
+        ({"run.num_workers": [1, 4], "data.ordered": True}, 1, 16),
+        ({"run.num_workers": [1, 3], "compute.microbatch_size": 5}, 1, 5),
+        ({"run.num_workers": [1, 3], "optim.sync_batch_norm": True}, 2, 0),
+        ({"run.num_workers": 2}, 2, 0),
+        ({"run.num_workers": 0}, 1, 0),
+    ],
+)
+def test_the_batch_norms_of_an_elastic_run_see_as_many_images_on_fewer_workers(
+    colours: Coloured, settings: dict[str, object], workers: int, limit: int
+) -> None:
+    wanted = build_recipe({}, {**colours.recipe, "optim.global_batch_size": 64, **settings})
+    stream = Stream(
+        manifest=colours.manifest,
+        data_uri=colours.store.uri,
+        run_uri="",
+        crop=wanted.data.at(wanted.data.image_size),
+        sizes=((0, wanted.data.image_size),),
+        split="train",
+        seed=0,
+        total_samples=640,
+        step_rows=64,
+        task_mb=1,
+        ordered=wanted.data.ordered,
+    )
+    assert feed_steps(wanted, stream, workers).microbatch_size == limit

@@ -81,7 +81,7 @@ def _machine(folder: Path) -> Iterator[Machine]:
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all of Ray's ports on loopback
-                "RAY_metrics_report_interval_ms": "3000",  # Ray forgets a gauge after two; the node's are taken every 5 s
+                "RAY_metrics_report_interval_ms": "3000",  # a gauge lives for two; the node's are taken every 5 s
             }
             keys = {"token": token, "S3": told["AWS_SECRET_ACCESS_KEY"], "PostgreSQL": password}
             with _ray_head(folder, {**os.environ, **told, **ours}, keys) as machine:

@@ -139,6 +139,7 @@ def test_metrics_tell_what_the_run_did(prometheus: str, trained: Machine):
 
     client = connect(Tracking(uri=trained.environment["MLFLOW_TRACKING_URI"]))
     run = client.get_model_version_by_alias("mnist5k-resnet20", "champion").run_id
+    assert run
     steps = {point.step: point.timestamp for point in client.get_metric_history(run, "train/loss")}
     seen = max(step for step, at in steps.items() if at < max(steps.values()) - 10_000)
     assert seen >= 50
