@@ -16,6 +16,7 @@ from pipelines.failures import user_error
 from pipelines.leaving import Cause
 from pipelines.mailbox import Event
 from pipelines.recipe import Recipe
+from pipelines.rendezvous import NodeAddress
 from pipelines.reporting import Reporting
 from pipelines.worker import Job, train_worker
 
@@ -73,6 +74,7 @@ def launch(
     trainer = (_TrialTrainer if reports else TorchTrainer)(
         train_worker,  # type: ignore[arg-type]  # what rank 0 returns is the run's result
         train_loop_config={"job": job},
+        torch_config=NodeAddress(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=_num_workers(run.workers),
             placement_strategy="PACK" if run.use_gpu else "SPREAD",  # GPUs want each other near, data tasks CPUs

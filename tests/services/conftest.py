@@ -10,8 +10,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Machine:
     output: str = ""  # of the job
     began: float = 0.0
     ended: float = 0.0
+    listening: frozenset[tuple[str, str]] = frozenset()  # names of Ray's processes and addresses, while it ran
 
     def ray(self, *arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
         """Ray's command, with the environment changed; an empty value takes a variable away."""
@@ -49,6 +51,18 @@ class Machine:
         return [
             process for process in psutil.process_iter() if str(self.session.parent) in " ".join(_command_line(process))
         ]
+
+    def listeners(self) -> set[tuple[str, str]]:
+        """(name of a process, address that it listens on) of Ray and of what it started."""
+        found = set()
+        for first in self.ray_processes():
+            try:
+                for process in [first, *first.children(recursive=True)]:
+                    sockets = [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+                    found |= {(process.name(), each.laddr.ip) for each in sockets}
+            except psutil.NoSuchProcess:
+                continue
+        return found
 
 
 def _command_line(process: psutil.Process) -> list[str]:
@@ -129,10 +143,17 @@ def trained(machine: Machine) -> Machine:
     settings = {"schedule.length": 4, "run.log_every_steps": 5, "run.name": "demo", "run.home": "s3://resnet-ray/runs"}
     settings |= {"data.uri": "s3://resnet-ray/data/mnist5k"}
     chosen = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    done = machine.ray("job", "submit", "--", sys.executable, str(ROOT / "pipelines" / "train.py"), "mnist5k", *chosen)
+    job = ["job", "submit", "--", sys.executable, str(ROOT / "pipelines" / "train.py"), "mnist5k", *chosen]
+    listening: set[tuple[str, str]] = set()
+    with ThreadPoolExecutor(1) as pool:
+        submitted = pool.submit(machine.ray, *job)
+        while not wait([submitted], timeout=2).done:
+            listening |= machine.listeners()
+    done = submitted.result()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     time.sleep(12)  # the last points are exported and scraped
-    return Machine(**{**vars(machine), "output": done.stdout + done.stderr, "began": began, "ended": time.time()})
+    seen = {"output": done.stdout + done.stderr, "began": began, "ended": time.time()}
+    return replace(machine, **seen, listening=frozenset(listening))
 
 
 @pytest.fixture(scope="session")
