@@ -14,10 +14,12 @@ from typing import Any
 
 import ray
 import torch.distributed as dist
+from ray.train.backend import BackendConfig
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not re-exported in so many words
 
-_stores: list[dist.Store] = []  # rank 0 serves for as long as its process lives
+_stores: list[TCPStore] = []  # rank 0 serves for as long as its process lives
 
 
 def serve_store(host: str) -> int:
@@ -26,7 +28,7 @@ def serve_store(host: str) -> int:
     with socket.create_server((host, 0), family=family) as bound:
         port: int = bound.getsockname()[1]
         file = bound.detach()  # the store's from here on
-    _stores.append(dist.TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=file))
+    _stores.append(TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=file))
     return port
 
 
@@ -37,12 +39,13 @@ def _serve() -> tuple[str, int]:
 
 
 def _join(backend: str, host: str, port: int, place: int, size: int, limit: timedelta) -> None:
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
+    store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
     dist.init_process_group(backend, store=store, rank=place, world_size=size, timeout=limit)
 
 
 class _Backend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        assert isinstance(backend_config, TorchConfig)
         host, port = worker_group.execute_single(0, _serve)
         worker_group.execute(_set_torch_distributed_env_vars)
         backend, limit, size = backend_config.backend, timedelta(seconds=backend_config.timeout_s), len(worker_group)

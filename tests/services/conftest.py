@@ -152,8 +152,8 @@ def trained(machine: Machine) -> Machine:
     done = submitted.result()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     time.sleep(12)  # the last points are exported and scraped
-    seen = {"output": done.stdout + done.stderr, "began": began, "ended": time.time()}
-    return replace(machine, **seen, listening=frozenset(listening))
+    output = done.stdout + done.stderr
+    return replace(machine, output=output, began=began, ended=time.time(), listening=frozenset(listening))
 
 
 @pytest.fixture(scope="session")
