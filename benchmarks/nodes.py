@@ -1,10 +1,12 @@
 """The model of benchmarks/scaling.py against one and two nodes of one core each: `python -m benchmarks.nodes`.
 
 The nodes are Ray's own of `ray.cluster_utils.Cluster`, held to a core each by the kernel; what a cluster has one of
-(Ray's head, the driver) runs on both cores, as it would on a machine of its own. Such a node decodes and trains on the
-same core, so the stages' times add up instead of overlapping. The constants are taken first, each alone on one core:
-decoding by a data task's own function, the training step on random images, and gloo between two processes. Then
-`pipelines/train.py` trains on one and on two nodes, and its recorded images/s is compared with the model's.
+(Ray's head, the driver) is not. Such a node decodes and trains on the same core, so the stages' times add up instead of
+overlapping. Nodes of one machine share its caches and memory, so the constants are taken on as many cores at once as
+there are nodes: decoding by a data task's own function, the training step on random images; then gloo between two
+processes. With one node the head and the driver have the other core to themselves, and what they take of it is
+measured; two nodes share that loss. `pipelines/train.py` trains on one and on two nodes, and its recorded images/s is
+compared with the model's, which has seen no measurement of two nodes.
 """
 
 from __future__ import annotations
@@ -12,15 +14,17 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
@@ -121,6 +125,28 @@ def network(size: int, folder: Path) -> float:
     return results.get()
 
 
+def alone(core: int, data: str, results: SimpleQueue[tuple[float, float]]) -> None:
+    """What one core does, beside the others that are asked."""
+    pin(core)
+    torch.set_num_threads(1)
+    results.put((trained_per_second(data), decoded_per_second(data)))
+
+
+def constants(data: str, nodes: int) -> Node:
+    """A node, measured with as many at work as there will be; the slowest step counts, since ranks wait for it."""
+    context = get_context("spawn")
+    results: SimpleQueue[tuple[float, float]] = context.SimpleQueue()
+    every = [context.Process(target=alone, args=(core, data, results)) for core in range(nodes)]
+    for process in every:
+        process.start()
+    trained, decoded = zip(*(results.get() for _ in every), strict=True)
+    for process in every:
+        process.join()
+    return Node(
+        device_images_per_s=min(trained), decode_cores=1, decode_images_per_core_s=mean(decoded), shared_cores=True
+    )
+
+
 def pin(core: int) -> None:
     """This process, and what it starts from now on, to one of the cores that it may use."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
@@ -147,58 +173,96 @@ def cluster(nodes: int) -> Iterator[None]:
         made.shutdown()
 
 
-def measured(data: str, nodes: int, home: Path) -> float:
-    """Images/s that a run on so many nodes records, after its first steps."""
-    file = home / f"{nodes}.toml"
+def unpinned_seconds() -> float:
+    """CPU time so far of what this process started and no node holds: Ray's head, the driver, MLflow's client."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if len(process.cpu_affinity()) > 1:
+                total += sum(process.cpu_times()[:2])
+    return total
+
+
+@contextmanager
+def watched(shares: list[float]) -> Iterator[None]:
+    """Put down which part of a core the head and the driver take, each second until the block ends."""
+    done = threading.Event()
+
+    def watch() -> None:
+        before, began = unpinned_seconds(), time.monotonic()
+        while not done.wait(1.0):
+            after, now = unpinned_seconds(), time.monotonic()
+            shares.append(max(0.0, after - before) / (now - began))
+            before, began = after, now
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def measured(data: str, nodes: int, home: Path) -> tuple[float, float]:
+    """(images/s that a run on so many nodes records after its first steps, part of a core of head and driver)."""
+    home.mkdir(parents=True)
+    file = home / "recipe.toml"
     file.write_text("")
-    with cluster(nodes):
-        _, records = run_pipeline(str(file), {**settings(data, nodes), "run.home": f"{home}/{nodes}"})
-    return steady(records, SKIP)[0]
+    shares: list[float] = []
+    with cluster(nodes), watched(shares):
+        _, records = run_pipeline(str(file), {**settings(data, nodes), "run.home": str(home / "runs")})
+    return steady(records, SKIP)[0], median(shares)  # most seconds are of training, not of the start
+
+
+def compare(data: str, home: Path) -> list[float]:
+    """One round: measured over told, for one and for two nodes."""
+    state = build_state(recipe(data, 1), torch.device("cpu"), 1, IMAGES)
+    gradient_bytes = 4 * sum(parameter.numel() for parameter in state.model.parameters())
+    job = Job(
+        images_per_gpu_step=PER_RANK,
+        stored_bytes=110e3,
+        decoded_bytes=3 * SIZE**2,
+        gradient_bytes=gradient_bytes,
+        overlapped=0.0,
+    )
+    sent = network(gradient_bytes, home)
+    ratios, head = [], 0.0
+    for nodes in (1, 2):
+        node = replace(constants(data, nodes), network_bytes_per_s=sent)
+        if nodes == 2:  # on two cores there is none for the head
+            node = replace(node, free_share=1 - head / nodes)
+        told, _ = images_per_second(node, nodes, job)
+        found, share = measured(data, nodes, home / f"{nodes}")
+        head = share
+        ratios.append(found / told)
+        print(
+            f"  {nodes} node(s): decode {node.decode_images_per_core_s:,.0f} images/s, step "
+            f"{node.device_images_per_s:,.0f}, gloo {sent / 1e6:,.0f} MB/s, free {node.free_share:.2f}; model "
+            f"{told:,.0f} images/s, measured {found:,.0f} ({ratios[-1]:.2f}); head and driver {share:.2f} of a core",
+            flush=True,
+        )
+    return ratios
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="The scaling model against nodes of one core each.")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    if len(os.sched_getaffinity(0)) != 2:
+        raise SystemExit("this wants exactly two cores: taskset -c 0,1")
     with tempfile.TemporaryDirectory(prefix="resnet-ray-nodes-") as temporary:
         home = Path(temporary)
         write_photographs(home / "photographs", IMAGES, CLASSES * 2)
         data = prepared(home / "photographs" / "train", "original", str(home / "data"))
-        state = build_state(recipe(data, 1), torch.device("cpu"), 1, IMAGES)
-        gradient_bytes = 4 * sum(parameter.numel() for parameter in state.model.parameters())
-        cores = os.sched_getaffinity(0)
+        rounds = []
         for number in range(arguments.rounds):
-            pin(0)
-            node = Node(
-                device_images_per_s=trained_per_second(data),
-                decode_cores=1,
-                decode_images_per_core_s=decoded_per_second(data),
-                shared_cores=True,
-            )
-            os.sched_setaffinity(0, cores)
-            node = replace(node, network_bytes_per_s=network(gradient_bytes, home))
-            (home / "rendezvous").unlink(missing_ok=True)
-            print(
-                f"round {number}: decode {node.decode_images_per_core_s:,.0f} images/s, step "
-                f"{node.device_images_per_s:,.0f}, gloo {node.network_bytes_per_s / 1e6:,.0f} MB/s",
-                flush=True,
-            )
-            job = Job(
-                images_per_gpu_step=PER_RANK,
-                stored_bytes=110e3,
-                decoded_bytes=3 * SIZE**2,
-                gradient_bytes=gradient_bytes,
-                overlapped=0.0,
-            )
-            for nodes in (1, 2):
-                told, _ = images_per_second(node, nodes, job)
-                (home / str(number)).mkdir(exist_ok=True)
-                found = measured(data, nodes, home / str(number))
-                print(
-                    f"  {nodes} node(s): model {told:,.0f} images/s, measured {found:,.0f} ({found / told:.2f})",
-                    flush=True,
-                )
+            print(f"round {number}", flush=True)
+            folder = home / str(number)
+            folder.mkdir()
+            rounds.append(compare(data, folder))
+        for nodes, ratios in enumerate(zip(*rounds, strict=True), start=1):
+            print(f"{nodes} node(s): measured / model {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":

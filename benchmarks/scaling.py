@@ -28,6 +28,7 @@ class Node:
     store_bytes_per_s: float = math.inf  # through Ray's object store to the workers
     network_bytes_per_s: float = math.inf  # between nodes, each way
     shared_cores: bool = False  # it trains on the cores that decode: one or the other
+    free_share: float = 1.0  # of those cores, where Ray's head and the driver have no machine of their own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,7 @@ def limits(node: Node, nodes: int, job: Job) -> dict[str, float]:
         "storage": nodes * node.storage_bytes_per_s / job.stored_bytes,
         "decode": decode,
         "object store": nodes * node.store_bytes_per_s / job.decoded_bytes,
-        "device": 1 / (1 / decode + 1 / device) if node.shared_cores else device,
+        "device": node.free_share / (1 / decode + 1 / device) if node.shared_cores else device,
     }
 
 

@@ -38,6 +38,9 @@ from pipelines.data.undecoded import DecodeOn, filler_columns, load_undecoded
 FILLER = -1
 """Id and epoch of a row that is no sample."""
 _BLOCK_BYTES = 16 * 2**20  # each costs Ray milliseconds of CPU time, whatever its size (docs/ingest-benchmark.md)
+# At least, or tasks that run at once, and so a step, would be of different epochs where the data set is small.
+_ITEMS_PER_EPOCH, _BLOCKS_PER_EPOCH = 8, 16
+_LEAST_ITEM_ROWS = 64
 _BLOCKS_AHEAD = 4  # of one task, before it waits for Ray to look: that happens 10 times a second at worst
 _PLAN_ROWS = 256  # tasks that are planned at once; Ray holds the plan back where it is far ahead
 _ITEMS_PER_TASK = 32  # at most: a task reads the next item while it decodes one, and waits for its first
@@ -70,7 +73,9 @@ class Stream:
 
     @property
     def plan(self) -> Plan:
-        wanted = rows_within(self.task_mb * 2**20 // self.crop.repeats, self.largest, least=64, most=8192)
+        most = min(8192, max(_LEAST_ITEM_ROWS, self.manifest.splits[self.split] // _ITEMS_PER_EPOCH))
+        size_bytes = self.task_mb * 2**20 // self.crop.repeats
+        wanted = rows_within(size_bytes, self.largest, least=_LEAST_ITEM_ROWS, most=most)
         return Plan(
             manifest=self.manifest,
             split=self.split,
@@ -87,8 +92,17 @@ class Stream:
         return max(size for _, size in self.sizes)
 
     def block_rows(self, image_size: int) -> int:
-        """About how many rows a block has."""
-        return max(1, rows_within(_BLOCK_BYTES, image_size, least=16, most=1024) // self.crop.repeats)
+        """About how many rows a block has.
+
+        Workers are dealt blocks, so that an epoch has some for each, or they would train on different epochs at once.
+        """
+        rows = rows_within(_BLOCK_BYTES, image_size, least=16, most=1024) // self.crop.repeats
+        return max(1, min(rows, self.manifest.splits[self.split] // _BLOCKS_PER_EPOCH))
+
+    @property
+    def block_bytes(self) -> int:
+        """About how many bytes of images the smallest block has."""
+        return min(self.block_rows(size) * self.crop.repeats * 3 * size**2 for _, size in self.sizes)
 
     def chunks(self, world_size: int) -> Chunks:
         """What workers are dealt: single rows; or, where the plan's order is kept, chunks of them."""
@@ -138,8 +152,9 @@ def remaining(stream: Stream, world_size: int) -> ray.data.Dataset:
 def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) -> ray.data.Dataset:
     """The rows that `ledger` leaves, as a lazy dataset; every worker gets at least one row, if only a filler."""
     rest = stream.total_samples - ledger.total
-    wanted = _TASKS_PER_CPU * int(ray.cluster_resources().get("CPU", 1))
-    items_per_task = max(1, min(_ITEMS_PER_TASK, rest // (wanted * stream.plan.item_rows)))
+    cpus, rows = max(1, int(ray.cluster_resources().get("CPU", 1))), stream.manifest.splits[stream.split]
+    most_rows = min(rest / (_TASKS_PER_CPU * cpus), rows / cpus)  # those that run at once are within an epoch
+    items_per_task = max(1, min(_ITEMS_PER_TASK, int(most_rows / stream.plan.item_rows)))
     chunks = stream.chunks(world_size)
 
     def tasks() -> Iterator[str]:
@@ -170,9 +185,9 @@ def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) ->
         planned = planned.repartition(target_num_rows_per_block=1)
     dataset = planned.map_batches(load, batch_size=None, num_cpus=1, **ingest_options())
     context = dataset.context
-    # Ray joins blocks that are smaller and cuts those half as large again: ours are between the two. A sealed block
-    # is one row, which cannot be cut.
-    context.target_max_block_size = 1 if stream.ordered else _BLOCK_BYTES * 3 // 4
+    # Ray joins blocks that are smaller and cuts those half as large again: ours are between the two, but for those of
+    # a curriculum's larger sizes, which it may cut. A sealed block is one row, which cannot be cut.
+    context.target_max_block_size = 1 if stream.ordered else stream.block_bytes * 3 // 4
     context._max_num_blocks_in_streaming_gen_buffer = _BLOCKS_AHEAD
     context.raise_original_map_exception = True
     limits = ray.data.ExecutionResources(cpu=stream.cpus) if stream.cpus else None

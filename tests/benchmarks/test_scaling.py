@@ -26,6 +26,12 @@ def test_a_node_that_decodes_on_the_cores_that_train_does_one_or_the_other():
     )
 
 
+def test_what_the_head_takes_of_a_nodes_cores_is_gone():
+    shared = replace(NODE, shared_cores=True)
+    rate = images_per_second(shared, 2, JOB)[0]
+    assert images_per_second(replace(shared, free_share=0.8), 2, JOB)[0] == pytest.approx(0.8 * rate)
+
+
 def test_a_step_waits_for_what_of_the_all_reduce_does_not_fit_beside_it():
     assert step_seconds(NODE, 1, JOB) == pytest.approx(0.1)
     # two nodes send each half of the gradients twice: 0.1 s, of which 0.05 s fit beside the backward pass

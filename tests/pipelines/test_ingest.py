@@ -102,6 +102,14 @@ def test_every_sample_once_in_equal_parts(stream, world_size):
     }
 
 
+def test_workers_train_on_the_same_epoch_also_where_a_task_could_hold_all_of_it(stream):
+    whole = dataclasses.replace(stream, task_mb=32, total_samples=8 * ROWS)
+    epochs = [part[:, 0] for part in received(whole, 0, Ledger(ROWS), 2)]
+    steps = min(map(len, epochs)) // 32
+    mixed = [len(np.unique([part[32 * step : 32 * step + 32] for part in epochs])) > 1 for step in range(steps)]
+    assert sum(mixed) < steps / 4  # where one epoch ends and the next begins; all of them, were an epoch dealt whole
+
+
 def after(stream, steps, rows):
     """The ledger after so many steps of one worker's `rows`."""
     ledger = Ledger(ROWS)
