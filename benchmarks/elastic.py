@@ -1,10 +1,10 @@
-"""A run that loses a node and gets one back, beside runs that keep theirs: `python -m benchmarks.elastic`.
+"""Runs that lose a node and get one back, beside runs that keep theirs: `python -m benchmarks.elastic`.
 
 `ray.cluster_utils.Cluster` has two nodes with room for one worker each. A run of `run.num_workers = [1, 2]` begins on
 both; a sixth of the way one node is killed, and another comes as soon as the run goes on without it: Ray Train looks
-for room once a minute. The same recipe is trained on two workers throughout, once per seed. Told are the loss of each
-part of the run, the accuracy in the end, how many samples the ledger misses, and on how many workers each step was
-made.
+for room once a minute. The same recipe is trained on two workers throughout. Both once per seed. Told are the loss of
+each part of a run, the accuracy in the end, how many samples the ledger misses, and on how many workers each step was
+made. What is finished in a folder of `--keep` is not trained again.
 """
 
 from __future__ import annotations
@@ -54,6 +54,10 @@ def folder(home: Path, name: str) -> RunFolder:
     return RunFolder(open_store(f"{home}/runs/{name}"))
 
 
+def finished(home: Path, name: str) -> bool:
+    return folder(home, name).store.exists(FINISHED)
+
+
 def step_of(home: Path, name: str) -> int:
     return max(folder(home, name).steps(), default=0)
 
@@ -70,21 +74,25 @@ def add_node(cluster: Any) -> Any:
     return cluster.add_node(num_cpus=3, object_store_memory=_STORE_BYTES)
 
 
-def elastic(home: Path, cluster: Any, node: Any, steps: int) -> float:
-    """Two workers, one, two; returns the seconds that it took."""
-    began = time.monotonic()
-    process = events.start("mnist5k", settings(home, "elastic", 0, [1, 2]), log=home / "elastic.log")
-    wait_for_step(home, "elastic", steps // PARTS, process)
+def elastic(home: Path, seed: int, cluster: Any, node: Any, steps: int) -> Any:
+    """Two workers, one, two; `node` is killed, and the one that came is returned."""
+    name = f"elastic{seed}"
+    if finished(home, name):
+        return node
+    process = events.start("mnist5k", settings(home, name, seed, [1, 2]), log=home / f"{name}.log")
+    wait_for_step(home, name, steps // PARTS, process)
     cluster.remove_node(node, allow_graceful=False)
-    wait_for_step(home, "elastic", step_of(home, "elastic") + 1, process)
-    add_node(cluster)
+    wait_for_step(home, name, step_of(home, name) + 1, process)
+    came = add_node(cluster)
     if process.wait() != 0:
-        raise SystemExit(f"the elastic run failed: see {home}/elastic.log")
-    return time.monotonic() - began
+        raise SystemExit(f"an elastic run failed: see {home}/{name}.log")
+    return came
 
 
 def fixed(home: Path, seed: int) -> None:
     name = f"fixed{seed}"
+    if finished(home, name):
+        return
     if events.start("mnist5k", settings(home, name, seed, 2), log=home / f"{name}.log").wait() != 0:
         raise SystemExit(f"a run failed: see {home}/{name}.log")
 
@@ -107,9 +115,31 @@ def report(home: Path, name: str, steps: int) -> tuple[list[float], float, int]:
     return losses(newest.records, steps), 100 * accuracy, sum(count.never for count in counts)
 
 
+def tell(home: Path, seeds: int, steps: int) -> None:
+    """The table."""
+    found = {}
+    for kind in ("elastic", "fixed"):
+        for name in (f"{kind}{seed}" for seed in range(seeds)):
+            found[name] = report(home, name, steps)
+            phases = re.findall(r"training on (\d) worker\(s\).* from step (\d+)", (home / f"{name}.log").read_text())
+            print(f"{name}: " + ", ".join(f"{workers} worker(s) from step {step}" for workers, step in phases))
+    print(f"{'run':10}" + "".join(f"{f'part {n + 1}':>9}" for n in range(PARTS)) + f"{'accuracy':>10}{'missing':>9}")
+    for name, (curve, accuracy, missing) in found.items():
+        print(f"{name:10}" + "".join(f"{loss:9.4f}" for loss in curve) + f"{accuracy:9.2f}%{missing:9}")
+    ours, others = (
+        list(zip(*(curve for name, (curve, _, _) in found.items() if name.startswith(kind)), strict=True))
+        for kind in ("elastic", "fixed")
+    )
+    apart = [max(part) - min(part) for part in others]
+    away = [statistics.fmean(one) - statistics.fmean(other) for one, other in zip(ours, others, strict=True)]
+    print(f"{'spread':10}" + "".join(f"{part:9.4f}" for part in apart) + "  highest less lowest of the fixed runs")
+    print(f"{'away':10}" + "".join(f"{part:+9.4f}" for part in away) + "  the elastic runs' mean less theirs")
+    print(f"{sum(abs(near) <= far for near, far in zip(away, apart, strict=True))} of {PARTS} parts within the spread")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="An elastic run beside runs of a fixed size.")
-    parser.add_argument("--seeds", type=int, default=3, help="of the runs of a fixed size")
+    parser = argparse.ArgumentParser(description="Elastic runs beside runs of a fixed size.")
+    parser.add_argument("--seeds", type=int, default=3, help="of each")
     parser.add_argument("--keep", type=Path, help="folder for all of it; default: a temporary one")
     arguments = parser.parse_args()
     from ray.cluster_utils import Cluster
@@ -119,35 +149,17 @@ def main() -> None:
         home = arguments.keep or Path(temporary)
         prepare = [sys.executable, "pipelines/prepare.py", "mnist5k", f"{home}/data"]
         subprocess.run(prepare, cwd=events.ROOT, check=True, stdout=subprocess.DEVNULL)
-        rows = load_manifest(open_store(f"{home}/data")).splits["train"]
-        steps = rows * EPOCHS // 64
+        steps = load_manifest(open_store(f"{home}/data")).splits["train"] * EPOCHS // 64
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _STORE_BYTES})
         try:
-            nodes = [add_node(cluster) for _ in range(2)]
+            node = [add_node(cluster) for _ in range(2)][-1]
             os.environ["RAY_ADDRESS"] = cluster.address
-            seconds = elastic(home, cluster, nodes[1], steps)
             for seed in range(arguments.seeds):
+                node = elastic(home, seed, cluster, node, steps)
                 fixed(home, seed)
         finally:
             cluster.shutdown()
-        phases = re.findall(r"training on (\d) worker\(s\).* from step (\d+)", (home / "elastic.log").read_text())
-        print("elastic: " + ", ".join(f"{workers} worker(s) from step {step}" for workers, step in phases), end="")
-        print(f", of {steps}; {seconds:.0f} s")
-        found = {
-            name: report(home, name, steps) for name in ("elastic", *(f"fixed{n}" for n in range(arguments.seeds)))
-        }
-        print(
-            f"{'run':10}" + "".join(f"{f'part {n + 1}':>9}" for n in range(PARTS)) + f"{'accuracy':>10}{'missing':>9}"
-        )
-        for name, (curve, accuracy, missing) in found.items():
-            print(f"{name:10}" + "".join(f"{loss:9.4f}" for loss in curve) + f"{accuracy:9.2f}%{missing:9}")
-        others = [curve for name, (curve, _, _) in found.items() if name != "elastic"]
-        center = [statistics.fmean(part) for part in zip(*others, strict=True)]
-        apart = [max(part) - min(part) for part in zip(*others, strict=True)]
-        away = [abs(loss - mean) for loss, mean in zip(found["elastic"][0], center, strict=True)]
-        print(f"{'spread':10}" + "".join(f"{part:9.4f}" for part in apart) + "  highest less lowest of the seeds")
-        print(f"{'away':10}" + "".join(f"{part:9.4f}" for part in away) + "  the elastic run from the seeds' mean")
-        print(f"{sum(near <= far for near, far in zip(away, apart, strict=True))} of {PARTS} parts within the spread")
+        tell(home, arguments.seeds, steps)
 
 
 if __name__ == "__main__":
