@@ -32,6 +32,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import events
+from benchmarks.processes import command_line, is_train_worker
 from infra.mlflow_client import connect, resolve_tracking
 from infra.storage import open_store
 from pipelines.checkpoint import FINISHED, Checkpoint, RunFolder
@@ -111,10 +112,10 @@ def victims(kind: str, pid: int, rng: random.Random) -> list[psutil.Process]:
     driver, *children = family(pid)
     if kind == "driver":
         return [driver]
-    named = [(process, " ".join(process.cmdline())) for process in children if process.is_running()]
     if kind == "worker":
-        workers = [process for process, name in named if name.startswith("ray::") and "TrainWorker" in name]
+        workers = [process for process in children if is_train_worker(process)]
         return [rng.choice(workers)] if workers else []
+    named = [(process, command_line(process)) for process in children]
     return [driver, *(process for process, name in named if "raylet/raylet" in name or "gcs_server" in name)]
 
 

@@ -31,6 +31,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import events
+from benchmarks.processes import is_train_worker
 from infra.s3_server import serve_s3
 from infra.storage import open_store
 from pipelines.checkpoint import FINISHED, RunFolder
@@ -121,7 +122,7 @@ class Storm:
             process.kill()
             process.wait()
         elif kind == "worker":
-            found = [each for each in psutil.Process().children(recursive=True) if _is_worker(each)]
+            found = [each for each in psutil.Process().children(recursive=True) if is_train_worker(each)]
             if not found:
                 return False
             self.rng.choice(found).kill()
@@ -158,14 +159,6 @@ class Storm:
         if by_ledger != lost:
             print(f"  the ledger misses {by_ledger} samples, the journal {lost}")
         return max(lost, by_ledger), doubled
-
-
-def _is_worker(process: psutil.Process) -> bool:
-    try:
-        name = " ".join(process.cmdline())
-    except psutil.Error:
-        return False
-    return name.startswith("ray::") and "TrainWorker" in name
 
 
 def add_node(cluster: Any) -> None:

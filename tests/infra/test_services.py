@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.processes import command_line
 from infra.children import is_free, pick_port
 from infra.errors import UserError
 from infra.mlflow_client import Tracking, connect
@@ -89,14 +90,14 @@ def test_everything_listens_on_loopback_only(services: Services):
 def test_secrets_are_their_owners_alone(services: Services):
     secret = exported(services)["AWS_SECRET_ACCESS_KEY"]
     assert (services.folder.stat().st_mode & 0o777, services.environment.stat().st_mode & 0o777) == (0o700, 0o600)
-    assert [process.pid for process in processes_of(services) if secret in " ".join(process.cmdline())] == []
+    assert [process.pid for process in processes_of(services) if secret in command_line(process)] == []
     logs = [file for file in services.folder.rglob("*.log") if secret in file.read_text(errors="replace")]
     assert logs == []
     assert secret not in services.status()
 
 
 def test_mlflow_refuses_pickles_in_every_process(services: Services):
-    servers = [process for process in processes_of(services) if "mlflow" in " ".join(process.cmdline())]
+    servers = [process for process in processes_of(services) if "mlflow" in command_line(process)]
     assert servers
     assert {process.environ().get("MLFLOW_ALLOW_PICKLE_DESERIALIZATION") for process in servers[1:]} <= {"false"}
 

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from rich.console import Console
 from safetensors.torch import save_file
 
+from benchmarks.processes import is_train_worker
 from infra.storage import open_store
 from infra.tracking import resolve_tracking
 from pipelines.checkpoint import RunFolder
@@ -156,7 +157,7 @@ def kill_a_worker_after(folder, step, killed):
             break
         time.sleep(0.1)
     mine = psutil.Process().children(recursive=True)
-    workers = [process.pid for process in mine if "RayTrainWorker" in " ".join(process.cmdline())]
+    workers = [process.pid for process in mine if is_train_worker(process)]
     if workers:
         os.kill(workers[0], signal.SIGKILL)
         killed.append(workers[0])

@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.processes import command_line
 from infra.prometheus_server import installed
 from tests.dev_services import answer_of, exported, started_services
 from tests.mlflow_server import a_free_port
@@ -48,9 +49,7 @@ class Machine:
         return subprocess.run([RAY, *arguments], env=environment, capture_output=True, text=True, timeout=280)
 
     def ray_processes(self) -> list[psutil.Process]:
-        return [
-            process for process in psutil.process_iter() if str(self.session.parent) in " ".join(_command_line(process))
-        ]
+        return [process for process in psutil.process_iter() if str(self.session.parent) in command_line(process)]
 
     def listeners(self) -> set[tuple[str, str]]:
         """(name of a process, address that it listens on) of Ray and of what it started."""
@@ -63,13 +62,6 @@ class Machine:
             except psutil.NoSuchProcess:
                 continue
         return found
-
-
-def _command_line(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.processes import command_line
 from infra.mlflow_client import Tracking, connect
 from infra.storage import open_store
 from tests.dev_services import LOOPBACK, answer_of
@@ -109,10 +110,7 @@ def _places(machine: Machine) -> Iterator[tuple[str, str]]:
         if not name.startswith("data/"):
             yield f"object {name}", store.read(name).decode(errors="replace")
     for process in psutil.process_iter():
-        try:
-            yield f"process {process.pid}", " ".join(process.cmdline())
-        except psutil.Error:
-            continue
+        yield f"process {process.pid}", command_line(process)
 
 
 @pytest.mark.parametrize("board", DASHBOARDS, ids=lambda file: file.stem)

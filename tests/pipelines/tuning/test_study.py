@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.console import Console
 
+from benchmarks.processes import command_line
 from infra.errors import UserError
 from infra.storage import open_store
 from infra.tracking import resolve_tracking
@@ -71,7 +72,7 @@ def live_groups() -> int:
 def train_processes() -> dict[int, str]:
     """Workers, controllers and cleaners of Ray Train that this test's Ray has, by process."""
     kinds = ("ray::RayTrain", "ray::TrainController", "ray::PlacementGroup")
-    running = {each.pid: " ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)}
+    running = {each.pid: command_line(each) for each in psutil.Process().children(recursive=True)}
     return {pid: name for pid, name in running.items() if name.startswith(kinds)}
 
 
