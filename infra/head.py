@@ -5,6 +5,9 @@
 MLflow listens on loopback, since only drivers talk to it and they run on the head. S3 listens where it is told to,
 because workers read shards and write checkpoints: at the address of AWS_ENDPOINT_URL, with the keys of the environment.
 MLflow keeps its runs in the folder and its artifacts in RESNET_RAY_STORAGE/mlflow.
+
+`ray up` on a cluster that runs starts Ray anew, and this too: what served here before ends first, so that code,
+packages and keys are those that the nodes have now.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -31,6 +35,7 @@ _LOOK_EVERY_S = 2.0
 _RAY_STARTS_WITHIN_S = 180.0
 _RAY_GONE_AFTER_S = 10.0
 _MLFLOW_PORT = 5000
+_PREDECESSOR_ENDS_WITHIN_S = 60.0
 
 
 def main() -> None:
@@ -41,6 +46,7 @@ def main() -> None:
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
+        end_predecessors()
         with ExitStack() as servers:
             if arguments.s3:
                 _s3(arguments.s3, servers)
@@ -49,6 +55,27 @@ def main() -> None:
                 _mlflow_with(turns, arguments.mlflow)
     except UserError as error:
         sys.exit(f"error: {error}")
+
+
+def end_predecessors() -> None:
+    """End this program where this user runs it on this machine already, and what it serves.
+
+    Raises:
+        UserError: it does not end.
+    """
+    mine, me = psutil.Process().uids().real, os.getpid()
+    found = [
+        process
+        for process in psutil.process_iter(["cmdline", "uids"])
+        if ("-m", "infra.head") in pairwise(process.info["cmdline"] or ())
+        and process.info["uids"].real == mine
+        and process.pid != me
+    ]
+    for process in found:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    if left := psutil.wait_procs(found, timeout=_PREDECESSOR_ENDS_WITHIN_S)[1]:
+        raise UserError(f"process {left[0].pid} serves here already and does not end: kill it, and run this again")
 
 
 def _s3(folder: Path, servers: ExitStack) -> None:

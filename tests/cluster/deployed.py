@@ -17,6 +17,7 @@ import yaml
 from tests.cluster.hosts import ROOT, Host, Network, network
 
 FILE = "infra/local-cluster.yaml"
+DASHBOARD, MLFLOW = "8265/api/version", "5000/health"  # ports of the head, and pages that tell whether it is there
 STORAGE = "s3://resnet-ray"
 _ENVIRONMENT = (
     "cd ~/resnet-ray; export RAY_UP_enable_autoscaler_v2=0 RAY_AUTH_MODE=token RAY_ADDRESS=http://127.0.0.1:8265 "
@@ -45,6 +46,28 @@ class Cluster:
         done = self.laptop.run(_ENVIRONMENT + line, timeout=timeout, check=check)
         return done.stdout + done.stderr
 
+    def up(self) -> None:
+        """`ray up`, until all nodes are there."""
+        with (self.logs / "up.log").open("a") as log:
+            log.write(self.user(f"ray up -y {FILE}", timeout=200))
+        wait_until(lambda: self.nodes() == 1 + len(self.workers), 240, "workers", self._monitor, every=3)
+
+    @contextmanager
+    def tunnel(self, page: str, options: str = "") -> Iterator[None]:
+        """`ray dashboard`, which brings a port of the head to the laptop, until the block ends."""
+        command = _ENVIRONMENT + f"ray dashboard {FILE} {options}"
+        process = self.laptop.start(command, self.logs / f"tunnel-{page.split('/')[0]}.log")
+        try:
+            self.await_answer(page)
+            yield
+        finally:
+            process.kill()
+            process.wait()
+
+    def await_answer(self, page: str) -> None:
+        knock = f'curl -sfo /dev/null -H "Authorization: Bearer $(cat ~/.ray/auth_token)" http://127.0.0.1:{page}'
+        wait_until(lambda: self.laptop.run(knock, check=False).returncode == 0, 60, f"answer of {page}")
+
     def submit(self, line: str, name: str, timeout: float = 580) -> Job:
         """`ray job submit`, with its output followed."""
         log = self.logs / f"{name}.log"
@@ -67,6 +90,14 @@ class Cluster:
         active = re.search(r"Active:\n((?: .*\n)*)Pending", status)
         found = re.findall(r"^ (\d+) local\.cluster\.node", active[1] if active else "", re.MULTILINE)
         return sum(map(int, found))
+
+    def sessions(self) -> list[str]:
+        """The session of Ray that each node belongs to, or belonged to last."""
+        hosts = (self.head, *self.workers)
+        return [host.run("basename $(realpath /tmp/ray/session_latest)").stdout.strip() for host in hosts]
+
+    def _monitor(self) -> str:
+        return self.head.run("tail -n 40 /tmp/ray/session_latest/logs/monitor.out", check=False).stdout
 
     def reboot(self, host: Host) -> Host:
         """The machine again, with its disk, as if somebody had switched it on."""
@@ -137,22 +168,6 @@ def deployed(logs: Path) -> Iterator[Cluster]:
         secrets = _STORAGE_ENV.replace("HEAD", head.address)
         laptop.run(f"umask 077; printf %s '{secrets}' > .config/resnet-ray/storage.env")
         cluster.user("ray get-auth-token --generate")
-        (logs / "up.log").write_text(cluster.user(f"ray up -y {FILE}", timeout=200))
-        tunnel = laptop.start(_ENVIRONMENT + f"ray dashboard {FILE}", logs / "tunnel.log")
-        try:
-            wait_until(lambda: cluster.nodes() == 1 + len(workers), 240, "workers", lambda: _monitor(cluster), every=3)
-            wait_until(lambda: "200" in cluster.user(_KNOCK, check=False), 60, "tunnel to the dashboard")
+        cluster.up()
+        with cluster.tunnel(DASHBOARD):
             yield cluster
-        finally:
-            tunnel.kill()
-            tunnel.wait()
-
-
-_KNOCK = (
-    "curl -s -o /dev/null -w '%{http_code}' -H \"Authorization: Bearer $(cat ~/.ray/auth_token)\" "
-    "$RAY_ADDRESS/api/version"
-)
-
-
-def _monitor(cluster: Cluster) -> str:
-    return cluster.head.run("tail -n 40 /tmp/ray/session_latest/logs/monitor.out", check=False).stdout
