@@ -6,7 +6,6 @@ Everything a later command needs to go on is in the run's folder; the driver its
 from __future__ import annotations
 
 import subprocess
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -28,10 +27,7 @@ from pipelines.start_weights import check_start, start_uri
 from resnet_core.schedule import total_samples, total_steps
 
 if TYPE_CHECKING:
-    from ray.actor import ActorHandle
-
     from pipelines.data.ingest import Stream
-    from pipelines.progress_line import ProgressLine
     from pipelines.reporting import Reporting
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -39,7 +35,6 @@ _RUN_KEYS = ("run_id", "data_digest", "trajectory")  # of run.json
 _FINISHED_KEYS = ("run_id", "step", "accuracy")  # of finished.json; the rest has defaults
 _GOES_ON = ("compute.precision", "auto")  # in whichever precision the run began
 _CHANNELS = 3  # of every image that is stored, grey ones included
-_TAKE_EVERY_S = 0.5
 
 
 def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: Reporting | None = None) -> Outcome:
@@ -239,10 +234,12 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console, rep
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    from pipelines.carrier import carrying
     from pipelines.launch import launch
     from pipelines.leaving import Cause, stop_on_sigterm
     from pipelines.mailbox import Mailbox
     from pipelines.progress_line import ProgressLine
+    from pipelines.room import Standstill
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # Ray adds it
@@ -253,39 +250,12 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console, rep
         steps_per_epoch=samples / batch,
         global_batch_size=batch,
     )
-    done = threading.Event()
-    carrier = threading.Thread(target=_carry, args=(mailbox, tracker, line, done), name="mailbox", daemon=True)
-    with line:
-        carrier.start()
-        try:
-            with stop_on_sigterm(mailbox.stop.remote):
-                cause = Cause.PREEMPTED
-                while cause == Cause.PREEMPTED:  # on the nodes that stay, from the checkpoint just committed
-                    cause = launch(recipe, stream, start_uri(recipe.model), mailbox, reporting)
-        finally:
-            done.set()
-            carrier.join(10.0)
+    with carrying(mailbox, tracker, line, Standstill(recipe.run)), stop_on_sigterm(mailbox.stop.remote):
+        cause = Cause.PREEMPTED
+        while cause == Cause.PREEMPTED:  # on the nodes that stay, from the checkpoint just committed
+            cause = launch(recipe, stream, start_uri(recipe.model), mailbox, reporting)
     if cause == Cause.STOPPED:
         raise KeyboardInterrupt
-
-
-def _carry(mailbox: ActorHandle[Any], tracker: Tracker, line: ProgressLine, done: threading.Event) -> None:
-    import ray
-
-    from pipelines.mailbox import Message, Recorded
-
-    while True:
-        last = done.wait(_TAKE_EVERY_S)
-        try:
-            messages: list[Message] = ray.get(mailbox.take.remote())
-        except ray.exceptions.RayError:  # the cluster is gone, and the main thread knows
-            return
-        for message in messages:
-            if isinstance(message, Recorded):
-                tracker.log(message.record)
-            line.show(message)
-        if last:
-            return
 
 
 def _code_version() -> dict[str, str]:

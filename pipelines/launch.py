@@ -79,7 +79,7 @@ def launch(
             num_workers=_num_workers(run.workers),
             placement_strategy="PACK" if run.use_gpu else "SPREAD",  # GPUs want each other near, data tasks CPUs
             use_gpu=run.use_gpu,
-            resources_per_worker={"CPU": run.cpus_per_worker, **({"GPU": 1} if run.use_gpu else {})},
+            resources_per_worker=run.resources_per_worker,
         ),
         run_config=ray.train.RunConfig(
             name="ray",

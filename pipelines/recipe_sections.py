@@ -97,6 +97,11 @@ class RunConfig:
         """Least and most workers."""
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
+    @property
+    def resources_per_worker(self) -> dict[str, float]:
+        """In Ray's terms."""
+        return {"CPU": self.cpus_per_worker, **({"GPU": 1} if self.use_gpu else {})}
+
     def __post_init__(self) -> None:
         least, most = self.workers
         elastic = isinstance(self.num_workers, tuple)
