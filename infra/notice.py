@@ -21,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from datetime import UTC, datetime
+from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 
@@ -71,14 +72,17 @@ def main() -> None:
 
 
 def spot_seconds(metadata: str) -> float | None:
-    """Seconds until EC2 takes this instance away, or None while it has not said that it will."""
+    """Seconds until EC2 takes this instance away, or None while it has not said that it will.
+
+    A service that answers with an error is no notice either: it is told once, and asked again at the next look.
+    """
     try:
         token = _ask(f"{metadata}/api/token", method="PUT", **{"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_S)})
         action = _ask(f"{metadata}/meta-data/spot/instance-action", **{"X-aws-ec2-metadata-token": token})
     except urllib.error.HTTPError as error:
-        if error.code == HTTPStatus.NOT_FOUND:
-            return None
-        raise
+        if error.code != HTTPStatus.NOT_FOUND:
+            _tell(f"EC2's metadata service answers {error.code} {error.reason}: no notice is seen while it does")
+        return None
     except OSError:
         return None  # asked again in a moment
     try:
@@ -95,6 +99,12 @@ def drain(node: OwnNode, seconds: float) -> None:
             return
         time.sleep(1.0)
     sys.exit("error: Ray's head took no notice of this node's end")
+
+
+@cache
+def _tell(message: str) -> None:
+    """Into the log, once."""
+    sys.stderr.write(f"{message}\n")
 
 
 def _ask(url: str, method: str = "GET", **headers: str) -> str:

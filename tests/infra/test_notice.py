@@ -16,9 +16,12 @@ TOKEN = "a-token"
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """Answers with the server's `action`, or 404 while there is none."""
+    """Answers with the server's `action`, or 404 while there is none; with `fault` where the server has one."""
 
     def do_PUT(self) -> None:
+        if self.server.fault:
+            self._answer(self.server.fault, "")
+            return
         asked = self.path == "/latest/api/token" and self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
         self._answer(200 if asked else 400, TOKEN)
 
@@ -42,7 +45,7 @@ class Metadata(BaseHTTPRequestHandler):
 @pytest.fixture
 def metadata() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
-        server.action = ""
+        server.action, server.fault = "", 0
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -66,6 +69,17 @@ def test_a_notice_tells_the_seconds_that_are_left(metadata: ThreadingHTTPServer)
 @pytest.mark.parametrize("action", ["terminate", "{}", '{"time": "soon"}', '{"time": null}', "[]"])
 def test_a_notice_that_cannot_be_read_is_one_all_the_same(metadata: ThreadingHTTPServer, action: str) -> None:
     metadata.action = action
+    assert spot_seconds(address(metadata)) == 100
+
+
+@pytest.mark.parametrize("status", [403, 503])
+def test_a_service_that_fails_is_told_once_and_asked_again(
+    metadata: ThreadingHTTPServer, capsys: pytest.CaptureFixture[str], status: int
+) -> None:
+    metadata.fault = status
+    assert [spot_seconds(address(metadata)) for _ in range(3)] == [None] * 3
+    assert capsys.readouterr().err.count(f"answers {status}") == 1
+    metadata.fault, metadata.action = 0, "terminate"
     assert spot_seconds(address(metadata)) == 100
 
 
