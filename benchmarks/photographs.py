@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import io
 import random
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
+
+from infra.errors import UserError, run
 
 WALLPAPERS, BACKGROUNDS = Path("/usr/share/wallpapers"), Path("/usr/share/backgrounds/mate/nature")
 INSTALL = "apt-get install --no-install-recommends plasma-workspace-wallpapers mate-backgrounds"
@@ -36,7 +37,7 @@ def write_photographs(folder: Path, count: int, test_count: int = 0) -> int:
     """Write `count` tiles to train/CLASS/NNNN.jpg in `folder`, and `test_count` to test/; the bytes of all of them.
 
     Raises:
-        FileNotFoundError: the packages are not installed; the message is the command to do so.
+        UserError: the packages are not installed; the message is the command to do so.
     """
     written = 0
     for split, wanted in (("train", count), ("test", test_count)):
@@ -55,7 +56,7 @@ def tiles(name: str, split: str, count: int) -> Iterator[bytes]:
     """JPEG files cut from one photograph."""
     path = PHOTOGRAPHS[name]
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: run {INSTALL}")
+        raise UserError(f"no {path}: run {INSTALL}")
     with Image.open(path) as opened:
         photograph = opened.convert("RGB")
     for number in range(count):
@@ -85,13 +86,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="files of the training split")
     parser.add_argument("--test-count", type=int, default=100, help="files of the test split")
     arguments = parser.parse_args()
-    try:
-        written = write_photographs(arguments.out, arguments.count, arguments.test_count)
-    except FileNotFoundError as error:
-        sys.exit(f"error: {error}")
+    written = write_photographs(arguments.out, arguments.count, arguments.test_count)
     files = arguments.count + arguments.test_count
     print(f"{files:,} files of {written / files / 1000:.0f} kB on average in {arguments.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

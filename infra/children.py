@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,6 +71,20 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def end_when_told() -> None:
+    """SIGINT and SIGTERM end this process with status 0, and what it serves with it."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: sys.exit(0))
+
+
+def serve_until_told(lines: str) -> None:
+    """Tell on stdout how the server that runs is used, and wait for SIGINT or SIGTERM."""
+    sys.stdout.write(f"{lines}; Ctrl-C stops it\n")
+    sys.stdout.flush()
+    while True:
+        signal.pause()
 
 
 def answers(url: str) -> bool:

@@ -6,6 +6,8 @@ As a command it checks cluster files, against Ray's schema and our own rules: `p
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import logging
 import os
 import sys
@@ -17,7 +19,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from infra.cluster_rules import ROLE, broken_rules
-from infra.errors import UserError
+from infra.errors import UserError, run
 
 # Ray's own start takes every core it finds; data tasks need some beside the workers even on the smallest machine.
 _LEAST_LOCAL_CPUS = 4
@@ -172,24 +174,59 @@ def ingest_options() -> dict[str, Any]:
 
 
 def wrong_with(file: Path) -> list[str]:
-    """One line for each thing that is wrong with a cluster file, Ray's own opinion first."""
+    """One line for each thing that is wrong with a cluster file: by Ray's schema, else Ray's own check, else our rules.
+
+    Raises:
+        UserError: there is no such file, or what it holds is not a mapping in YAML.
+    """
+    config = _mapping(file)
+    if wrong := _wrong_by_schema(config) or _wrong_by_ray(config):
+        return wrong
+    return broken_rules(config)
+
+
+def _mapping(file: Path) -> dict[str, Any]:
     import yaml
-    from jsonschema import ValidationError
+
+    try:
+        config = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is no cluster file: it must be a mapping, as ray-cluster.yaml is")
+    return config
+
+
+def _wrong_by_schema(config: dict[str, Any]) -> list[str]:
+    import ray.autoscaler
+    from jsonschema import Draft7Validator
+
+    schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
+    known = {key: value for key, value in config.items() if key != "min_workers"}  # of the provider `local`
+    found = sorted(Draft7Validator(schema).iter_errors(known), key=lambda error: list(map(str, error.absolute_path)))
+    return [f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {_line(error.message)}" for error in found]
+
+
+def _wrong_by_ray(config: dict[str, Any]) -> list[str]:
+    """What `ray up` would stop at: it fills in its defaults, which the schema does not see, and checks more."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     logging.getLogger("ray").setLevel(logging.WARNING)
     try:
-        config = yaml.safe_load(file.read_text())
-        validate_config(prepare_config(config))
-    except (OSError, yaml.YAMLError) as error:
-        return [str(error)]
-    except ValidationError as error:
-        return [f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {error.message.splitlines()[0][:200]}"]
-    return broken_rules(yaml.safe_load(file.read_text()))
+        validate_config(prepare_config(copy.deepcopy(config)))
+    except Exception as error:  # Ray's code on a user's data: what it raises there, TypeErrors too, tells of the file
+        return [f"`ray up` would not take it: {_line(str(error))}"]
+    return []
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:200]
 
 
 def main() -> None:
-    """Check cluster files; the status is 1 if something is wrong with one."""
+    """Check cluster files; the status is 1 if something is wrong with one, and 2 if one cannot be read."""
     parser = argparse.ArgumentParser(prog="python infra/cluster.py", description="Check cluster files.")
     check = parser.add_subparsers(required=True, metavar="check").add_parser(
         "check", help="by Ray's schema and our rules"
@@ -204,4 +241,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

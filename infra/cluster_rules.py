@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ _LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
 
 
 def broken_rules(config: Config) -> list[str]:
-    """One line each; `config` is the file as YAML reads it."""
-    rules = (*_ALWAYS, *(_ON_AWS if config.get("provider", {}).get("type") == "aws" else ()))
-    return [line for rule in rules for line in rule(config)]
+    """One line each; `config` is the file as YAML reads it, and Ray's schema has nothing against it."""
+    if config["provider"]["type"] != "aws":
+        return [line for rule in _ALWAYS for line in rule(config)]
+    return list(_nodes_are_what_ec2_takes(config)) or [line for rule in (*_ALWAYS, *_ON_AWS) for line in rule(config)]
 
 
 def _values(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -62,7 +64,7 @@ def _token_is_mounted(config: Config) -> Iterator[str]:
 
 
 def _code_is_not_left_out(config: Config) -> Iterator[str]:
-    for pattern in config.get("rsync_exclude", []):
+    for pattern in map(str, config.get("rsync_exclude", [])):
         if not pattern.startswith("/"):
             yield f"rsync_exclude: {pattern} also leaves out folders of that name below the root; write /{pattern}"
 
@@ -72,6 +74,25 @@ def _jobs_start_in_the_checkout(config: Config) -> Iterator[str]:
         starts = [line for line in config.get(key, []) if "ray start" in line]
         if not starts or not all(line.startswith("cd ~/resnet-ray && ") for line in starts):
             yield f"{key}: `ray start` must come after `cd ~/resnet-ray && `, the folder that jobs start in"
+
+
+def _nodes_are_what_ec2_takes(config: Config) -> Iterator[str]:
+    """By botocore's own description of RunInstances, as `ray up` would find out once it asks for a node."""
+    from botocore.validate import ParamValidator
+
+    request = _run_instances()
+    for name, kind in config["available_node_types"].items():
+        asked = {key: value for key, value in kind["node_config"].items() if key != "SubnetIds"}  # Ray's own
+        report = ParamValidator().validate({**asked, "MinCount": 1, "MaxCount": 1}, request)
+        if report.has_errors():
+            yield f"available_node_types.{name}.node_config: {' '.join(report.generate_report().split())[:300]}"
+
+
+@cache
+def _run_instances() -> Any:
+    from botocore.session import get_session
+
+    return get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
 
 
 def _head_computes_nothing(config: Config) -> Iterator[str]:
@@ -93,10 +114,12 @@ def _spot_has_a_fallback(config: Config) -> Iterator[str]:
     gpu = {name: kind for name, kind in _workers(config) if kind.get("resources", {}).get("GPU")}
     spot = {name for name, kind in gpu.items() if "InstanceMarketOptions" in kind["node_config"]}
     for name in spot:
-        wanted = (gpu[name]["resources"], gpu[name]["node_config"]["InstanceType"])
-        others = [gpu[other] for other in gpu.keys() - spot]
-        if wanted not in [(other["resources"], other["node_config"]["InstanceType"]) for other in others]:
+        if _machine(gpu[name]) not in [_machine(gpu[other]) for other in gpu.keys() - spot]:
             yield f"available_node_types.{name} is spot, and no on-demand type has its resources and InstanceType"
+
+
+def _machine(kind: Config) -> tuple[Config, object]:
+    return kind["resources"], kind["node_config"].get("InstanceType")
 
 
 def _ingest_is_labelled(config: Config) -> Iterator[str]:

@@ -1,6 +1,13 @@
-"""The one exception that means: the user can put this right."""
+"""The one exception that means: the user can put this right; and how every command line tells it."""
 
 from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+USER_ERROR_STATUS = 2
+_INTERRUPTED_STATUS = 130
 
 
 class UserError(Exception):
@@ -19,3 +26,15 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str]]:
         return type(self), (self.message,)
+
+
+def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
+    """Call `main` and exit; a `UserError` becomes one line on stderr and status 2, a bug keeps its traceback."""
+    try:
+        sys.exit(main() or 0)
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(USER_ERROR_STATUS)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{interrupted}\n")
+        sys.exit(_INTERRUPTED_STATUS)

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -25,8 +23,9 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from infra.children import end_when_told
 from infra.cluster import ray_process
-from infra.errors import UserError
+from infra.errors import UserError, run
 from infra.forward import forwarded
 from infra.mlflow_server import serve_mlflow
 from infra.s3_server import serve_s3
@@ -44,17 +43,14 @@ def main() -> None:
     parser.add_argument("--mlflow", type=Path, required=True, metavar="FOLDER", help="MLflow's database and log")
     parser.add_argument("--s3", type=Path, metavar="FOLDER", help="serve objects kept here at AWS_ENDPOINT_URL")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        end_predecessors()
-        with ExitStack() as servers:
-            if arguments.s3:
-                _s3(arguments.s3, servers)
-            turns = _while_ray_runs()
-            while next(turns, False):  # the server is started again if it dies
-                _mlflow_with(turns, arguments.mlflow)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    end_when_told()
+    end_predecessors()
+    with ExitStack() as servers:
+        if arguments.s3:
+            _s3(arguments.s3, servers)
+        turns = _while_ray_runs()
+        while next(turns, False):  # the server is started again if it dies
+            _mlflow_with(turns, arguments.mlflow)
 
 
 def end_predecessors() -> None:
@@ -113,4 +109,4 @@ def _while_ray_runs() -> Iterator[bool]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -15,15 +15,14 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.children import HOST, Child, answers, pick_port, running
-from infra.errors import UserError
+from infra.children import HOST, Child, answers, end_when_told, pick_port, running, serve_until_told
+from infra.errors import run
 
 DATABASE = "MLFLOW_BACKEND_STORE_URI"
 _USUAL_PORT = 5000
@@ -89,17 +88,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, help=f"default: {_USUAL_PORT}, or a free one above it")
     parser.add_argument("--artifacts", default="", metavar="URI", help="where artifacts are kept: s3://BUCKET/mlflow")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        with serve_mlflow(arguments.folder, port=arguments.port, artifacts=arguments.artifacts) as server:
-            sys.stdout.write(f"export MLFLOW_TRACKING_URI={server.url}\n# served; Ctrl-C stops it\n")
-            sys.stdout.flush()
-            signal.pause()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        pass
+    end_when_told()
+    with serve_mlflow(arguments.folder, port=arguments.port, artifacts=arguments.artifacts) as server:
+        serve_until_told(f"export MLFLOW_TRACKING_URI={server.url}\n# served")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -26,7 +26,7 @@ from http import HTTPStatus
 from pathlib import Path
 
 from infra.cluster import OwnNode, ray_process
-from infra.errors import UserError
+from infra.errors import run
 
 _METADATA = "http://169.254.169.254/latest"
 _METADATA_TIMEOUT_S = 2.0
@@ -47,10 +47,7 @@ def main() -> None:
     arguments = parser.parse_args()
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
-    try:
-        node = OwnNode()  # now, since importing Ray takes seconds that a notice may not leave
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    node = OwnNode()  # now, since importing Ray takes seconds that a notice may not leave
     if arguments.now:
         drain(node, arguments.seconds)
         told.wait(arguments.seconds)
@@ -114,4 +111,4 @@ def _ask(url: str, method: str = "GET", **headers: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

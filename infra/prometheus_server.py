@@ -13,16 +13,14 @@ import argparse
 import json
 import os
 import shutil
-import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.children import HOST, Child, answers, pick_port, running
-from infra.errors import UserError
+from infra.children import HOST, Child, answers, end_when_told, pick_port, running, serve_until_told
+from infra.errors import UserError, run
 
 _USUAL_PORT = 9090
 _READY_TIMEOUT_S = 60.0
@@ -114,17 +112,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, help=f"default: {_USUAL_PORT}, or a free one above it")
     parser.add_argument("--targets", type=Path, metavar="FILE", help="Ray's list of exporters, if not in /tmp/ray")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        with serve_prometheus(arguments.folder, port=arguments.port, targets=arguments.targets) as server:
-            sys.stdout.write(f"{server.url}/consoles/dashboards.html\n# served; Ctrl-C stops it\n")
-            sys.stdout.flush()
-            signal.pause()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        pass
+    end_when_told()
+    with serve_prometheus(arguments.folder, port=arguments.port, targets=arguments.targets) as server:
+        serve_until_told(f"{server.url}/consoles/dashboards.html\n# served")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,7 +16,6 @@ import itertools
 import random
 import secrets
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -24,8 +23,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.children import HOST, Child, answers, is_free, running
-from infra.errors import UserError
+from infra.children import HOST, Child, answers, end_when_told, is_free, running, serve_until_told
+from infra.errors import UserError, run
 
 _READY_TIMEOUT_S = 30.0
 _ROLES = ("s3", "master", "volume", "filer", "admin")
@@ -145,18 +144,11 @@ def main() -> None:
     parser.add_argument("--bucket", default="resnet-ray")
     parser.add_argument("--port", type=int, default=None, help="default: a free one")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    try:
-        with serve_s3(arguments.folder, bucket=arguments.bucket, port=arguments.port) as server:
-            exports = "".join(f"export {key}={value}\n" for key, value in server.environment.items())
-            sys.stdout.write(f"{exports}# s3://{server.bucket} is served; Ctrl-C stops it\n")
-            sys.stdout.flush()
-            signal.pause()
-    except UserError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        pass
+    end_when_told()
+    with serve_s3(arguments.folder, bucket=arguments.bucket, port=arguments.port) as server:
+        exports = "".join(f"export {key}={value}\n" for key, value in server.environment.items())
+        serve_until_told(f"{exports}# s3://{server.bucket} is served")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

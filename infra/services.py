@@ -26,8 +26,8 @@ from pathlib import Path
 
 import psutil
 
-from infra.children import pick_port
-from infra.errors import UserError
+from infra.children import end_when_told, pick_port
+from infra.errors import UserError, run
 from infra.mlflow_client import redact
 from infra.mlflow_server import DATABASE, serve_mlflow
 from infra.prometheus_server import installed, serve_prometheus
@@ -63,7 +63,7 @@ class Services:
         if self.alive():
             raise UserError(f"the services of {self.folder} run already: make services-stop ends them")
         self._make_folder()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        end_when_told()
         processes: dict[str, int] = {}
         with ExitStack() as servers:
             servers.callback(self._forget)
@@ -207,22 +207,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("runs/services"), help="default: runs/services")
     arguments = parser.parse_args()
     services = Services(folder=arguments.folder.absolute())
-    try:
-        match arguments.action:
-            case "run":
-                services.run()
-            case "stop":
-                services.stop()
-            case "start":
-                services.start()
-        if arguments.action in ("start", "status"):
-            sys.stdout.write(f"{services.status()}\n")
-    except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
-    except KeyboardInterrupt:
-        pass
+    match arguments.action:
+        case "run":
+            services.run()
+        case "stop":
+            services.stop()
+        case "start":
+            services.start()
+    if arguments.action in ("start", "status"):
+        sys.stdout.write(f"{services.status()}\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

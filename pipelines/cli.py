@@ -1,31 +1,21 @@
-"""The command line that all pipelines share: `RECIPE --set section.key=value …`, one clear line for a user's error."""
+"""The command line that all pipelines share: `RECIPE --set section.key=value …`."""
 
 from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Callable
 
-from infra.errors import UserError
-
-USER_ERROR_STATUS = 2
+from infra import errors
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit; a `UserError` becomes one line on stderr and status 2, a bug keeps its traceback.
+    """Call `main` and exit, as `infra.errors.run` does.
 
     No process of a pipeline, and none that it starts, unpickles what MLflow stores.
     """
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    try:
-        sys.exit(main() or 0)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR_STATUS)
-    except KeyboardInterrupt:
-        print("interrupted; nothing finished is lost: run the same command again", file=sys.stderr)
-        sys.exit(130)
+    errors.run(main, "interrupted; nothing finished is lost: run the same command again")
 
 
 def recipe_parser(description: str) -> argparse.ArgumentParser:

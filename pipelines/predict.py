@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 
 import infra.cluster
-from infra.errors import UserError
+from infra.errors import USER_ERROR_STATUS, UserError
 from infra.mlflow_client import resolve_tracking
 from infra.registry import CHAMPION, LoadedModel, load
 from infra.storage import Store, open_store
@@ -107,7 +107,7 @@ class _Bad:
             path, reason = block["path"][row], block["reason"][row]
             self.count += 1
             if path in self.named:
-                self.status = cli.USER_ERROR_STATUS
+                self.status = USER_ERROR_STATUS
             if path in self.named or self.count <= _NAMED_BAD:
                 verb = "" if reason.startswith("cannot") else "does not decode: "
                 print(f"{'error: ' if path in self.named else ''}{path} {verb}{reason}", file=sys.stderr)

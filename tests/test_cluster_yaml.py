@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,51 @@ def test_the_command_names_what_is_not_set() -> None:
     assert (result.returncode, result.stderr) == (1, "")
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "cannot read {file}: No such file or directory"),
+        ("", "{file} is no cluster file: it must be a mapping, as ray-cluster.yaml is"),
+        ("a: [1", "{file} is not YAML: while parsing a flow sequence"),
+        ("\udcff", "{file} is not YAML: 'utf-8' codec can't decode"),
+    ],
+)
+def test_what_is_no_cluster_file_is_told_in_one_line(tmp_path: Path, content: str | None, told: str) -> None:
+    file = tmp_path / "cluster.yaml"
+    if content is not None:
+        file.write_text(content, errors="surrogateescape")
+    command = [sys.executable, "infra/cluster.py", "check", str(file)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"error: {told.format(file=file)}")
+
+
+@pytest.mark.parametrize("name", ["ray-cluster.yaml", "infra/local-cluster.yaml"])
+def test_whatever_stands_in_a_place_of_it_is_judged(tmp_path: Path, name: str) -> None:
+    """No traceback, wherever a value is left out or of another kind."""
+    whole = yaml.safe_load((ROOT / name).read_text().replace("SET-YOUR-BUCKET", "my-bucket"))
+    file, unnoticed = tmp_path / "cluster.yaml", 0
+    for path, value in zip(places(whole), itertools.cycle([None, "x", 3, [], {}, [3], {"a": None}])):
+        changed = copy.deepcopy(whole)
+        place = reduce(getitem, path[:-1], changed)
+        place[path[-1]] = value
+        file.write_text(yaml.safe_dump(changed))
+        lines = wrong_with(file)
+        assert all(line and "\n" not in line for line in lines), path
+        unnoticed += lines == []
+    assert unnoticed < len(list(places(whole))) / 2
+
+
+def places(config: Any) -> Iterator[tuple[Any, ...]]:
+    """The way to every value of a file, but for `metadata`, which Ray ignores."""
+    below = config.items() if isinstance(config, dict) else enumerate(config) if isinstance(config, list) else ()
+    for key, value in below:
+        if key != "metadata":
+            yield (key,)
+            yield from ((key, *rest) for rest in places(value))
+
+
 def test_with_the_bucket_set_nothing_is_wrong(tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(FILE.read_text().replace("SET-YOUR-BUCKET", "my-bucket"))
@@ -56,9 +105,19 @@ def test_with_the_bucket_set_nothing_is_wrong(tmp_path: Path) -> None:
         (lambda config: kinds(config)["gpu-worker"].update(min_worker=1), "'min_worker' was unexpected"),
         (lambda config: kinds(config)["gpu-worker"]["resources"].update(GPU="1"), "'1' is not of type 'integer'"),
         (lambda config: config["docker"].update(images="rayproject/ray"), "'images' was unexpected"),
+        (lambda config: config["docker"].pop("image"), "`ray up` would not take it: Must provide a container & image"),
+        (lambda config: config.update(head_node_type="heads"), "`head_node_type` must be one of"),
+        (
+            lambda config: kinds(config)["cpu-worker"]["node_config"].update(InstanceTyp="c7i.large"),
+            'cpu-worker.node_config: Unknown parameter in input: "InstanceTyp"',
+        ),
+        (
+            lambda config: kinds(config)["gpu-worker"]["node_config"].update(MetadataOptions="required"),
+            "gpu-worker.node_config: Invalid type for parameter MetadataOptions",
+        ),
     ],
 )
-def test_what_rays_schema_does_not_know_is_named(
+def test_what_ray_or_ec2_does_not_take_is_named(
     config: Config, tmp_path: Path, spoil: Callable[[Config], None], told: str
 ) -> None:
     spoil(config)
