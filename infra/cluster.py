@@ -18,7 +18,8 @@ from typing import Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from infra.cluster_rules import ROLE, broken_rules
+from infra.capacity import most_of, unknown_may_come
+from infra.cluster_rules import broken_rules
 from infra.errors import UserError, run
 
 # Ray's own start takes every core it finds; data tasks need some beside the workers even on the smallest machine.
@@ -52,7 +53,7 @@ def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or
         settings: what the user can lower, if that is too much.
 
     Raises:
-        UserError: no cluster at RAY_ADDRESS, or too small a one; a cluster that scales itself up is not refused.
+        UserError: no cluster at RAY_ADDRESS, or too small a one, with all nodes that its autoscaler may start.
     """
     # a thread that still reads from a Ray that has been left must not start another one
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
@@ -64,13 +65,13 @@ def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or
 
     if not ray.is_initialized():
         _start(ray)
-    have = ray.cluster_resources()
     for kind, needed in (("CPU", min_cpus), ("GPU", gpus)):
-        present = int(have.get(kind, 0))
-        if present < needed and not _scales():
+        have, most = int(ray.cluster_resources().get(kind, 0)), most_of(kind)
+        if most < needed and not unknown_may_come():
             ray.shutdown()
+            told = str(have) if most == have else f"{most}, with every node that may come"
             raise UserError(
-                f"the run needs {needed} {kind}s at once and the cluster has {present}: "
+                f"the run needs {needed} {kind}s at once and the cluster has {told}: "
                 f"lower {settings}, or join a larger cluster by RAY_ADDRESS"
             )
 
@@ -149,28 +150,6 @@ def in_job() -> bool:
 def _code() -> dict[str, object] | None:
     """A job's working directory is on its cluster already; a driver that joins by itself brings its path along."""
     return None if in_job() else {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
-
-
-def _scales() -> bool:
-    """Whether an autoscaler is at work, so that the nodes that are missing may yet come."""
-    return bool(_autoscaling_config())
-
-
-def _autoscaling_config() -> str:
-    """The cluster file that the autoscaler goes by, as JSON, or ""."""
-    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_initialized
-
-    return (_internal_kv_get(b"__autoscaling_config") or b"").decode() if _internal_kv_initialized() else ""
-
-
-def ingest_options() -> dict[str, Any]:
-    """Where data tasks run, as options of theirs: CPU nodes first if there are any or may yet come; else anywhere."""
-    import ray
-
-    labelled = any(node["Alive"] and node.get("Labels", {}).get(ROLE) == "ingest" for node in ray.nodes())
-    if not labelled and f'"{ROLE}": "ingest"' not in _autoscaling_config():
-        return {}
-    return {"label_selector": {ROLE: "ingest"}, "fallback_strategy": [{"label_selector": {ROLE: "!ingest"}}]}
 
 
 def wrong_with(file: Path) -> list[str]:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from infra.capacity import ingest_options
 from infra.mlflow_client import Tracking
 from infra.registry import load
 from pipelines.data.decode import CropConfig
+from pipelines.data.execution import quiet, within
 from pipelines.data.prediction_files import Job, Layout
-from pipelines.data.quiet import quiet
 from pipelines.data.task import Block
 from pipelines.data.unlabelled.images import Images, decoded
 from pipelines.scoring import Predict
@@ -91,9 +92,10 @@ def _stream(wanted: Classification, layout: Layout, files: Sequence[int]) -> ray
         batch_size=None,
         num_cpus=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=wanted.actors),
+        **ingest_options(),
     )
     dataset.context.raise_original_map_exception = True
-    return quiet(dataset)
+    return within(quiet(dataset))
 
 
 class _Classifier:

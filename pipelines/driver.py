@@ -5,6 +5,7 @@ Everything a later command needs to go on is in the run's folder; the driver its
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +73,7 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: 
     with tracker.finished_after(DELIVERY_PATIENCE_S):
         newest = folder.newest(lambda _: None)  # what is damaged has been told of
         if newest is None or newest.step != _steps(recipe, manifest):
-            data_cpus = reporting.data_cpus if reporting else 0.0
+            data_cpus = reporting.data_cpus if reporting else math.inf
             _fit(recipe, _stream(recipe, manifest, folder, data_cpus), tracker, console, reporting)
         outcome = conclude(recipe, manifest, folder, tracker, tracking, console)
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
@@ -226,6 +227,7 @@ def _stream(recipe: Recipe, manifest: Manifest, folder: RunFolder, cpus: float) 
         cache=recipe.data.cache,
         tolerant=recipe.data.max_bad_samples > 0,
         cpus=cpus,
+        worker_cpus=recipe.run.cpus_per_worker if recipe.run.workers[1] else 0,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class Reporting:
     once: str  # names its MLflow run among all of the experiment: a trial has one, whatever was killed when
     tags: Mapping[str, str]  # of its MLflow run
     callbacks: tuple[Any, ...] = ()  # of Ray Train's controller: one that hands reports on to Tune
-    data_cpus: float = 0.0  # most that the run's data tasks hold at once, so that no trial starves another; 0 = any
+    data_cpus: float = math.inf  # most that the run's data tasks hold at once, so that no trial starves another
 
 
 @dataclass(frozen=True, slots=True)

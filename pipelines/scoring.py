@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from infra.capacity import ingest_options
 from infra.errors import UserError
 from infra.gate import Score
 from infra.storage import Store
@@ -188,7 +189,8 @@ def score_blocks(data: EvalData) -> Iterator[Block]:
             yield from data.load(item, rows)
         return
     # "DEFAULT": below Tune a worker's tasks would be put into its own placement group, where they wait for ever
-    load, shared = ray.remote(num_cpus=1, scheduling_strategy="DEFAULT")(_load), ray.put(data)
+    placed = {"num_cpus": 1, "scheduling_strategy": "DEFAULT", **ingest_options()}
+    load, shared = ray.remote(**placed)(_load), ray.put(data)
     flying: deque[ray.ObjectRef[list[Block]]] = deque()
     for item in items:
         if len(flying) == data.window:

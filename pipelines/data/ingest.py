@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -20,16 +21,16 @@ import numpy.typing as npt
 import ray.data
 import ray.train
 
-from infra.cluster import ingest_options
+from infra.capacity import ingest_options
 from infra.storage import open_store
 from pipelines.checkpoint import RunFolder
 from pipelines.data.cache import CacheConfig, open_cache
 from pipelines.data.decode import CropConfig
+from pipelines.data.execution import quiet, within
 from pipelines.data.ledger import Ledger
 from pipelines.data.manifest import Manifest
 from pipelines.data.ordered import Chunks, chunked, sealed, task_rows
 from pipelines.data.plan import Plan, Sizes, WorkItem, from_text, plan_tasks, rows_within, to_text
-from pipelines.data.quiet import quiet
 from pipelines.data.read import Fetched, Reader
 from pipelines.data.stages import StageClock
 from pipelines.data.task import Block, TaskConfig, load_item
@@ -69,7 +70,8 @@ class Stream:
     decode_on: DecodeOn = "host"
     cache: CacheConfig | None = None
     tolerant: bool = False  # bad samples come as rows that name them, and not as errors
-    cpus: float = 0.0  # most that data tasks hold at once; 0 = all that are free
+    cpus: float = math.inf  # most that data tasks hold at once
+    worker_cpus: float = 0.0  # of the cluster's, which each worker holds
 
     @property
     def plan(self) -> Plan:
@@ -190,9 +192,8 @@ def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) ->
     context.target_max_block_size = 1 if stream.ordered else stream.block_bytes * 3 // 4
     context._max_num_blocks_in_streaming_gen_buffer = _BLOCKS_AHEAD
     context.raise_original_map_exception = True
-    limits = ray.data.ExecutionResources(cpu=stream.cpus) if stream.cpus else None
-    context.execution_options = ray.data.ExecutionOptions(preserve_order=stream.ordered, resource_limits=limits)
-    return quiet(dataset)
+    context.execution_options = ray.data.ExecutionOptions(preserve_order=stream.ordered)
+    return within(quiet(dataset), held=world_size * stream.worker_cpus, most=stream.cpus)
 
 
 def _load(stream: Stream, fetched: _Ahead, chunks: Chunks, clock: StageClock) -> Iterator[Block]:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from infra.capacity import ingest_options
 from infra.errors import UserError
-from pipelines.data.quiet import quiet
+from pipelines.data.execution import quiet, within
 
 _Item = TypeVar("_Item")
 
@@ -31,7 +32,7 @@ def spread(work: Callable[[_Item], Any], items: Sequence[_Item]) -> Iterator[Any
             return {"result": json.dumps({"error": str(error)})}
 
     rows = ray.data.from_items([{"item": index} for index in range(len(items))], override_num_blocks=len(items))
-    for row in quiet(rows.map(run)).iter_rows():
+    for row in within(quiet(rows.map(run, num_cpus=1, **ingest_options()))).iter_rows():
         result = json.loads(row["result"])
         if "error" in result:
             raise UserError(result["error"])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import infra.cluster
+from infra.capacity import most_of
 from infra.errors import UserError
 from infra.storage import open_store
 from infra.tracking import RunInfo, Tracker, resolve_tracking
@@ -186,20 +187,16 @@ class Study:
 
 def concurrent(recipe: Recipe) -> int:
     """Trials that the cluster has CPUs and GPUs for: each its workers, and a CPU for its data tasks."""
-    import ray
-
-    have, run = ray.cluster_resources(), recipe.run
+    run = recipe.run
     workers, _ = run.workers
-    fits = int(have.get("CPU", 0)) // (workers * run.cpus_per_worker + 1)
-    return max(1, min(fits, int(have.get("GPU", 0)) // workers) if run.use_gpu else fits)
+    fits = most_of("CPU") // (workers * run.cpus_per_worker + 1)
+    return max(1, min(fits, most_of("GPU") // workers) if run.use_gpu else fits)
 
 
 def data_cpus(recipe: Recipe, at_once: int) -> float:
     """A trial's share of the CPUs that the workers of all trials leave."""
-    import ray
-
     workers = recipe.run.workers[0] * recipe.run.cpus_per_worker
-    left = int(ray.cluster_resources().get("CPU", 0)) - at_once * workers
+    left = most_of("CPU") - at_once * workers
     return max(1.0, left // at_once)
 
 

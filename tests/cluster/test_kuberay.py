@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ import jsonschema
 import pytest
 import yaml
 
+from infra.capacity import NODE_TYPES
 from tests.cluster.kuberay_fields import wrong_fields
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +116,23 @@ def test_clusters_ask_for_the_token_and_run_the_locked_ray(file: Path) -> None:
     locked = re.search(r"^ray==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
     assert locked is not None and cluster["rayVersion"] == locked[1]
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_drivers_are_told_what_the_autoscaler_may_bring(name: str) -> None:
+    cluster = cluster_of(manifest(ROOT / f"infra/kuberay/{name}.yaml"))
+    assert cluster["enableInTreeAutoscaling"] is True
+    (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
+    (told,) = [json.loads(each["value"]) for each in head["env"] if each["name"] == NODE_TYPES]
+    assert told == {group["groupName"]: node_type(group) for group in cluster["workerGroupSpecs"]}
+
+
+def node_type(group: dict[str, Any]) -> dict[str, Any]:
+    """As a cluster file would have it."""
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    gpus = {"GPU": int(limits["nvidia.com/gpu"])} if "nvidia.com/gpu" in limits else {}
+    labels = dict([group["rayStartParams"]["labels"].split("=")])
+    return {"max_workers": group["maxReplicas"], "resources": {"CPU": int(limits["cpu"]), **gpus}, "labels": labels}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -1,0 +1,35 @@
+"""How the pipelines have Ray Data execute: silently, and on no more CPUs than there should be for it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+from infra.capacity import ingest_cpus
+
+if TYPE_CHECKING:
+    import ray.data
+
+
+def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:
+    """The same dataset, without Ray's progress bars and reports, since the pipelines show their own progress.
+
+    What goes wrong comes out as an exception, and need not be told twice.
+    """
+    from ray.util.debug import log_once
+
+    log_once("ray_data_progress_manager_disabled")  # Ray warns once that the bars are off; this was the once
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    dataset.context.enable_progress_bars = False
+    dataset.context.print_on_execution_start = False
+    return dataset
+
+
+def within(dataset: ray.data.Dataset, *, held: float = 0.0, most: float = math.inf) -> ray.data.Dataset:
+    """The same dataset, whose tasks bring no GPU node and hold `most` CPUs; workers hold `held` of the cluster's."""
+    import ray.data
+
+    cpus = min(most, ingest_cpus(held))
+    dataset.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=cpus, gpu=0)
+    return dataset

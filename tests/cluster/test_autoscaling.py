@@ -1,0 +1,116 @@
+"""The node types of ray-cluster.yaml under Ray's own autoscaler, from no worker at all: which nodes a run brings.
+
+Ray's fake provider starts nodes as processes of this machine, so types, labels and priorities are those of the file,
+and CPUs fewer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from benchmarks.processes import command_line
+from tests.mlflow_server import a_free_port
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
+ROOT = Path(__file__).resolve().parents[2]
+HEAD = "ray.head.default"  # as the fake provider calls it, and all processes of its nodes
+CPUS, NODES = 2, 2  # of each worker; of each type at most
+
+
+def configuration(gcs: str) -> dict[str, Any]:
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+    file = yaml.safe_load((ROOT / "ray-cluster.yaml").read_text())
+    types = {}
+    for name, kind in file["available_node_types"].items():
+        head = name == file["head_node_type"]
+        resources = {**kind["resources"], "CPU": 0 if head else CPUS}
+        kept = {key: kind[key] for key in ("labels", "priority", "min_workers") if key in kind}
+        types[HEAD if head else name] = {
+            **kept,
+            "resources": resources,
+            "node_config": {},
+            "max_workers": 0 if head else NODES,
+        }
+    provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+    commands = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
+    return {
+        "cluster_name": "from-zero",
+        "max_workers": file["max_workers"],
+        "upscaling_speed": file["upscaling_speed"],
+        "idle_timeout_minutes": 0.1,
+        "provider": {
+            **{"type": "external", "module": provider, "launch_multiple": True},
+            **{"head_node_id": FAKE_HEAD_NODE_ID, "gcs_address": gcs},
+        },
+        "auth": {},
+        "head_node_type": HEAD,
+        "available_node_types": types,
+        **{f"{name}_commands": [] for name in commands},
+        **{"file_mounts": {}, "cluster_synced_files": [], "file_mounts_sync_continuously": False},
+        **{"rsync_exclude": [], "rsync_filter": []},
+    }
+
+
+@pytest.fixture
+def head() -> Iterator[dict[str, str]]:
+    """The environment of a driver on the head of such a cluster, which has no worker yet."""
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+
+    with tempfile.TemporaryDirectory(prefix="zero-", ignore_cleanup_errors=True) as folder:  # short: Ray's sockets
+        port = a_free_port()
+        file = Path(folder, "cluster.json")
+        file.write_text(json.dumps(configuration(f"127.0.0.1:{port}")))
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        environment = kept | {
+            **{"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+            **{"PYTHONPATH": str(ROOT), "RAY_ADDRESS": f"127.0.0.1:{port}"},
+        }
+        fake = {
+            **{"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"},
+            **{"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID},
+        }
+        started = {key: value for key, value in (environment | fake).items() if key != "RAY_ADDRESS"}
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}"]
+        command += ["--node-ip-address=127.0.0.1", "--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={file}"]
+        command += ["--include-dashboard=false", f"--dashboard-agent-listen-port={a_free_port()}"]
+        try:
+            done = subprocess.run(
+                [*command, "--disable-usage-stats"], env=started, capture_output=True, text=True, timeout=100
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            yield environment
+        finally:
+            left = [process for process in psutil.process_iter() if folder in command_line(process)]
+            for process in left:
+                process.kill()
+            psutil.wait_procs(left, timeout=20)
+
+
+def test_from_zero_data_tasks_bring_cpu_nodes_and_no_gpu_node(head: dict[str, str], tmp_path: Path) -> None:
+    """Of GPU nodes there come as many as the run has workers, spot ones, and in the end all go."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cluster.from_zero", str(tmp_path)],
+        env=head,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=350,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["refused"] == {"CPU": 3 * NODES * CPUS, "GPU": 2 * NODES}  # the most that all types together have
+    assert told["most"] == {"gpu-worker": 1, "cpu-worker": NODES}
+    assert told["ingest"] > told["train"]  # CPU seconds of data tasks, by the label of the node
+    assert told["end"] == {}
