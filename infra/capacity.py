@@ -12,7 +12,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,20 +87,32 @@ def _of_kubernetes() -> dict[str, Any]:
 
 def _of_the_autoscaler() -> dict[str, Any]:
     """`available_node_types` of the file that the autoscaler of this cluster was given, if it runs on this machine."""
-    import psutil
     import ray
     import yaml
 
-    port = ray.get_runtime_context().gcs_address.rsplit(":", 1)[1]
+    found = autoscaler(port=ray.get_runtime_context().gcs_address.rsplit(":", 1)[1])
+    if found is None:
+        return {}
+    try:
+        types: dict[str, Any] = yaml.safe_load(found[1].read_text())["available_node_types"]
+    except OSError:  # of another user
+        return {}
+    return types
+
+
+def autoscaler(port: str = "") -> tuple[str, Path] | None:
+    """Address of a Ray head on this machine, that of this port or any, and the file that its autoscaler was given."""
+    import psutil
+
     for process in psutil.process_iter(["cmdline"]):
-        words = [word.split("=", 1) for word in process.info["cmdline"] or () if word.startswith("--") and "=" in word]
-        options = dict(words)
-        file = options.get("--autoscaling-config")
-        if file and options.get("--gcs-address", "").endswith(f":{port}"):
-            with suppress(OSError):  # of another user
-                types: dict[str, Any] = yaml.safe_load(Path(file).expanduser().read_text())["available_node_types"]
-                return types
-    return {}
+        options = [
+            word.split("=", 1) for word in process.info["cmdline"] or () if word.startswith("--") and "=" in word
+        ]
+        told = dict(options)
+        address, file = told.get("--gcs-address", ""), told.get("--autoscaling-config")
+        if file and address.endswith(f":{port}" if port else ""):
+            return address, Path(file).expanduser()
+    return None
 
 
 def _nodes() -> list[dict[str, Any]]:

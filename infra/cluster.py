@@ -134,6 +134,18 @@ class OwnNode:
         return agreed
 
 
+def failed_launches(address: str) -> dict[str, float]:
+    """Node types of which the autoscaler of the head at `address` lately got no node, and when that was, Unix time."""
+    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray.exceptions import RpcError
+
+    try:
+        failed = get_cluster_status(address).failed_launches
+    except RpcError:  # a head that is busy, or about to end
+        return {}
+    return {each.ray_node_type_name: float(each.failed_ts_s or 0) for each in failed}
+
+
 def ray_process(name: str) -> int | None:
     """This user's process of that name on this machine, if there is one: "raylet" of a node, "gcs_server" of a head."""
     import psutil

@@ -118,6 +118,13 @@ def _spot_has_a_fallback(config: Config) -> Iterator[str]:
             yield f"available_node_types.{name} is spot, and no on-demand type has its resources and InstanceType"
 
 
+def _spot_is_watched(config: Config) -> Iterator[str]:
+    """Ray's autoscaler itself never takes the on-demand type in the place of a spot one."""
+    spot = [name for name, kind in _workers(config) if "InstanceMarketOptions" in kind["node_config"]]
+    if spot and not any("python -m infra.spot" in line for line in config.get("head_start_ray_commands", [])):
+        yield f"head_start_ray_commands: `python -m infra.spot` is missing, and without it {spot[0]} has no fallback"
+
+
 def _machine(kind: Config) -> tuple[Config, object]:
     return kind["resources"], kind["node_config"].get("InstanceType")
 
@@ -186,6 +193,7 @@ _ON_AWS: tuple[Rule, ...] = (
     _head_computes_nothing,
     _workers_scale_from_zero,
     _spot_has_a_fallback,
+    _spot_is_watched,
     _ingest_is_labelled,
     _nodes_are_hardened,
     _regions_agree,

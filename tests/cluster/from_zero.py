@@ -1,4 +1,4 @@
-"""A driver that holds a GPU as a worker does, and reads a run's stream: `python -m tests.cluster.from_zero FOLDER`.
+"""A driver that holds a GPU as a worker does, and reads a stream: `python -m tests.cluster.from_zero FOLDER ROWS`.
 
 Prints as JSON which nodes there were: at most at once, and in the end; and where data tasks have run. On a machine
 without GPUs a worker of Ray Train would not start, so that a placement group stands for it.
@@ -18,8 +18,9 @@ import infra.cluster
 from infra.cluster_rules import ROLE
 from infra.errors import UserError
 
-ROWS, SIZE = 70_000, 160
+SIZE = 160
 LOOK_S, GONE_S = 0.5, 90.0
+ALIVE = 0  # of GcsNodeInfo.GcsNodeState
 
 
 def refused() -> dict[str, int]:
@@ -36,29 +37,21 @@ def refused() -> dict[str, int]:
 def nodes() -> Counter[str]:
     """Workers by type."""
     import ray
-    from ray.autoscaler.v2.sdk import get_cluster_status
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, and without stubs
 
-    status = get_cluster_status(ray.get_runtime_context().gcs_address)
-    found = Counter(node.ray_node_type_name for node in [*status.active_nodes, *status.idle_nodes])
-    return Counter({name: count for name, count in found.items() if not name.startswith("node_")})  # but for the head
+    known = GcsClient(address=ray.get_runtime_context().gcs_address).get_all_node_info().values()
+    return Counter(node.node_type_name for node in known if node.state == ALIVE and not node.is_head_node)
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, rows: int) -> None:
     told: dict[str, object] = {"refused": refused()}
     infra.cluster.connect(min_cpus=2, gpus=1)
     import ray
     from ray._private.state import available_resources_per_node
 
-    from infra.storage import open_store
-    from pipelines.data.decode import CropConfig
-    from pipelines.data.ingest import Stream, build_dataset
-    from pipelines.data.ledger import Ledger
-    from pipelines.data.sources import open_source
-    from pipelines.data.write import PrepareConfig, prepare
-
     group = ray.util.placement_group([{"GPU": 1, "CPU": 1}])
     ray.get(group.ready())
-    most, seconds, over = Counter[str](), Counter[str](), threading.Event()
+    most, seconds, over = nodes(), Counter[str](), threading.Event()
 
     def watch() -> None:
         while not over.wait(LOOK_S):
@@ -73,24 +66,8 @@ def main(folder: Path) -> None:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    store = open_store(str(folder / "data"))
-    stream = Stream(
-        manifest=prepare(open_source("mnist5k"), store, PrepareConfig()),
-        data_uri=store.uri,
-        run_uri=str(folder / "run"),
-        crop=CropConfig(image_size=SIZE, train_crop="random_resized", eval_resize=SIZE),
-        sizes=((0, SIZE),),
-        split="train",
-        seed=0,
-        total_samples=ROWS,
-        step_rows=64,
-        task_mb=2,
-        ordered=False,
-        worker_cpus=1,
-    )
-    (part,) = build_dataset(stream, 0, Ledger(4000), 1).streaming_split(1, equal=True)
-    blocks = part.iter_batches(batch_size=None, batch_format="numpy")  # type: ignore[arg-type]  # a block whole
-    assert sum(len(block["id"]) for block in blocks) >= ROWS
+    if rows:
+        read(folder, rows)
     ray.util.remove_placement_group(group)
     over.set()
     watching.join()
@@ -100,5 +77,34 @@ def main(folder: Path) -> None:
     sys.stdout.write(f"{json.dumps({**told, 'most': most, 'end': nodes(), **seconds})}\n")
 
 
+def read(folder: Path, rows: int) -> None:
+    """The stream of a run of one worker, as fast as it comes."""
+    from infra.storage import open_store
+    from pipelines.data.decode import CropConfig
+    from pipelines.data.ingest import Stream, build_dataset
+    from pipelines.data.ledger import Ledger
+    from pipelines.data.sources import open_source
+    from pipelines.data.write import PrepareConfig, prepare
+
+    store = open_store(str(folder / "data"))
+    stream = Stream(
+        manifest=prepare(open_source("mnist5k"), store, PrepareConfig()),
+        data_uri=store.uri,
+        run_uri=str(folder / "run"),
+        crop=CropConfig(image_size=SIZE, train_crop="random_resized", eval_resize=SIZE),
+        sizes=((0, SIZE),),
+        split="train",
+        seed=0,
+        total_samples=rows,
+        step_rows=64,
+        task_mb=2,
+        ordered=False,
+        worker_cpus=1,
+    )
+    (part,) = build_dataset(stream, 0, Ledger(4000), 1).streaming_split(1, equal=True)
+    blocks = part.iter_batches(batch_size=None, batch_format="numpy")  # type: ignore[arg-type]  # a block whole
+    assert sum(len(block["id"]) for block in blocks) >= rows
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

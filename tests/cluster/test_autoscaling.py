@@ -28,7 +28,11 @@ HEAD = "ray.head.default"  # as the fake provider calls it, and all processes of
 CPUS, NODES = 2, 2  # of each worker; of each type at most
 
 
-def configuration(gcs: str) -> dict[str, Any]:
+FAKE = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+SOLD_OUT = "tests.cluster.sold_out.SoldOut"
+
+
+def configuration(gcs: str, provider: str) -> dict[str, Any]:
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
     file = yaml.safe_load((ROOT / "ray-cluster.yaml").read_text())
@@ -40,10 +44,11 @@ def configuration(gcs: str) -> dict[str, Any]:
         types[HEAD if head else name] = {
             **kept,
             "resources": resources,
-            "node_config": {},
+            "node_config": {
+                key: kind["node_config"][key] for key in ("InstanceMarketOptions",) if key in kind["node_config"]
+            },
             "max_workers": 0 if head else NODES,
         }
-    provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
     commands = ("setup", "head_setup", "worker_setup", "initialization", "head_start_ray", "worker_start_ray")
     return {
         "cluster_name": "from-zero",
@@ -64,14 +69,14 @@ def configuration(gcs: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def head() -> Iterator[dict[str, str]]:
-    """The environment of a driver on the head of such a cluster, which has no worker yet."""
+def head(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """The environment of a driver on the head of such a cluster, which has no worker yet; `param` is its provider."""
     from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
     with tempfile.TemporaryDirectory(prefix="zero-", ignore_cleanup_errors=True) as folder:  # short: Ray's sockets
         port = a_free_port()
         file = Path(folder, "cluster.json")
-        file.write_text(json.dumps(configuration(f"127.0.0.1:{port}")))
+        file.write_text(json.dumps(configuration(f"127.0.0.1:{port}", request.param)))
         kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         environment = kept | {
             **{"RAY_TMPDIR": folder, "RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
@@ -98,19 +103,34 @@ def head() -> Iterator[dict[str, str]]:
             psutil.wait_procs(left, timeout=20)
 
 
+def driven(environment: dict[str, str], folder: Path, rows: int) -> dict[str, Any]:
+    """What `tests.cluster.from_zero` tells."""
+    command = [sys.executable, "-m", "tests.cluster.from_zero", str(folder), str(rows)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return told
+
+
+@pytest.mark.parametrize("head", [FAKE], indirect=True, ids=[""])
 def test_from_zero_data_tasks_bring_cpu_nodes_and_no_gpu_node(head: dict[str, str], tmp_path: Path) -> None:
     """Of GPU nodes there come as many as the run has workers, spot ones, and in the end all go."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.cluster.from_zero", str(tmp_path)],
-        env=head,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=350,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
+    told = driven(head, tmp_path, rows=70_000)
     assert told["refused"] == {"CPU": 3 * NODES * CPUS, "GPU": 2 * NODES}  # the most that all types together have
     assert told["most"] == {"gpu-worker": 1, "cpu-worker": NODES}
     assert told["ingest"] > told["train"]  # CPU seconds of data tasks, by the label of the node
     assert told["end"] == {}
+
+
+@pytest.mark.parametrize("head", [SOLD_OUT], indirect=True, ids=[""])
+def test_where_no_spot_node_is_to_be_had_one_on_demand_comes(head: dict[str, str], tmp_path: Path) -> None:
+    """As `ray up` has it: with infra.spot beside Ray's head."""
+    watch = subprocess.Popen(
+        [sys.executable, "-m", "infra.spot"], env=head, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert driven(head, tmp_path, rows=0)["most"] == {"gpu-worker-on-demand": 1}
+    finally:
+        watch.terminate()
+    assert watch.communicate()[0].endswith(" gpu-worker is not to be had\n")
+    assert watch.returncode == 0
