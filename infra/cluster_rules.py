@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -16,6 +17,7 @@ ROLE = "resnet-ray-role"
 _LEAST_DISK_GB = 150  # images, dependencies, and room to spill
 _SECRET = re.compile(r"AKIA[0-9A-Z]{12,}|ASIA[0-9A-Z]{12,}|SECRET_ACCESS_KEY=\S|RAY_AUTH_TOKEN=\S")
 _LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
+_HEAD_POLICY = Path(__file__).resolve().parent / "aws" / "head-policy.json"
 
 
 def broken_rules(config: Config) -> list[str]:
@@ -170,6 +172,21 @@ def _image_is_the_locks(config: Config) -> Iterator[str]:
         yield "setup_commands: install requirements.lock with --require-hashes and --compile-bytecode"
 
 
+def _head_may_end_its_nodes(config: Config) -> Iterator[str]:
+    """Its policy goes by the name that Ray tags nodes with; nodes of another name would run, and cost, for ever."""
+    for statement in json.loads(_HEAD_POLICY.read_text())["Statement"]:
+        name = statement.get("Condition", {}).get("StringEquals", {}).get("aws:ResourceTag/ray-cluster-name")
+        if name and name != config["cluster_name"]:
+            yield f"cluster_name: by {_HEAD_POLICY.name} the head may end nodes of {name!r} only: change it too"
+            return
+
+
+def _drivers_know_mlflow(config: Config) -> Iterator[str]:
+    options = config.get("docker", {}).get("head_run_options") or []
+    if not any(option.startswith("-e MLFLOW_TRACKING_URI=") for option in map(str, options)):
+        yield "docker.head_run_options: -e MLFLOW_TRACKING_URI=… is missing, and runs would go to a file of the job's"
+
+
 def _containers_ask_for_the_token(config: Config) -> Iterator[str]:
     if "-e RAY_AUTH_MODE=token" not in config.get("docker", {}).get("run_options", []):
         yield "docker.run_options: -e RAY_AUTH_MODE=token is missing"
@@ -199,4 +216,6 @@ _ON_AWS: tuple[Rule, ...] = (
     _regions_agree,
     _image_is_the_locks,
     _containers_ask_for_the_token,
+    _drivers_know_mlflow,
+    _head_may_end_its_nodes,
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -90,12 +91,15 @@ def _s3(folder: Path, servers: ExitStack) -> None:
 
 
 def _mlflow_with(turns: Iterator[bool], folder: Path) -> None:
-    """MLflow's server, until it dies or the turns are over."""
+    """MLflow's server, until it dies or the turns are over; one that does not start ends nothing else."""
     storage = os.environ.get("RESNET_RAY_STORAGE", "")
-    with serve_mlflow(folder, port=_MLFLOW_PORT, artifacts=f"{storage}/mlflow" if storage else "") as server:
-        for _ in turns:
-            if psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE:
-                return
+    try:
+        with serve_mlflow(folder, port=_MLFLOW_PORT, artifacts=f"{storage}/mlflow" if storage else "") as server:
+            for _ in turns:
+                if psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE:
+                    return
+    except UserError as error:
+        sys.stderr.write(f"{error}\n")  # it is tried again: a database may come back
 
 
 def _while_ray_runs() -> Iterator[bool]:

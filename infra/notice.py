@@ -1,9 +1,9 @@
 """A node that is about to be taken away says so to Ray: `python -m infra.notice [--spot] [--seconds 25]` on that node.
 
-It waits for a notice: SIGTERM, which is what comes before a machine's or a container's end, or, with --spot, what EC2's
-metadata service announces two minutes ahead. Then it drains the node with that deadline: no new work comes to it, and
-Train tells its workers, which commit a checkpoint and go on elsewhere. With --now it does so at once, for a preStop
-hook.
+It waits for a notice: SIGTERM, from whoever is going to take the node away, or, with --spot, what EC2's metadata
+service announces two minutes ahead. Then it drains the node with that deadline: no new work comes to it, and Train
+tells its workers, which commit a checkpoint and go on elsewhere. With --now it does so at once, for a preStop hook. A
+machine's own `shutdown` is no notice: it ends Ray in the same moment.
 
 It also tidies up: `ray down` stops Ray on the head only, and a node that has lost its head ends within a minute or so
 but for some of its helpers, which this stops before it ends itself.

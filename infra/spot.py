@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,43 +32,46 @@ _RAY_STARTS_WITHIN_S = 180.0
 
 @dataclass(kw_only=True)
 class Spot:
-    """The priorities of an autoscaler's file."""
+    """The priorities of an autoscaler's file, which somebody else may write anew at any time."""
 
     file: Path
     again_s: float = SPOT_AGAIN_S
     _failed: dict[str, float] = field(default_factory=dict)  # spot type -> when a launch of it failed last
-
-    def __post_init__(self) -> None:
-        types = self._read()["available_node_types"]
-        self._usual = {name: int(kind.get("priority", 0)) for name, kind in types.items()}
-        self._spot = {name for name, kind in types.items() if "InstanceMarketOptions" in kind["node_config"]}
+    _lowered: dict[str, tuple[int, int]] = field(default_factory=dict)  # spot type -> priority as it was, and as set
 
     def hear(self, failures: Mapping[str, float], now: float) -> list[str]:
         """Launches that have failed by now, as (type: Unix time); which types changed, as lines for a log."""
-        for name in failures.keys() & self._spot:
-            self._failed[name] = max(failures[name], self._failed.get(name, 0.0))
-        lately = {name for name, at in self._failed.items() if now - at < self.again_s}
-        return self._set(
-            {name: min(self._usual.values()) - 1 if name in lately else self._usual[name] for name in self._spot}
-        )
+        for name, at in failures.items():
+            self._failed[name] = max(at, self._failed.get(name, 0.0))
+        return self._set({name for name, at in self._failed.items() if now - at < self.again_s})
 
     def restore(self) -> None:
         """The file as it was."""
-        self._set({name: self._usual[name] for name in self._spot})
+        self._set(set())
 
-    def _set(self, priorities: Mapping[str, int]) -> list[str]:
+    def _set(self, last: Set[str]) -> list[str]:
+        """Have these types come after all others, where they are spot, and the rest be as they were."""
         config = self._read()
-        types = config["available_node_types"]
-        there = {name: types[name].get("priority", 0) for name in priorities.keys() & types.keys()}
-        changed = {name: priorities[name] for name, priority in there.items() if priority != priorities[name]}
-        for name, to in changed.items():
-            types[name]["priority"] = to
-        if changed:
+        types, told = config["available_node_types"], []
+        lowest = min(int(kind.get("priority", 0)) for kind in types.values())
+        for name, (was, to) in list(self._lowered.items()):
+            if name not in types or types[name].get("priority", 0) != to:  # written anew, which counts
+                del self._lowered[name]
+            elif name not in last:
+                types[name]["priority"] = was
+                del self._lowered[name]
+                told.append(f"{name} again")
+        for name in sorted((last & types.keys()) - self._lowered.keys()):
+            if "InstanceMarketOptions" in types[name]["node_config"]:
+                self._lowered[name] = int(types[name].get("priority", 0)), lowest - 1
+                types[name]["priority"] = lowest - 1
+                told.append(f"{name} is not to be had")
+        if told:
             new = self.file.with_name(f"{self.file.name}.new")
             new.touch(mode=0o600)
             new.write_text(json.dumps(config))
             new.replace(self.file)
-        return [f"{name} {'again' if to == self._usual[name] else 'is not to be had'}" for name, to in changed.items()]
+        return told
 
     def _read(self) -> dict[str, Any]:
         config: dict[str, Any] = yaml.safe_load(self.file.read_text())

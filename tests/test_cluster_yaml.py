@@ -138,6 +138,8 @@ def test_what_ray_or_ec2_does_not_take_is_named(
         (lambda config: kinds(config)["gpu-worker"].update(min_workers=1), f"{GPU}.min_workers must be 0"),
         (lambda config: kinds(config).pop("gpu-worker-on-demand"), f"{GPU} is spot, and no on-demand type"),
         (lambda config: config["head_start_ray_commands"].pop(), "`python -m infra.spot` is missing"),
+        (lambda config: config.update(cluster_name="other"), "the head may end nodes of 'resnet-ray' only"),
+        (lambda config: config["docker"].update(head_run_options=[]), "-e MLFLOW_TRACKING_URI=… is missing"),
         (
             lambda config: kinds(config)["cpu-worker"].pop("labels"),
             "cpu-worker.labels must be {resnet-ray-role: ingest}",

@@ -120,19 +120,37 @@ def test_clusters_ask_for_the_token_and_run_the_locked_ray(file: Path) -> None:
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])
 def test_drivers_are_told_what_the_autoscaler_may_bring(name: str) -> None:
+    """As Ray's autoscaler itself reads the manifest."""
+    from ray.autoscaler._private.kuberay import autoscaling_config
+
     cluster = cluster_of(manifest(ROOT / f"infra/kuberay/{name}.yaml"))
     assert cluster["enableInTreeAutoscaling"] is True
+    resource = {"metadata": {"name": name, "namespace": "default"}, "spec": cluster}
+    types = autoscaling_config._derive_autoscaling_config_from_ray_cr(resource)["available_node_types"]
     (head,) = cluster["headGroupSpec"]["template"]["spec"]["containers"]
     (told,) = [json.loads(each["value"]) for each in head["env"] if each["name"] == NODE_TYPES]
-    assert told == {group["groupName"]: node_type(group) for group in cluster["workerGroupSpecs"]}
+    for each in types.values():
+        each["resources"].pop("memory")
+    assert told == {
+        group["groupName"]: {key: types[group["groupName"]][key] for key in ("max_workers", "resources", "labels")}
+        for group in cluster["workerGroupSpecs"]
+    }
 
 
-def node_type(group: dict[str, Any]) -> dict[str, Any]:
-    """As a cluster file would have it."""
-    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
-    gpus = {"GPU": int(limits["nvidia.com/gpu"])} if "nvidia.com/gpu" in limits else {}
-    labels = dict([group["rayStartParams"]["labels"].split("=")])
-    return {"max_workers": group["maxReplicas"], "resources": {"CPU": int(limits["cpu"]), **gpus}, "labels": labels}
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_labels_are_the_groups_own(file: Path) -> None:
+    """The operator refuses a cluster with labels among `rayStartParams`, which its CRD cannot tell."""
+    cluster = cluster_of(manifest(file))
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert group["rayStartParams"].keys().isdisjoint({"labels", "resources"})
+
+
+@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
+def test_a_head_that_is_deleted_gives_its_run_time_to_commit(name: str) -> None:
+    pod = cluster_of(manifest(ROOT / f"infra/kuberay/{name}.yaml"))["headGroupSpec"]["template"]["spec"]
+    told = {each["name"]: each.get("value", "") for each in pod["containers"][0]["env"]}
+    stop, end = (float(told[key]) for key in ("RAY_JOB_STOP_WAIT_TIME_S", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"))
+    assert stop <= end < pod["terminationGracePeriodSeconds"]
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +43,17 @@ def test_services_that_do_not_end_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     finally:
         before.kill()
         before.communicate()
+
+
+def test_an_mlflow_that_does_not_start_is_tried_again_and_ends_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise UserError("the MLflow server did not start: see mlflow.log")
+
+    monkeypatch.setattr(head, "serve_mlflow", refuse)
+    monkeypatch.setattr(head, "end_predecessors", lambda: None)
+    monkeypatch.setattr(head, "_while_ray_runs", lambda: iter([True, True]))
+    monkeypatch.setattr("sys.argv", ["head", "--mlflow", str(tmp_path)])
+    head.main()
+    assert capsys.readouterr().err == "the MLflow server did not start: see mlflow.log\n" * 2

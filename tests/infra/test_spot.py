@@ -68,3 +68,19 @@ def test_a_file_that_was_written_anew_without_the_type_is_left_as_it_is(file: Pa
     spot.hear({"spot": 7.0}, now=8)
     spot.restore()
     assert yaml.safe_load(file.read_text()) == other
+
+
+def test_a_priority_that_was_set_anew_stays(file: Path) -> None:
+    """`ray up` writes the file while the process that watched over the old one is still there."""
+    spot = Spot(file=file)
+    spot.hear({"spot": 5.0}, now=6)
+    changed = {**FILE, "available_node_types": {name: {**kind} for name, kind in FILE["available_node_types"].items()}}
+    changed["available_node_types"]["spot"]["priority"] = 0
+    file.write_text(json.dumps(changed))
+    spot.restore()
+    assert priorities(file)["spot"] == 0
+    again = Spot(file=file)
+    again.hear({"spot": 7.0}, now=8)
+    assert priorities(file)["spot"] == -1
+    again.restore()
+    assert priorities(file)["spot"] == 0
