@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 USER_ERROR_STATUS = 2
 _INTERRUPTED_STATUS = 130
+_PERMISSION = "check its permissions, or choose another place"
+_SPACE = "free some space there, or choose another place, and run the same command again"
+# What a machine refuses whatever the program does, and what helps.
+_REMEDIES = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EROFS: "choose a place that can be written",
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "allow more open files (`ulimit -n`)",
+    errno.ENFILE: "allow more open files on this machine (sysctl fs.file-max)",
+}
 
 
 class UserError(Exception):
@@ -28,13 +43,44 @@ class UserError(Exception):
         return type(self), (self.message,)
 
 
+def refusal(error: OSError, doing: str) -> str:
+    """Return the line that says why `doing`, such as "write FILE", is not possible, and what helps."""
+    reason = error.strerror or str(error) or type(error).__name__
+    remedy = _REMEDIES.get(error.errno or 0, "choose another place")
+    return f"cannot {doing}: {reason}: {remedy}"
+
+
+def of_the_machine(error: BaseException | None) -> UserError | None:
+    """Return the line for an exception, or a cause of it, that a full disk or a missing right has raised, else None."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _REMEDIES and not hasattr(error, "cause"):  # Ray's double
+            place = error.filename if isinstance(error.filename, (str, bytes)) else ""
+            return UserError(refusal(error, f"use {os.fsdecode(place)}" if place else "go on"))
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
 def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
-    """Call `main` and exit; a `UserError` becomes one line on stderr and status 2, a bug keeps its traceback."""
+    """Call `main` and exit; a `UserError` becomes one line on stderr and status 2, a bug keeps its traceback.
+
+    What a full disk or a missing right raises, wherever, becomes one line too.
+    """
     try:
         sys.exit(main() or 0)
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(USER_ERROR_STATUS)
+        _refuse(error)
     except KeyboardInterrupt:
         sys.stderr.write(f"{interrupted}\n")
         sys.exit(_INTERRUPTED_STATUS)
+    except Exception as error:
+        found = of_the_machine(error)
+        if found is None:
+            raise
+        _refuse(found)
+
+
+def _refuse(error: UserError) -> NoReturn:
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(USER_ERROR_STATUS)

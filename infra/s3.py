@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 from infra.errors import UserError
 from infra.patience import count_retry, pauses
@@ -57,7 +56,13 @@ class S3Store:
 
     @property
     def bucket(self) -> str:
-        return urlsplit(self.uri).netloc
+        return self._parts[0]
+
+    @property
+    def _parts(self) -> tuple[str, str]:
+        """Bucket and prefix. No URL parser: "#", "?" and "%" are parts of a key."""
+        bucket, _, prefix = self.uri.removeprefix("s3://").partition("/")
+        return bucket, prefix
 
     @property
     def description(self) -> str:
@@ -159,7 +164,7 @@ class S3Store:
             raise UserError(f"{_endpoint()} does not answer like an S3 server: check AWS_ENDPOINT_URL") from None
 
     def _key(self, path: str) -> str:
-        prefix = urlsplit(self.uri).path.strip("/")
+        _, prefix = self._parts
         return f"{prefix}/{inside(path)}" if prefix else inside(path)
 
     def _object(self, path: str) -> dict[str, str]:

@@ -11,26 +11,38 @@ a store is a few bytes to pickle.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
+import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Literal, Protocol
 from urllib.parse import unquote, urlsplit
 
-from infra.errors import UserError
+from infra.errors import UserError, refusal
 
 if TYPE_CHECKING:
     import pyarrow.fs
 
 _TEMPORARY = ".tmp"  # a name that starts with "." and ends with this is a write under way, or one that was killed
+_CREATE_ATTEMPTS = 1000  # a concurrent delete may prune a folder between its making and its first file
+_ABSENT = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+# Parameters of the S3 URIs of other libraries, secrets among them; any other "?" or "#" is part of a key.
+_PARAMETERS = re.compile(r"\?(.*&)?(access_key|secret_key|session_token|endpoint_override|endpoint_url|region|scheme)=")
 
 
 class Store(Protocol):
-    """Objects under one root. Every path is relative to it, with "/" between its parts."""
+    """Objects under one root. Every path is relative to it, with "/" between its parts.
+
+    What storage refuses for another reason than those listed here (a full disk, missing rights) is a `UserError`.
+    """
 
     @property
     def uri(self) -> str:
@@ -132,21 +144,40 @@ def _arrow_s3() -> pyarrow.fs.S3FileSystem:
 
 def _parse(uri: str) -> tuple[str, str]:
     """("file", absolute folder) or ("s3", the URI without a trailing slash)."""
-    if "://" not in uri:
-        if not uri:
-            raise UserError("the storage location is empty: give a local folder or s3://bucket/prefix")
-        return "file", os.path.abspath(os.path.expanduser(uri))
-    parts = urlsplit(uri)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return "file", os.path.abspath(unquote(parts.path))
-    if parts.scheme != "s3":
-        raise UserError(
-            f"storage location {parts.scheme}://… is not supported: give a local folder or s3://bucket/prefix"
-        )
-    if not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", parts.netloc) or parts.query or parts.fragment:
+    if not uri:
+        raise UserError("the storage location is empty: give a local folder or s3://bucket/prefix")
+    if _CONTROL.search(uri):
+        raise UserError(f"the storage location {uri!r} has a control character in it: give one without")
+    scheme, separator, rest = uri.partition("://")
+    if not separator:
+        return "file", _local(uri)
+    if scheme == "file":
+        return "file", _local_of_uri(uri, rest)
+    if scheme != "s3":
+        raise UserError(f"storage location {scheme}://… is not supported: give a local folder or s3://bucket/prefix")
+    bucket, _, key = rest.partition("/")  # a key is what it is: "#", "?" and "%" are parts of it
+    if not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket) or _PARAMETERS.search(key):
         raise UserError("an S3 location reads s3://bucket/prefix; endpoint and credentials belong in the environment")
-    inside(parts.path.strip("/"))
-    return "s3", f"s3://{parts.netloc}{parts.path}".rstrip("/")
+    return "s3", f"s3://{bucket}/{inside(key.strip('/'))}".rstrip("/")
+
+
+def _local(path: str) -> str:
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(
+            f"{path}: no home folder is known for {path.partition('/')[0]}: give ./{path} or another folder"
+        )
+    return os.path.abspath(expanded)
+
+
+def _local_of_uri(uri: str, rest: str) -> str:
+    host, _, path = rest.partition("/")
+    if host not in ("", "localhost") or "?" in path or "#" in path:
+        form = "file:///folder, on this machine, with %3F for ? and %23 for #"
+        raise UserError(f"a file URI reads {form}: give the folder itself instead")
+    if _CONTROL.search(path := unquote(path)):
+        raise UserError(f"the storage location {uri!r} has a control character in it: give one without")
+    return os.path.abspath(f"/{path}")
 
 
 def inside(path: str) -> str:
@@ -157,6 +188,8 @@ def inside(path: str) -> str:
     """
     if path.startswith("/") or ".." in PurePosixPath(path).parts:
         raise UserError(f"{path!r} leads out of its storage location: paths are relative and have no '..'")
+    if "\0" in path:
+        raise UserError(f"{path!r} has a NUL in it: no file can have that name")
     return path
 
 
@@ -171,31 +204,36 @@ class LocalStore:
         return self.uri
 
     def read(self, path: str, *, start: int = 0, length: int | None = None) -> bytes:
-        with self._at(path).open("rb") as file:
+        with _in_one_line("read", self._at(path)), self._at(path).open("rb") as file:
             file.seek(start)
             return file.read() if length is None else file.read(length)
 
     def write(self, path: str, data: bytes, *, if_absent: bool = False) -> None:
-        self._commit(self._at(path), lambda file: file.write(data), if_absent=if_absent)
+        target = self._at(path)
+        with _in_one_line("write", target):
+            written = _commit(target, lambda file: file.write(data), if_absent=if_absent)
+        if not written:
+            raise FileExistsError(f"{target} exists")
 
     def put_file(self, path: str, local_path: str | Path) -> None:
-        with Path(local_path).open("rb") as source:
-            self._commit(self._at(path), lambda file: shutil.copyfileobj(source, file, 1 << 20))
+        target = self._at(path)
+        with Path(local_path).open("rb") as source, _in_one_line("write", target):
+            _commit(target, lambda file: shutil.copyfileobj(source, file, 1 << 20))
 
     def size(self, path: str) -> int | None:
-        target = self._at(path)
-        return target.stat().st_size if target.is_file() else None
+        found = self._stat(path)
+        return found.st_size if found else None
 
     def exists(self, path: str) -> bool:
-        return self._at(path).is_file()
+        return self._stat(path) is not None
 
     def version(self, path: str) -> str:
-        target = self._at(path)
-        return str(target.stat().st_mtime_ns) if target.is_file() else ""
+        found = self._stat(path)
+        return str(found.st_mtime_ns) if found else ""
 
     def list(self, prefix: str = "") -> list[tuple[str, int]]:
         found = []
-        for folder, _, names in os.walk(self._at(prefix)):
+        for folder, _, names in os.walk(self._at(prefix), onerror=_unlisted):
             for name in names:
                 path = Path(folder, name).relative_to(self.uri).as_posix()
                 temporary = name.startswith(".") and name.endswith(_TEMPORARY)
@@ -205,7 +243,8 @@ class LocalStore:
 
     def delete(self, path: str) -> None:
         target = self._at(path)
-        target.unlink(missing_ok=True)
+        with _in_one_line("remove", target):
+            target.unlink(missing_ok=True)
         for folder in target.parents:  # object storage has no empty folders, so neither do we
             if folder == Path(self.uri) or not _removed_empty(folder):
                 return
@@ -215,46 +254,101 @@ class LocalStore:
 
     def check_access(self, *, write: bool) -> None:
         root = Path(self.uri)
-        if root.exists() and not root.is_dir():
-            raise UserError(f"{self.uri} is a file: give a folder")
+        with _in_one_line("use", root):
+            if root.exists() and not root.is_dir():
+                raise UserError(f"{self.uri} is a file: give a folder")
+            missing = [folder for folder in (root, *root.parents) if not folder.exists()]
+            astray = next((folder for folder in missing if folder.is_symlink()), None)
+        if astray:
+            raise UserError(f"{astray} is a link that leads nowhere: make the folder it names, or give another")
         if not write:
-            if not root.is_dir():
+            if missing:
                 raise UserError(f"there is no folder {self.uri}")
             return
-        probe = f".access-{uuid.uuid4().hex}{_TEMPORARY}"
+        probe = Path(root, f".access-{uuid.uuid4().hex}{_TEMPORARY}")
         try:
-            self.write(probe, b"")
-            self.delete(probe)
-        except OSError as error:
-            raise UserError(f"cannot write to {self.uri}: {error.strerror or error}") from error
+            with _in_one_line("write to", root):
+                _commit(probe, lambda file: file.write(b"?"), if_absent=True)
+                probe.unlink()
+        finally:
+            for folder in missing:  # the first write makes them again
+                _removed_empty(folder)
 
     def _at(self, path: str) -> Path:
         return Path(self.uri, inside(path))
 
-    def _commit(self, target: Path, fill: Callable[[IO[bytes]], object], *, if_absent: bool = False) -> None:
-        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}{_TEMPORARY}"
+    def _stat(self, path: str) -> os.stat_result | None:
+        """Of an object; None where there is none."""
+        target = self._at(path)
         try:
-            with _create(temporary) as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if if_absent:
-                os.link(temporary, target)
-            else:
-                os.replace(temporary, target)
-        finally:
+            with _in_one_line("read", target):
+                found = target.stat()
+        except FileNotFoundError:
+            return None
+        return found if stat.S_ISREG(found.st_mode) else None
+
+
+def _commit(target: Path, fill: Callable[[IO[bytes]], object], *, if_absent: bool = False) -> bool:
+    """Write an object; False where there was to be none, and there is one."""
+    temporary = target.parent / f".{uuid.uuid4().hex}{_TEMPORARY}"
+    try:
+        with _create(temporary) as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if not if_absent:
+            os.replace(temporary, target)
+        elif not _linked(temporary, target):
+            return False
+    finally:
+        with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+    _sync_folder(target.parent)
+    return True
+
+
+@contextmanager
+def _in_one_line(doing: Literal["read", "write", "write to", "remove", "use"], place: Path) -> Iterator[None]:
+    """Turn what the file system refuses into a line for the user; a file to read that is not there is for the caller.
+
+    Raises:
+        FileNotFoundError: nothing is there to read.
+        UserError: anything else.
+    """
+    try:
+        yield
+    except OSError as error:
+        if doing == "read" and error.errno in _ABSENT:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(place)) from None
+        raise UserError(refusal(error, f"{doing} {place}")) from error
+
+
+def _unlisted(error: OSError) -> None:
+    """Called for a folder whose names cannot be read: one that is not there has none."""
+    if error.errno not in _ABSENT:
+        raise UserError(refusal(error, f"list {error.filename}")) from error
 
 
 def _create(temporary: Path) -> IO[bytes]:
     """Open a new file and the folders above it, even while a concurrent delete prunes the ones it empties."""
-    while True:
+    for _ in range(_CREATE_ATTEMPTS):
         _make_folder(temporary.parent)
-        try:
+        with suppress(FileNotFoundError):
             return temporary.open("xb")
-        except FileNotFoundError:
-            continue
+    raise FileNotFoundError(errno.ENOENT, "no folder can be made there", str(temporary.parent))  # as in /proc
+
+
+def _linked(temporary: Path, target: Path) -> bool:
+    """Give a file its name, unless another has it."""
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            raise OSError(error.errno, "its file system has no hard links", str(target)) from error
+        raise
+    return True
 
 
 def _make_folder(folder: Path) -> None:
@@ -266,6 +360,8 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(exist_ok=True)
     except FileNotFoundError:  # the parent was pruned in between
         return
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
     _sync_folder(folder.parent)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from infra.errors import UserError
+from infra.errors import UserError, of_the_machine
 
 
 @contextmanager
@@ -23,12 +23,12 @@ def told_plainly() -> Iterator[None]:
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` that an exception is, or was caused by."""
-    seen: set[int] = set()
+    """The `UserError` that an exception is, or was caused by, or that its cause is as good as: a full disk, say."""
+    first, seen = error, set[int]()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         inner = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
         if isinstance(error, UserError) and inner is None:  # with one, it is Ray's double of it: its text a traceback
             return UserError(str(error))
         error = inner or error.__cause__ or error.__context__
-    return None
+    return of_the_machine(first)

@@ -109,6 +109,7 @@ class RunConfig:
             least >= elastic and most >= least, "run.num_workers", "must be 0 or more, or [min, max]", self.num_workers
         )
         _require(not (set(self.name) & set("/\\ ")), "run.name", "must not contain slashes or spaces", self.name)
+        _require(self.name not in (".", "..") and self.name.isprintable(), "run.name", "must name a folder", self.name)
         _require(0 < self.gate_margin <= 1, "run.gate_margin", "must be above 0 and at most 1", self.gate_margin)
         rises = all(low < high for low, high in pairwise((0.0, *self.eval_at, math.inf)))
         _require(rises, "run.eval_at", "must be positive and strictly increasing", self.eval_at)

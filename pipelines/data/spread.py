@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from infra.capacity import ingest_options
-from infra.errors import UserError
+from infra.errors import UserError, of_the_machine
 from pipelines.data.execution import quiet, within
 
 _Item = TypeVar("_Item")
@@ -28,8 +28,11 @@ def spread(work: Callable[[_Item], Any], items: Sequence[_Item]) -> Iterator[Any
     def run(row: dict[str, Any]) -> dict[str, str]:
         try:
             return {"result": json.dumps({"value": work(ray.get(references[row["item"]]))})}
-        except UserError as error:
-            return {"result": json.dumps({"error": str(error)})}
+        except (UserError, OSError) as error:
+            told = error if isinstance(error, UserError) else of_the_machine(error)
+            if told is None:
+                raise
+            return {"result": json.dumps({"error": str(told)})}
 
     rows = ray.data.from_items([{"item": index} for index in range(len(items))], override_num_blocks=len(items))
     for row in within(quiet(rows.map(run, num_cpus=1, **ingest_options()))).iter_rows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import socket
@@ -136,19 +137,31 @@ def test_paths_stay_inside(store: Store, path: str) -> None:
         ("gs://bucket/x", "gs://… is not supported"),
         ("s3://key:secret@bucket/x", "credentials belong in the environment"),
         ("s3:///x", "s3://bucket/prefix"),
+        ("s3://", "s3://bucket/prefix"),
+        ("s3://bucket/x?access_key=secret", "credentials belong in the environment"),
+        ("s3://bucket/x?a=1&endpoint_override=secret", "credentials belong in the environment"),
+        ("file:///data?x=secret", "file URI reads file:///folder"),
+        ("file://host/data", "file URI reads file:///folder"),
+        ("file:///data%00", "control character"),
+        ("data\nset", "control character"),
+        ("data\0", "control character"),
+        ("~nobody-here/x", "no home folder is known for ~nobody-here"),
         ("", "is empty"),
     ],
 )
 def test_other_locations_are_refused(uri: str, line: str) -> None:
     with pytest.raises(UserError, match=line) as caught:
         open_store(uri)
+    assert "\n" not in str(caught.value)
     assert "secret" not in str(caught.value)
 
 
 def test_local_uris_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert open_store("runs/demo").uri == str(tmp_path / "runs/demo")
-    assert open_store((tmp_path / "with space").as_uri()).uri == str(tmp_path / "with space")
+    for name in ("with space", "with#hash", "with?mark", "with%20percent"):
+        assert open_store((tmp_path / name).as_uri()).uri == str(tmp_path / name)
+        assert open_store(str(tmp_path / name)).uri == str(tmp_path / name)
 
 
 def test_a_failed_local_write_leaves_the_old_object_and_nothing_else(
@@ -161,7 +174,7 @@ def test_a_failed_local_write_leaves_the_old_object_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="No space left on device: free some space there"):
         store.write("manifest.json", b"new")
     assert store.read("manifest.json") == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["manifest.json"]
@@ -180,6 +193,91 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
         open_store(str(tmp_path / "file/below")).check_access(write=True)
     with pytest.raises(UserError, match="there is no folder"):
         open_store(str(tmp_path / "none")).check_access(write=False)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+@pytest.mark.parametrize("call", ["fsync", "link", "replace"])
+def test_what_the_disk_refuses_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, refuse)
+    store = open_store(str(tmp_path / "store"))
+    with pytest.raises(UserError) as caught:
+        store.write("a/shard", b"data", if_absent=call == "link")
+    assert str(caught.value).startswith(f"cannot write {tmp_path}/store/a/shard: {os.strerror(number)}: ")
+    assert not list(tmp_path.rglob("*.tmp"))
+    if call != "replace":
+        with pytest.raises(UserError, match=f"cannot write to {tmp_path}/store: {os.strerror(number)}: "):
+            store.check_access(write=True)
+
+
+def test_a_folder_that_nothing_can_be_made_in_is_refused_at_once() -> None:
+    """In /proc every name is absent, also after it was made: a loop that waits for it would never end."""
+    with pytest.raises(UserError, match="cannot write to /proc/nope: "):
+        open_store("/proc/nope").check_access(write=True)
+    with pytest.raises(UserError, match="cannot write /proc/nope/x: "):
+        open_store("/proc/nope").write("x", b"")
+
+
+def test_checking_a_place_leaves_no_folders(tmp_path: Path) -> None:
+    open_store(str(tmp_path / "a/b")).check_access(write=True)
+    with pytest.raises(UserError, match="File name too long: choose a shorter name"):
+        open_store(str(tmp_path / "c" / ("x" * 300))).check_access(write=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_that_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("gone")
+    (tmp_path / "loop").symlink_to("loop")
+    for place, link in [("dangling", "dangling"), ("dangling/below", "dangling"), ("loop", "loop")]:
+        with pytest.raises(UserError, match=f"{tmp_path}/{link} is a link that leads nowhere"):
+            open_store(str(tmp_path / place)).check_access(write=True)
+
+
+def test_a_file_system_without_hard_links_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}: its file system has no hard links"):
+        open_store(str(tmp_path)).check_access(write=True)
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    store = open_store(str(tmp_path))
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}/folder: Is a directory"):
+        store.read("folder")
+    with pytest.raises(FileNotFoundError):
+        store.read("file/below")
+    assert not store.exists("file/below")
+    with pytest.raises(UserError, match="has a NUL in it"):
+        store.write("a\0b", b"")
+
+
+@pytest.mark.parametrize("name", ["exp#2", "exp?2", "exp%232", "exp 2", "exp+2", "exp;2", "exp&x=1", "exp=2", "é"])
+def test_a_name_is_exactly_what_it_is(store: Store, name: str) -> None:
+    """No URL parser reads it again: `exp#2` is not `exp`, nor `exp%232` `exp#2`."""
+    store.write("exp/x", b"another")
+    below = open_store(store.sub(name).uri)
+    assert not below.exists("x")
+    below.write("x", name.encode(), if_absent=True)
+    below.write(f"{name}/{name}", b"")
+    assert below.list() == sorted([("x", len(name.encode())), (f"{name}/{name}", 0)])
+    assert store.read(f"{name}/x") == name.encode()
+    assert store.read("exp/x") == b"another"
+    filesystem, path = pyarrow_filesystem(below.uri)
+    with filesystem.open_input_file(f"{path}/x") as file:
+        assert file.read() == name.encode()
+    with filesystem.open_output_stream(f"{path}/y") as file:
+        file.write(b"45")
+    assert store.read(f"{name}/y") == b"45"
 
 
 def _denied(store: Store) -> str:

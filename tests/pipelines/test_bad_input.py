@@ -156,8 +156,10 @@ def test_unknown_recipe(shell: Shell, recipe: str, named: list[str]) -> None:
         ("optim.momentum=1.5", ["optim.momentum must be in [0, 1)", "1.5"]),
         ("run.num_workers=-1", ["run.num_workers must be 0 or more, or [min, max]", "-1"]),
         ("optim.momentum", ["--set optim.momentum", "expected section.key=value"]),
+        ("run.name=..", ["run.name must name a folder", "'..'"]),
+        ('run.name="a\\nb"', ["run.name must name a folder"]),
     ],
-    ids=["key", "section", "type", "flag", "range", "workers", "no value"],
+    ids=["key", "section", "type", "flag", "range", "workers", "no value", "parent folder", "newline"],
 )
 def test_bad_setting(shell: Shell, setting: str, named: list[str]) -> None:
     before = shell.files()
