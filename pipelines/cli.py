@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from infra import errors
+from pipelines import paths
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -35,5 +36,5 @@ def add_set(parser: argparse.ArgumentParser) -> None:
 
 
 def local_home(home: str) -> str:
-    """Where MLflow's database is without MLFLOW_TRACKING_URI: beside the runs, or in runs/ where those are on S3."""
-    return "runs" if "://" in home else home
+    """Return where MLflow's database is without MLFLOW_TRACKING_URI: with the runs, or in ./runs if those are on S3."""
+    return paths.absolute("runs", paths.here().disk) if "://" in home else home

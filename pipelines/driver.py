@@ -23,6 +23,7 @@ from pipelines import cli
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
 from pipelines.outcome import DELIVERY_PATIENCE_S, Outcome, conclude
+from pipelines.paths import shown
 from pipelines.recipe import DEFAULTS, Recipe, build_recipe
 from pipelines.start_weights import check_start, start_uri
 from resnet_core.schedule import total_samples, total_steps
@@ -161,7 +162,7 @@ def _check_same(what: str, data_digest: str, began: dict[str, Any], recipe: Reci
     hint = "choose another run.name, or go back"
     if manifest and data_digest != manifest.digest:
         raise UserError(
-            f"{what} was trained on data set {data_digest[:16]}, {recipe.data.uri} holds {manifest.name}: {hint}"
+            f"{what} was trained on data set {data_digest[:16]}, {shown(recipe.data.uri)} holds {manifest.name}: {hint}"
         )
     now = recipe.trajectory()
     for key in {**began, **now}:

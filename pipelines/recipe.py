@@ -20,7 +20,9 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.errors import UserError
+from pipelines import paths
 from pipelines.data.prepare_config import PrepareConfig
+from pipelines.paths import Here
 from pipelines.recipe_sections import DataConfig, RunConfig
 from pipelines.toml_file import find_file, first_line, nearest, read_toml
 from resnet_core.config import (
@@ -36,6 +38,7 @@ from resnet_core.schedule import epoch_end_step, to_steps, total_steps
 
 RECIPES = Path(__file__).parent / "recipes"
 DEMO = "mnist5k"
+_EMBEDDED = "mnist5k"  # as `data.source` names it; `./mnist5k` is a folder
 
 
 class Recipe(BaseModel):
@@ -73,9 +76,11 @@ class Recipe(BaseModel):
         left_out = {"name", "data.uri", "data.source", "data.task_mb", "model.num_classes"}  # set by the data
         left_out |= {"data.max_bad_samples", "data.cache_dir", "data.cache_gb"}  # change nothing in what is trained
         sections = ("prepare.", "compute.", "run.")
+        flat = self.flat()
+        flat["model.init_from"] = paths.below(self.model.init_from, self.run.relative_to)
         return {
             key: value
-            for key, value in self.flat().items()
+            for key, value in flat.items()
             if key in {"run.seed", "compute.precision"} or not (key in left_out or key.startswith(sections))
             if value != DEFAULTS[key]
         }
@@ -134,11 +139,38 @@ DEFAULTS: dict[str, Any] = {"name": ""} | {
     for field in dataclasses.fields(section)
 }
 
+_PATHS = {
+    f"{name}.{field.name}": str(field.type)
+    for name, section in SECTIONS.items()
+    for field in dataclasses.fields(section)
+    if field.type in ("Location", "Source", "NodeFolder")
+}
+"""Keys that hold paths, with their types."""
+
 
 def load_recipe(path: str | Path = DEMO, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Read a recipe file, or a shipped one by its stem, and apply dotted overrides before anything is derived."""
+    """Read a recipe file, or a shipped one by its stem, and apply dotted overrides before anything is derived.
+
+    Its paths are absolute from here on.
+    """
     file = _find(str(path))
-    return build_recipe({"name": file.stem, **read_toml(file)}, overrides or {}, where=file.name)
+    recipe = build_recipe({"name": file.stem, **read_toml(file)}, overrides or {}, where=file.name)
+    return located(recipe, paths.here())
+
+
+def located(recipe: Recipe, here: Here) -> Recipe:
+    """Return the recipe with absolute paths, as seen from `here`."""
+    flat = recipe.flat()
+    changed = {}
+    for key, kind in _PATHS.items():
+        if kind == "Source" and flat[key] == _EMBEDDED:
+            continue
+        path = paths.absolute(flat[key], here.disk if kind == "NodeFolder" else here.folder)
+        if path != flat[key]:
+            changed[key] = path
+    if "model.init_from" in changed:
+        changed["run.relative_to"] = here.folder
+    return build_recipe({}, {**flat, **changed}, where=recipe.name) if changed else recipe
 
 
 def build_recipe(

@@ -11,6 +11,12 @@ from infra.gate import MARGIN
 from pipelines.data.cache import CacheConfig
 from pipelines.data.decode import CropConfig
 from pipelines.data.undecoded import DecodeOn
+from resnet_core.config import Location
+
+Source = str
+"""A path or URI, or the word for images that a package brings along."""
+NodeFolder = str
+"""A folder on a node's own disk."""
 
 
 def _require(condition: bool, key: str, what: str, value: object) -> None:
@@ -22,9 +28,9 @@ def _require(condition: bool, key: str, what: str, value: object) -> None:
 class DataConfig(CropConfig):
     """Which data set, and how a sample becomes an input; the crop's fields are `CropConfig`'s."""
 
-    uri: str = ""
+    uri: Location = ""
     """Folder or s3://bucket/prefix that holds manifest.json."""
-    source: str = ""
+    source: Source = ""
     """If there is no data set at `uri` yet, prepare it from this SOURCE first; "" = never."""
     train_split: str = "train"
     eval_split: str = "test"
@@ -35,7 +41,7 @@ class DataConfig(CropConfig):
     max_bad_samples: int = 0
     """Samples of the whole run that may be unreadable, oversized, undecodable or mislabelled: they are left out, named
     in the run's quarantine.parquet (docs/bad-data.md). One more stops the run; 0 = the first does."""
-    cache_dir: str = ""
+    cache_dir: NodeFolder = ""
     """Folder on each node's own disk that keeps what data tasks have read of shards; "" = none."""
     cache_gb: float = 50.0
     """Most that is kept there, 10^9 bytes; what was used longest ago makes room."""
@@ -67,7 +73,7 @@ class RunConfig:
 
     name: str = ""
     """Folder of the run under `home` and name of the MLflow run; "" = recipe's name and digest."""
-    home: str = "runs"
+    home: Location = "runs"
     """Folder or s3://bucket/prefix for checkpoints and the run's state."""
     experiment: str = "resnet-ray"
     """MLflow experiment."""
@@ -91,6 +97,9 @@ class RunConfig:
     """Checkpoints between evaluations; 0 = only at evaluations."""
     keep_best: int = 1
     """Checkpoints kept for their accuracy, besides the newest two."""
+    relative_to: str = ""
+    """Set by the command: the folder that a relative model.init_from was given from. The run's name does not change
+    when that folder is moved."""
 
     @property
     def workers(self) -> tuple[int, int]:

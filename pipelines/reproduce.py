@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 if not __package__:
@@ -24,12 +23,12 @@ from rich.table import Table
 
 from infra.errors import UserError
 from pipelines import cli
+from pipelines.paths import shown
 from pipelines.recipe import parse_overrides
 from pipelines.suite import load_suite, shipped
 from pipelines.suite_plan import SuiteRun, plan_runs
 from pipelines.suite_report import to_text
 from pipelines.suite_run import Reproduction, outcome_of, run_folder
-from pipelines.train import anchored
 
 
 def main() -> None:
@@ -39,7 +38,6 @@ def main() -> None:
     suite = load_suite(arguments.suite)
     only = [suite.find(name).name for name in arguments.only]
     runs = plan_runs(suite, parse_overrides(arguments.settings))
-    runs = [replace(run, recipe=anchored(run.recipe)) for run in runs]
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if arguments.list:
         console.print(suite.title)
@@ -49,7 +47,7 @@ def main() -> None:
     run_id = reproduction.run(only)
     console.print(suite.title)
     console.print(to_text(suite, reproduction.measured))
-    console.print(f"table and figures  {reproduction.store.description}   (MLflow run {run_id})")
+    console.print(f"table and figures  {shown(reproduction.store.description)}   (MLflow run {run_id})")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from infra.errors import UserError
 from infra.storage import open_store
+from pipelines.paths import shown
 
 if TYPE_CHECKING:
     from resnet_core.config import ModelConfig
@@ -42,8 +43,8 @@ def load_start(network: ResNet, config: ModelConfig, uri: str) -> None:
         tensors = safetensors.torch.load(open_store(folder).read(name))
         load_weights(network, from_timm(tensors), new_head=config.new_head)
     except FileNotFoundError as error:
-        raise UserError(f"model.init_from: there is no {config.init_from}") from error
+        raise UserError(f"model.init_from: there is no {shown(config.init_from)}") from error
     except safetensors.SafetensorError as error:
-        raise UserError(f"model.init_from: {config.init_from} is not a safetensors file: {error}") from error
+        raise UserError(f"model.init_from: {shown(config.init_from)} is not a safetensors file: {error}") from error
     except ValueError as error:
-        raise UserError(f"model.init_from: {config.init_from} does not fit {config.name}: {error}") from error
+        raise UserError(f"model.init_from: {shown(config.init_from)} does not fit {config.name}: {error}") from error

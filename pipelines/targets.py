@@ -17,6 +17,7 @@ from infra.storage import open_store
 from pipelines.checkpoint import Checkpoint, Warn
 from pipelines.data.decode import SHOWN, CropConfig
 from pipelines.data.manifest import Manifest, load_manifest
+from pipelines.paths import shown
 from pipelines.recipe import Recipe, build_recipe
 from pipelines.scoring import EvalData, Predict, Views
 
@@ -215,7 +216,7 @@ def _class_names(checkpoint: Checkpoint, recipe: Recipe, manifest: Manifest) -> 
     if trained_on.digest != checkpoint.data_digest:
         raise UserError(
             f"checkpoint {checkpoint.step} was trained on data set {checkpoint.data_digest[:16]}, which is no longer "
-            f"at {recipe.data.uri}, so its classes are not known: name the data set's new place with --data"
+            f"at {shown(recipe.data.uri)}, so its classes are not known: name the data set's new place with --data"
         )
     return trained_on.class_names
 

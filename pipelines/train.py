@@ -15,37 +15,19 @@ if not __package__:
 
 from rich.console import Console
 
-from infra.cluster import in_job
 from pipelines import cli
 from pipelines.data.quarantine import QUARANTINE
 from pipelines.driver import train
 from pipelines.outcome import Outcome
-from pipelines.recipe import Recipe, build_recipe, load_recipe, parse_overrides
+from pipelines.paths import shown
+from pipelines.recipe import Recipe, load_recipe, parse_overrides
 
 
 def main() -> None:
     arguments = cli.recipe_parser("Train, evaluate and register the model that a recipe describes.").parse_args()
-    recipe = anchored(load_recipe(arguments.recipe, parse_overrides(arguments.settings)))
+    recipe = load_recipe(arguments.recipe, parse_overrides(arguments.settings))
     console = Console(soft_wrap=True, highlight=False, markup=False)
     _summarise(console, recipe, train(recipe, console))
-
-
-def anchored(recipe: Recipe) -> Recipe:
-    """In a Ray job, relative folders lie in the cluster's RESNET_RAY_STORAGE, such as s3://BUCKET.
-
-    Without one they lie in ~/resnet-ray: a job's working directory is a copy that Ray removes.
-    """
-    keys = anchored_keys(recipe)
-    return build_recipe({}, {**recipe.flat(), **keys}, where=recipe.name) if keys else recipe
-
-
-def anchored_keys(recipe: Recipe) -> dict[str, str]:
-    """The keys that `anchored` sets."""
-    if not in_job():
-        return {}
-    keys = {"run.home": recipe.run.home, "data.uri": recipe.data.uri}
-    home = os.environ.get("RESNET_RAY_STORAGE") or str(Path.home() / "resnet-ray")
-    return {key: f"{home}/{uri}" for key, uri in keys.items() if "://" not in uri and not uri.startswith("/")}
 
 
 def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
@@ -56,17 +38,17 @@ def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
         console.print(f"storage     {outcome.retries:,} requests had to be repeated")
     if outcome.bad_samples:
         report = f"{recipe.run.home}/{recipe.run_name}/{QUARANTINE}"
-        console.print(f"bad data    {outcome.bad_samples:,} samples left out, named in {report}")
+        console.print(f"bad data    {outcome.bad_samples:,} samples left out, named in {shown(report)}")
     if outcome.model:
         state = "champion" if outcome.champion else f"not champion: {outcome.reason}"
         console.print(f"registered  {outcome.model} ({state})")
-    console.print(f"run folder  {recipe.run.home}/{recipe.run_name}   (MLflow run {outcome.run_id})")
+    console.print(f"run folder  {shown(f'{recipe.run.home}/{recipe.run_name}')}   (MLflow run {outcome.run_id})")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        home = cli.local_home(recipe.run.home)
+        home = shown(cli.local_home(recipe.run.home))
         console.print(f"MLflow UI   make ui{'' if home == 'runs' else f' RUNS={home}'}")
     if outcome.model:
         model = outcome.model.split("/")[1]
-        image = outcome.example if "://" not in outcome.example else "IMAGE"
+        image = shown(outcome.example) if "://" not in outcome.example else "IMAGE"
         console.print(f"classify    .venv/bin/python pipelines/predict.py {image} --model models:/{model}@champion")
 
 

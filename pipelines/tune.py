@@ -23,8 +23,8 @@ from rich.table import Table
 
 from infra.errors import UserError
 from pipelines import cli
+from pipelines.paths import shown
 from pipelines.recipe import parse_overrides
-from pipelines.train import anchored_keys
 from pipelines.tuning.plan import Plan
 from pipelines.tuning.report import best, ranked, to_markdown
 from pipelines.tuning.space import load_space, shipped
@@ -36,7 +36,6 @@ def main() -> None:
     if arguments.space is None:
         raise UserError(f"name a space: a TOML file, or one of {', '.join(shipped())}")
     plan = Plan(load_space(arguments.space), parse_overrides(arguments.settings))
-    plan = Plan(plan.space, {**plan.overrides, **anchored_keys(plan.base)})
     plan.check()
     console = Console(soft_wrap=True, highlight=False, markup=False)
     study = Study(plan, console)
@@ -52,7 +51,7 @@ def main() -> None:
         from pipelines.tuning.finalize import finalize
 
         finalize(study, winner, run_id)
-    console.print(f"table and figures  {study.store.description}   (MLflow run {run_id})")
+    console.print(f"table and figures  {shown(study.store.description)}   (MLflow run {run_id})")
 
 
 def _parser() -> argparse.ArgumentParser:

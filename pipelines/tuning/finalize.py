@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from infra.errors import UserError
 from pipelines.driver import train
+from pipelines.paths import shown
 from pipelines.tuning.ledger import Trial, run_name
 from pipelines.tuning.study import Study
 
@@ -20,14 +21,14 @@ def finalize(study: Study, winner: Trial, run_id: str) -> None:
     """
     space = study.plan.space
     if winner.changes:
-        folder = f"{study.plan.base.run.home}/{run_name(space.name, winner)}"
+        folder = shown(f"{study.plan.base.run.home}/{run_name(space.name, winner)}")
         raise UserError(
             f"trial {winner.number:03d} of study {space.name} changed settings {len(winner.changes)} times, which "
             f"no recipe says: its weights are registered by `python pipelines/register.py {folder} --name NAME`"
         )
     recipe = study.plan.final(winner.values)
     study.store.write(WINNER, recipe.to_toml().encode())
-    study.console.print(f"winner      trial {winner.number:03d}: {study.store.description}/{WINNER}")
+    study.console.print(f"winner      trial {winner.number:03d}: {shown(f'{study.store.description}/{WINNER}')}")
     outcome = train(recipe, study.console, parent_run_id=run_id)
     found = f"test accuracy {outcome.accuracy:.2%} after {outcome.step} steps"
     study.console.print(f"final       {found}; in the study {winner.accuracy:.2%}")

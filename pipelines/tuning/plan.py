@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from infra.errors import UserError
 from pipelines.budget import at_equal_compute, compute, stretched, time_at
-from pipelines.recipe import Recipe, build_recipe, load_recipe
+from pipelines.paths import Here, here
+from pipelines.recipe import Recipe, build_recipe, load_recipe, located
 from pipelines.toml_file import nearest
 from pipelines.tuning.space import POPULATION, Space, flattened
 
@@ -35,6 +36,8 @@ class Plan:
 
     space: Space
     overrides: Mapping[str, Any]
+    here: Here = field(default_factory=here)
+    """Where relative paths begin: a trial's process works in another folder."""
 
     @cached_property
     def base(self) -> Recipe:
@@ -60,6 +63,7 @@ class Plan:
             UserError: they cannot be trained with.
         """
         recipe = build_recipe({}, {**self.base.flat(), **self.settings(values)}, where=self.space.name)
+        recipe = located(recipe, self.here)
         if self.space.budget.equal_compute:
             recipe = at_equal_compute(recipe, self.base)
         return self._evaluated(recipe)
@@ -76,7 +80,8 @@ class Plan:
         recipe = stretched(recipe, factor) if factor != 1 else recipe
         own = {"name": f"{self.space.name}-winner", "run.eval_at": [], "run.name": "", "run.register_as": ""}
         settings = {**own, **flattened(self.space.final.set), "run.register_as": self.register_as}
-        return build_recipe({}, {**recipe.flat(), **settings}, where=f"{self.space.name}, final")
+        final = build_recipe({}, {**recipe.flat(), **settings}, where=f"{self.space.name}, final")
+        return located(final, self.here)
 
     def settings(self, values: Values) -> dict[str, Any]:
         """The recipe's keys that the values set."""

@@ -25,6 +25,7 @@ from pipelines import cli
 from pipelines.checkpoint import RunFolder
 from pipelines.driver import find_data
 from pipelines.outcome import DELIVERY_PATIENCE_S
+from pipelines.paths import shown
 from pipelines.recipe import Recipe
 from pipelines.tuning.children import Children
 from pipelines.tuning.ledger import STUDY, Ledger
@@ -112,7 +113,7 @@ class Study:
             data_cpus=data_cpus(recipe, at_once),
             keeper=GroupKeeper.remote(),  # type: ignore[attr-defined]  # Ray adds it
         )
-        self.console.print(f"{space.trials} trials, {at_once} at once: {recipe.run.home}/studies/{space.name}")
+        self.console.print(f"{space.trials} trials, {at_once} at once: {shown(self.store.description)}")
         with Children(self.plan, self.ledger, self.console) as children, tempfile.TemporaryDirectory() as scratch:
             journal = Journal(self.plan, self.ledger, children.close)
             tuner = tune.Tuner(

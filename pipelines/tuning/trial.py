@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,7 @@ def run_trial(job: TrialJob, number: int) -> None:
     from pipelines.driver import train
     from pipelines.tuning.groups import HoldGroup, instead_of_trains
 
+    _enter(job.plan.here.disk)
     trial = Trial.from_json(json.loads(open_store(job.study_uri).read(trial_file(number))))
     if job.repeats:
         for report in trial.reports:
@@ -78,6 +80,12 @@ def run_trial(job: TrialJob, number: int) -> None:
         tune.report({FAILED: str(error), "accuracy": 0.0})
         return
     _report_missed(job, trial, recipe, folder)
+
+
+def _enter(folder: str) -> None:
+    """Work where the command does: Tune gives each trial a folder of its own, in which relative paths lead nowhere."""
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)
 
 
 def _told(values: Mapping[str, Any]) -> dict[str, str]:

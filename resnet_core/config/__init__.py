@@ -6,7 +6,7 @@ A value that cannot be trained with raises ValueError naming its field as the re
 from resnet_core.config.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, Rgb
 from resnet_core.config.compute import ComputeConfig, Precision
 from resnet_core.config.curriculum import CurriculumConfig
-from resnet_core.config.model import DropPathShape, Family, ModelConfig
+from resnet_core.config.model import DropPathShape, Family, Location, ModelConfig
 from resnet_core.config.optim import Loss, MomentumForm, OptimConfig, OptimizerName
 from resnet_core.config.schedule import ScheduleConfig, Shape, Unit, WarmupShape
 from resnet_core.config.variants import VARIANTS, CifarName, ImageNetName, ModelName, Variant
@@ -22,6 +22,7 @@ __all__ = [
     "DropPathShape",
     "Family",
     "ImageNetName",
+    "Location",
     "Loss",
     "ModelConfig",
     "ModelName",

@@ -22,6 +22,8 @@ from resnet_core.config.variants import (
 
 Family = Literal["imagenet", "cifar"]
 DropPathShape = Literal["linear", "uniform"]
+Location = str
+"""A path or URI; relative ones become absolute where the recipe is read."""
 Published = Literal[""]
 """As the name has it."""
 
@@ -39,7 +41,7 @@ class ModelConfig:
     depths: tuple[int, ...] = ()
     """Blocks per stage, as (n, n, n) of the paper's 6n + 2 layers; () = as the name has it."""
     in_channels: int = 3
-    init_from: str = ""
+    init_from: Location = ""
     """Weights to start from: a safetensors file or its s3:// URI, by our, torchvision's or timm's names."""
     new_head: bool = False
     """Leave the last layer of `init_from` out: for other classes."""
