@@ -24,6 +24,12 @@ def centred(length: int, size: int) -> int:
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
 
 
+def centred_inside(length: int, size: int) -> tuple[int, int]:
+    """Begin and end of the part of a centred window that is inside the image."""
+    begin = max(0, centred(length, size))
+    return begin, min(length, begin + size)
+
+
 def random_box(width: int, height: int, crop: CropConfig, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of a random region; the distribution is that of torchvision's RandomResizedCrop.
 

@@ -9,7 +9,6 @@ uint8 arrays HWC.
 from __future__ import annotations
 
 import dataclasses
-import io
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,18 +17,24 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.data.boxes import centred, jittered_box, padded_offset, random_box, size_by_shorter
+from pipelines.data.boxes import centred, centred_inside, jittered_box, padded_offset, random_box, size_by_shorter
+from pipelines.data.depth import UnreadableSamples, shallow
+from pipelines.data.formats import identified, told, unread_jpeg
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from pipelines.data.manifest import Stored
 
-MAX_PIXELS = 25_000_000
-"""Checked on the header alone: a small file with a forged header would otherwise decode to hundreds of megabytes."""
+MEGAPIXEL = 1_000_000
+MAX_PIXELS = 100 * MEGAPIXEL
+"""Checked on the header alone: a small file with a forged header would otherwise decode to gigabytes.
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-"""Pillow would also try formats that start other programs or that nobody trains on."""
+Pillow takes 4 bytes a pixel and the array of the pixels 3 more, 0.7 GB at the limit.
+"""
+LARGE_PIXELS = 25 * MEGAPIXEL
+"""A JPEG of more is decoded at reduced size where a smaller image is stored; no image is enlarged to more."""
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own guard warns at 89 megapixels; ours refuses, and is checked on every file
 
 Record = bytes | bytearray | memoryview
 """The stored bytes of one image."""
@@ -49,7 +54,7 @@ class DecodeError(Exception):
 
 
 class OversizedImage(DecodeError):
-    """By its header an image has more than `MAX_PIXELS`; nothing of it was decoded."""
+    """An image has more pixels than the limit, or would have after resizing; the memory for them was not taken."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,28 +131,38 @@ class CropConfig:
         return CropConfig(**{**fields, **scaled, "image_size": size})
 
 
-def open_rgb(data: Record) -> Image.Image:
+def open_rgb(data: Record, *, max_pixels: int = MAX_PIXELS, shorter: int = 0) -> Image.Image:
     """Decode to a Pillow image in mode RGB.
 
-    CMYK, grey, palette, 16-bit and transparent images become RGB (alpha is dropped); an EXIF rotation is not applied,
-    as in torchvision's loader; of an animation the first frame counts.
+    CMYK, grey, palette and transparent images become RGB (alpha is dropped); more than 8 bits a sample become 8
+    (`pipelines.data.depth`); an EXIF rotation is not applied, as in torchvision's loader; of an animation the first
+    frame counts.
+
+    Args:
+        data: the file.
+        max_pixels: the most that an image may have.
+        shorter: pixels of the shorter side that are needed; 0 = all. A JPEG of more than `LARGE_PIXELS` is decoded at
+            an eighth, a quarter or half of its size, and never below twice `shorter`.
 
     Raises:
-        DecodeError: not an image, truncated, or more than `MAX_PIXELS`.
+        DecodeError: not an image, truncated, or more than `max_pixels`.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise OversizedImage(f"{image.width}x{image.height} is more than {MAX_PIXELS:,} pixels")
-        return _to_rgb(image)
+        image = identified(data)
+        if image.width * image.height > max_pixels:
+            raise OversizedImage(f"{image.width}x{image.height} is more than {max_pixels:,} pixels")
+        if shorter and image.width * image.height > LARGE_PIXELS:
+            least = size_by_shorter(image.width, image.height, 2 * shorter)
+            image.draft(None, least)  # of formats, a JPEG alone can do this
+        return _to_rgb(image, data)
     except DecodeError:
         raise
-    except Image.DecompressionBombError as error:
-        raise OversizedImage(str(error)) from None
     except UnidentifiedImageError:
-        raise DecodeError(f"not an image ({len(data):,} bytes)") from None
+        raise DecodeError(told(data)) from None
+    except UnreadableSamples as error:
+        raise DecodeError(str(error)) from None
     except Exception as error:  # Pillow's plugins raise what they like on hostile bytes
-        raise DecodeError(f"{type(error).__name__}: {error}") from error
+        raise DecodeError(unread_jpeg(data) or f"{type(error).__name__}: {error}") from error
 
 
 def decode_rgb(data: Record) -> npt.NDArray[np.uint8]:
@@ -179,9 +194,10 @@ def to_rgb(table: pa.Table, stored: Stored) -> list[npt.NDArray[np.uint8]]:
     return [np.asarray(open_record(record, stored)) for record in table["image"].to_pylist()]
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255 instead of scaling
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+def _to_rgb(image: Image.Image, data: Record) -> Image.Image:
+    found = shallow(image, data)
+    if found is not None:
+        return found.image.convert("RGB")
     if image.mode == "P" and "transparency" in image.info:  # straight to RGB warns
         image = image.convert("RGBA")
     return image.convert("RGB")
@@ -200,14 +216,54 @@ def train_crop(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -
 
 def eval_crop(image: Image.Image, crop: CropConfig) -> npt.NDArray[np.uint8]:
     """Resize the shorter side, then the centre, zero-padded where the image is smaller: uint8 SxSx3."""
-    return np.asarray(center(resize_shorter(image, crop.eval_resize, crop.interpolation), crop.image_size))
+    return np.asarray(resized_center(image, crop.eval_resize, crop.image_size, crop.interpolation))
+
+
+def resized_center(
+    image: Image.Image, shorter: int, size: int, interpolation: Interpolation = "bilinear"
+) -> Image.Image:
+    """The central size x size region of the image whose shorter side is resized to `shorter` pixels.
+
+    Of a long, thin image only that region is computed: of 10,000x1 pixels the whole would take 2 GB.
+    """
+    width, height = size_by_shorter(image.width, image.height, shorter)
+    if width * height <= max(LARGE_PIXELS, image.width * image.height):
+        return center(resize_shorter(image, shorter, interpolation), size)
+    left, right = centred_inside(width, size)
+    top, bottom = centred_inside(height, size)
+    across, down = image.width / width, image.height / height
+    part = image.resize(
+        (right - left, bottom - top),
+        FILTERS[interpolation],
+        box=(left * across, top * down, right * across, bottom * down),
+    )
+    return center(part, size)
 
 
 def resize_shorter(image: Image.Image, size: int, interpolation: Interpolation = "bilinear") -> Image.Image:
-    """The shorter side to `size` pixels, the longer one in proportion, rounded down as in torchvision."""
+    """The shorter side to `size` pixels, the longer one in proportion, rounded down as in torchvision.
+
+    Raises:
+        OversizedImage: see `resized_size`.
+    """
     if min(image.size) == size:
         return image
-    return image.resize(size_by_shorter(image.width, image.height, size), FILTERS[interpolation])
+    return image.resize(resized_size(image.width, image.height, size), FILTERS[interpolation])
+
+
+def resized_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """Width and height of an image whose shorter side is resized to `size` pixels.
+
+    Raises:
+        OversizedImage: a long, thin image would be enlarged to more than `LARGE_PIXELS`.
+    """
+    resized = size_by_shorter(width, height, size)
+    if math.prod(resized) > max(LARGE_PIXELS, width * height):
+        raise OversizedImage(
+            f"{width}x{height} with its shorter side at {size} would be {resized[0]}x{resized[1]}, "
+            f"more than {LARGE_PIXELS:,} pixels"
+        )
+    return resized
 
 
 def center(image: Image.Image, size: int) -> Image.Image:

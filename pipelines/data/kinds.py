@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 
 from PIL import Image
 
-from pipelines.data.decode import FORMATS
+from pipelines.data.depth import is_deep, shallow
+from pipelines.data.formats import REPAIRED, identified
 
 _EXIF_ORIENTATION = 0x0112
-_PNG_DEPTH_BYTE, _DEEP = 24, 16  # bits of a channel, in the IHDR chunk that a PNG begins with
 _FORMAT_BY_SUFFIX = {
-    "jpg": "JPEG",
-    "jpeg": "JPEG",
+    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif", "mpo"), "JPEG"),
+    "avif": "AVIF",
     "png": "PNG",
     "webp": "WEBP",
     "gif": "GIF",
@@ -22,6 +21,8 @@ _FORMAT_BY_SUFFIX = {
     "tiff": "TIFF",
     "ppm": "PPM",
     "pgm": "PPM",
+    "pbm": "PPM",
+    "pnm": "PPM",
 }
 
 
@@ -29,7 +30,7 @@ def kinds_of(data: bytes, key: str) -> list[str]:
     """Names of what is odd, none for a plain RGB image; `data` has been found to decode."""
     found = []
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with identified(data) as image:
             for kind in _kinds(image, data, key):
                 found.append(kind)
     except Exception:  # Pillow's readers of EXIF and of further frames raise what they like; the pixels are whole
@@ -40,9 +41,10 @@ def kinds_of(data: bytes, key: str) -> list[str]:
 def _kinds(image: Image.Image, data: bytes, key: str) -> Iterator[str]:
     if image.mode == "CMYK":
         yield "CMYK"
-    if image.mode.startswith("I") or (image.format == "PNG" and data[_PNG_DEPTH_BYTE] == _DEEP):
-        yield "16-bit"
-    if image.mode in ("1", "L", "LA") or image.mode.startswith("I"):
+    deep = shallow(identified(data), data) if is_deep(image) else None  # opened again: loading closes a TIFF
+    if deep is not None:
+        yield deep.kind
+    if image.mode in ("1", "L", "LA", "F") or image.mode.startswith("I"):
         yield "grey"
     if image.mode == "P":
         yield "palette"
@@ -52,7 +54,9 @@ def _kinds(image: Image.Image, data: bytes, key: str) -> Iterator[str]:
     named = _FORMAT_BY_SUFFIX.get(key.rpartition(".")[2].lower())
     if named and named != form:
         yield f"{form} named {named}"
-    if image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
+    if image.info.get(REPAIRED):
+        yield "damaged metadata"
+    elif image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
         yield "EXIF-rotated"
     if getattr(image, "is_animated", False):
         yield "multi-frame"

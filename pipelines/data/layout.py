@@ -11,7 +11,7 @@ import numpy as np
 
 from infra.errors import UserError
 from pipelines.data.manifest import Stored
-from pipelines.data.prepare_config import PrepareConfig
+from pipelines.data.prepare_config import MAX_MEGAPIXELS, PrepareConfig
 from pipelines.data.rng import Purpose, permutation, stream
 from pipelines.data.samples import Positions, Samples, Source
 from pipelines.data.sources.index import PROGRESS
@@ -35,6 +35,7 @@ class ShardJob:
     group_rows: int
     stored: Stored
     positions: Positions  # of the shard's rows among the split's samples
+    max_megapixels: int = MAX_MEGAPIXELS  # of an image
 
     @property
     def sidecar(self) -> str:
@@ -64,6 +65,11 @@ def stored_form(source: Source, config: PrepareConfig) -> Stored:
     if form == "original":
         if source.side:
             raise UserError(f'prepare.form "original" needs image files, and this is {source.description}: use "raw"')
+        if config.max_megapixels > MAX_MEGAPIXELS:
+            raise UserError(
+                f'prepare.max_megapixels must be at most {MAX_MEGAPIXELS} for form "original" (training decodes no '
+                f'more), got {config.max_megapixels}: add prepare.form="jpeg" or "raw"'
+            )
         if config.size:
             raise UserError(
                 'prepare.size has no effect on image files kept as they are: add prepare.form="jpeg" or "raw"'
@@ -106,6 +112,7 @@ def plan_shards(
                     group_rows=min(max(rows // _GROUPS_PER_SPLIT, least), most),
                     stored=stored,
                     positions=positions,
+                    max_megapixels=config.max_megapixels,
                 )
             )
             first_id += len(positions)

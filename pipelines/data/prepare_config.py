@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.data.decode import MAX_PIXELS, MEGAPIXEL
+
+MAX_MEGAPIXELS = MAX_PIXELS // MEGAPIXEL
+"""What training, evaluation and predict decode at most (`pipelines.data.decode`)."""
 _MAX_QUALITY = 100
 
 
@@ -26,6 +30,10 @@ class PrepareConfig:
     """Share of each class that becomes the test split where a source has none of its own."""
     max_bad_images: int = 0
     """Images that may be left out because they do not decode; each is named in rejected.parquet. More stop prepare."""
+    max_megapixels: int = MAX_MEGAPIXELS
+    """Millions of pixels that an image may have; images of more count as bad. 7 bytes of memory a pixel are needed for
+    a moment, 0.7 GB for 100; jpeg and raw: a JPEG of more than 25 is decoded at reduced size. More than 100 are for
+    these two forms alone."""
     seed: int = 0
     """Decides what is held out and how samples are spread over the shards."""
 
@@ -40,6 +48,7 @@ class PrepareConfig:
         _require(self.min_shards >= 1, "min_shards", "must be at least 1", self.min_shards)
         _require(0 <= self.holdout < 1, "holdout", "must be in [0, 1)", self.holdout)
         _require(self.max_bad_images >= 0, "max_bad_images", "must be at least 0", self.max_bad_images)
+        _require(self.max_megapixels >= 1, "max_megapixels", "must be at least 1", self.max_megapixels)
         _require(self.seed >= 0, "seed", "must be at least 0", self.seed)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from pipelines.data.decode import DecodeError, center, open_rgb, resize_shorter
+from pipelines.data.decode import MAX_PIXELS, MEGAPIXEL, DecodeError, open_rgb, resize_shorter, resized_center
 from pipelines.data.kinds import kinds_of
 from pipelines.data.manifest import RowGroup, Shard, Span, Stored
 from pipelines.data.samples import Samples, SourceSample
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pipelines.data.layout import ShardJob
 
 GROUP_BYTES = 6 * 2**20  # images of a row group, about: large enough to fetch, small enough to shuffle
+_JPEG_SIDE = 65_500  # libjpeg's limit
 HASH_BYTES = 16  # of each image's sha256: among 10^9 images none collide by chance
 
 
@@ -126,7 +127,7 @@ def _rows(job: ShardJob, samples: Samples, seen: _Seen) -> Iterator[dict[str, An
     """The shard's rows. Every image is decoded, and those that do not are all noted."""
     for number, sample in enumerate(samples.take(job.positions).read()):
         try:
-            image = encode(sample, job.stored)
+            image = encode(sample, job.stored, job.max_megapixels * MEGAPIXEL)
         except DecodeError as error:
             seen.bad.append(BadImage(position=int(job.positions[number]), key=sample.key, reason=str(error)))
             continue
@@ -137,22 +138,38 @@ def _rows(job: ShardJob, samples: Samples, seen: _Seen) -> Iterator[dict[str, An
         yield {"image": image, "label": sample.label, "id": job.first_id + number, "key": sample.key}
 
 
-def encode(sample: SourceSample, stored: Stored) -> bytes:
+def encode(sample: SourceSample, stored: Stored, max_pixels: int = MAX_PIXELS) -> bytes:
     """A sample's image in the stored form.
 
     Raises:
-        DecodeError: the source's file does not decode.
+        DecodeError: the source's file does not decode, has more than `max_pixels`, or does not fit the stored form.
     """
     if sample.refusal:
         raise DecodeError(sample.refusal)
-    picture = open_rgb(sample.image) if isinstance(sample.image, bytes) else Image.fromarray(sample.image)
+    if isinstance(sample.image, bytes):
+        picture = open_rgb(sample.image, max_pixels=max_pixels, shorter=stored.size)
+    else:
+        picture = Image.fromarray(sample.image)
     if stored.form == "original":
         assert isinstance(sample.image, bytes)
         return sample.image
-    if stored.form == "raw":
-        return center(resize_shorter(picture, stored.size), stored.size).tobytes()
+    try:
+        return _pixels(picture, stored) if stored.form == "raw" else _jpeg(picture, stored)
+    except (OSError, ValueError, MemoryError) as error:  # as Pillow's encoders raise them
+        size = f"{picture.width}x{picture.height}"
+        raise DecodeError(f"{size} cannot be stored as {stored.form}: {type(error).__name__}: {error}") from error
+
+
+def _pixels(picture: Image.Image, stored: Stored) -> bytes:
+    return resized_center(picture, stored.size, stored.size).tobytes()
+
+
+def _jpeg(picture: Image.Image, stored: Stored) -> bytes:
     if min(picture.size) > stored.size:
         picture = resize_shorter(picture, stored.size)
+    if max(picture.size) > _JPEG_SIDE:
+        size = f"{picture.width}x{picture.height}"
+        raise DecodeError(f"{size} cannot be stored as JPEG, which has at most {_JPEG_SIDE:,} pixels a side")
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=stored.quality)
     return buffer.getvalue()

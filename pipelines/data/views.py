@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines.data.boxes import size_by_shorter
 from pipelines.data.decode import (
     MAX_PIXELS,
     CropConfig,
@@ -26,6 +25,7 @@ from pipelines.data.decode import (
     open_record,
     raw_pixels,
     resize_shorter,
+    resized_size,
     train_crop,
 )
 from pipelines.data.jpeg import decode_region, read_header
@@ -77,15 +77,16 @@ def whole_views(record: Record, stored: Stored, crop: CropConfig, scales: Sequen
     """The whole image with its shorter side at each of `scales` pixels, uint8 HxWx3 each.
 
     Raises:
-        DecodeError: not an image of the stored form.
+        DecodeError: not an image of the stored form, or too long and thin for one of the scales.
     """
     if crop.decoder == "exact":
         image = open_record(record, stored)
         return [np.asarray(resize_shorter(image, scale, crop.interpolation)) for scale in scales]
     picture = _open(record, stored)
     size = picture.width, picture.height
+    resized = [resized_size(*size, scale) for scale in scales]
     pixels = picture.region((0, 0, *size))
-    return [_at_size(pixels, (0, 0, *size), size_by_shorter(*size, scale), crop.interpolation) for scale in scales]
+    return [_at_size(pixels, (0, 0, *size), each, crop.interpolation) for each in resized]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from infra.errors import UserError
 from pipelines.data.layout import ShardJob, plan_shards, stored_form
 from pipelines.data.manifest import MANIFEST, Manifest, Stored, check_shards, load_manifest
-from pipelines.data.prepare_config import PrepareConfig
+from pipelines.data.prepare_config import MAX_MEGAPIXELS, PrepareConfig
 from pipelines.data.report import read_report, write_report
 from pipelines.data.samples import Samples, Source
 from pipelines.data.shard_file import BadImage, BadImages, Written, write_shard
@@ -102,7 +102,10 @@ def clear_progress(store: Store) -> None:
 
 def _layout(config: PrepareConfig) -> dict[str, float]:
     """The settings that, with the stored form, decide the content."""
-    return {name: getattr(config, name) for name in ("shard_mb", "min_shards", "holdout", "seed")}
+    settings = {name: getattr(config, name) for name in ("shard_mb", "min_shards", "holdout", "seed")}
+    if config.max_megapixels != MAX_MEGAPIXELS:  # data sets have the key only where it was set
+        settings["max_megapixels"] = config.max_megapixels
+    return settings
 
 
 def _rows(written: Sequence[Written]) -> dict[str, int]:

@@ -15,6 +15,8 @@ _FILES = (
     "pipelines/data/__init__.py",
     "pipelines/data/boxes.py",
     "pipelines/data/decode.py",
+    "pipelines/data/depth.py",
+    "pipelines/data/formats.py",
     "pipelines/data/jpeg.py",
     "pipelines/data/jpeg_region.c",
     "pipelines/data/manifest.py",

@@ -34,7 +34,7 @@ def spoilt(colours: Coloured, tmp_path: Path) -> Coloured:
     """30 training samples in 2 shards of 15: two of the first shard are bad; 3 epochs of 3 steps."""
     shutil.copytree(colours.store.uri, tmp_path / "data")
     store = LocalStore(uri=str(tmp_path / "data"))
-    manifest = rewritten(store, colours.manifest, {3: {"image": forged(9000, 9000)}, 8: {"label": 1000}})
+    manifest = rewritten(store, colours.manifest, {3: {"image": forged(12000, 12000)}, 8: {"label": 1000}})
     return dataclasses.replace(colours, store=store, manifest=manifest)
 
 
@@ -84,7 +84,7 @@ def check_ledger(folder: RunFolder, epochs: int) -> None:
     }
 
 
-FIRST = "sample 3 ({}) of shard train-00000.parquet, oversized: 9000x9000 is more than 25,000,000 pixels"
+FIRST = "sample 3 ({}) of shard train-00000.parquet, oversized: 12000x12000 is more than 100,000,000 pixels"
 SECOND = "sample 8 ({}) of shard train-00000.parquet, mislabelled: label 1000 is outside 0..2"
 
 

@@ -66,7 +66,7 @@ def forged(width: int, height: int) -> bytes:
 def spoilt(folder: Path) -> Path:
     """The folder with four images that cannot be used; another as large as no image may be."""
     (folder / "a" / "004.jpg").write_bytes(b"<Error/>")
-    (folder / "b" / "007.jpg").write_bytes(forged(9000, 9000))
+    (folder / "b" / "007.jpg").write_bytes(forged(12000, 12000))
     (folder / "b" / "008.jpg").write_bytes(b"")
     with (folder / "c" / "001.jpg").open("r+b") as file:
         file.truncate((32 << 20) + 1)
@@ -83,7 +83,7 @@ def test_bad_images_within_the_budget_are_left_out_and_listed(spoilt: Path, tmp_
     manifest = prepare(open_source(str(spoilt)), store, config)
     rejected = {row["key"]: row["reason"] for row in table(store, "rejected.parquet")}
     assert set(rejected) == {"a/004.jpg", "b/007.jpg", "b/008.jpg", "c/001.jpg"}
-    assert rejected["b/007.jpg"] == "9000x9000 is more than 25,000,000 pixels"
+    assert rejected["b/007.jpg"] == "12000x12000 is more than 100,000,000 pixels"
     assert rejected["c/001.jpg"] == "33,554,433 bytes are more than 33,554,432"
     assert manifest.total_rows == 86
     keys = set(ids_by_key(store))

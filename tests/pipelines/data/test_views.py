@@ -220,7 +220,7 @@ ODD = {
     "height of zero": (lambda data, at: data[:at] + b"\0\0" + data[at + 2 :])(
         encoded(PHOTO), encoded(PHOTO).index(b"\xff\xc0") + 5
     ),
-    "too large": (lambda data, at: data[:at] + b"\x17\x70\x17\x70" + data[at + 4 :])(
+    "too large": (lambda data, at: data[:at] + b"\x2e\xe0\x2e\xe0" + data[at + 4 :])(
         encoded(PHOTO), encoded(PHOTO).index(b"\xff\xc0") + 5
     ),
     "nothing": b"",
@@ -237,7 +237,7 @@ def test_odd_files_have_the_same_pixels_or_the_same_refusal(name: str) -> None:
 
 
 def test_the_refusal_of_an_oversized_jpeg_says_how_large_it_is() -> None:
-    with pytest.raises(DecodeError, match="6000x6000 is more than 25,000,000 pixels"):
+    with pytest.raises(DecodeError, match="12000x12000 is more than 100,000,000 pixels"):
         eval_view(ODD["too large"], IMAGE_FILE, CropConfig())
 
 

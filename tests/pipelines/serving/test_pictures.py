@@ -38,7 +38,7 @@ def test_an_image_is_what_evaluation_sees_of_it() -> None:
         (base64_of(b"hello"), 422, r"image 0: not an image \(5 bytes\)"),
         (b"hello", 422, r"image 0: not an image \(5 bytes\)"),
         (base64_of(bomb()), 413, r"image 0: .*pixels"),
-        (base64_of(bomb(side=6000)), 413, "image 0: 6000x6000 is more than 25,000,000 pixels"),
+        (base64_of(bomb(side=12_000)), 413, "image 0: 12000x12000 is more than 100,000,000 pixels"),
         (np.zeros((28, 28, 3), np.uint8), 422, f"image 0: 28x28x3, this model takes {SIZE}x{SIZE}x3"),
         ([[1, 2], [3]], 422, f"image 0: no regular shape, this model takes {SIZE}x{SIZE}x3"),
         ([], 422, f"image 0: 0, this model takes {SIZE}x{SIZE}x3"),
