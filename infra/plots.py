@@ -66,12 +66,18 @@ def curves(records: Iterable[Record], *, steps_per_epoch: float | None = None) -
 def confusion(matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> Figure:
     """The KxK counts of (true class, predicted class): as a labelled matrix, or, for many classes, as a coarse one
     beside the pairs that are confused most."""
-    if len(class_names) <= _MAX_LABELLED_CLASSES:
-        return _labelled_confusion(matrix, class_names)
+    return confusion_of_pairs(_pairs(matrix), class_names)
+
+
+def confusion_of_pairs(pairs: NDArray[np.integer[Any]], class_names: Sequence[str]) -> Figure:
+    """`confusion` of P x 3 numbers: true class, predicted class, images. Any number of classes fits into memory."""
+    classes = len(class_names)
+    if classes <= _MAX_LABELLED_CLASSES:
+        return _labelled_confusion(_binned(pairs, np.arange(classes)), class_names)
     figure = new_figure(13.5, 7)
     left, right = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    _binned_matrix(figure, left, matrix)
-    _confused_pairs(right, matrix, class_names)
+    _binned_matrix(figure, left, pairs, classes)
+    _confused_pairs(right, pairs, class_names)
     return figure
 
 
@@ -159,34 +165,48 @@ def _labelled_confusion(matrix: NDArray[np.integer[Any]], class_names: Sequence[
     return figure
 
 
-def _binned_matrix(figure: Figure, axis: Axes, matrix: NDArray[np.integer[Any]]) -> None:
+def _binned(pairs: NDArray[np.integer[Any]], starts: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Images by [true, predicted] group of classes, whose first classes are `starts`."""
+    counts = np.zeros((len(starts), len(starts)), dtype=np.int64)
+    true, predicted = (np.searchsorted(starts, pairs[:, side], side="right") - 1 for side in (0, 1))
+    np.add.at(counts, (true, predicted), pairs[:, 2])
+    return counts
+
+
+def _binned_matrix(figure: Figure, axis: Axes, pairs: NDArray[np.integer[Any]], classes: int) -> None:
     from matplotlib.colors import LogNorm
 
-    bins = min(_BINS, len(matrix))
-    edges = np.linspace(0, len(matrix), bins, endpoint=False).astype(int)
-    counts = np.add.reduceat(np.add.reduceat(matrix, edges, axis=0), edges, axis=1)
+    bins = min(_BINS, classes)
+    counts = _binned(pairs, np.linspace(0, classes, bins, endpoint=False).astype(int))
     shares = np.ma.masked_less_equal(_row_shares(counts), 0)
     image = axis.imshow(shares, cmap=_CELLS, norm=LogNorm(vmin=1e-4, vmax=1), interpolation="nearest")
     axis.set_xticks([])
     axis.set_yticks([])
-    correct = np.trace(matrix) / max(1, matrix.sum())
-    axis.set_title(f"{len(matrix):,} classes in {bins} groups; {correct:.1%} correct", fontsize=10, color=INK)
+    correct = pairs[pairs[:, 0] == pairs[:, 1], 2].sum() / max(1, pairs[:, 2].sum())
+    axis.set_title(f"{classes:,} classes in {bins} groups; {correct:.1%} correct", fontsize=10, color=INK)
     _matrix_frame(figure, axis, image, "share of the true group (log)")
 
 
 def confused_pairs(matrix: NDArray[np.integer[Any]], most: int) -> list[tuple[int, int, int]]:
     """(true class, predicted class, images) of the pairs that are confused most."""
-    wrong = np.array(matrix, dtype=np.int64)
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    pairs = zip(*np.unravel_index(order, wrong.shape), strict=True)
-    return [
-        (int(true), int(predicted), int(wrong[true, predicted])) for true, predicted in pairs if wrong[true, predicted]
-    ]
+    return worst_pairs(_pairs(matrix), most)
 
 
-def _confused_pairs(axis: Axes, matrix: NDArray[np.integer[Any]], class_names: Sequence[str]) -> None:
-    found = confused_pairs(matrix, _PAIRS)
+def worst_pairs(pairs: NDArray[np.integer[Any]], most: int) -> list[tuple[int, int, int]]:
+    """`confused_pairs` of P x 3 numbers: true class, predicted class, images; of equal counts the first ones."""
+    wrong = pairs[pairs[:, 0] != pairs[:, 1]]
+    order = np.argsort(-wrong[:, 2].astype(np.int64), kind="stable")[:most]
+    return [(true, predicted, count) for true, predicted, count in wrong[order].tolist()]
+
+
+def _pairs(matrix: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """The cells of a matrix that are not empty, row by row: P x 3."""
+    cells = np.argwhere(matrix)
+    return np.concatenate([cells, matrix[tuple(cells.T)][:, None]], axis=1, dtype=np.int64)
+
+
+def _confused_pairs(axis: Axes, counted: NDArray[np.integer[Any]], class_names: Sequence[str]) -> None:
+    found = worst_pairs(counted, _PAIRS)
     pairs = [(true, predicted) for true, predicted, _ in found]
     counts = [count for _, _, count in found]
     bars = axis.barh(range(len(pairs)), counts, color=_COLORS["test"], height=0.65)

@@ -91,7 +91,10 @@ class Checkpoint:
 
     @property
     def scored(self) -> dict[str, npt.NDArray[Any]] | None:
-        """The evaluation at this step in detail: confusion [label, predicted] and the most confident mistakes."""
+        """The evaluation at this step in detail: which classes are confused, and the most confident mistakes.
+
+        See `pipelines.sink.details`.
+        """
         from safetensors.numpy import load
 
         return load(self.files[SCORED]) if SCORED in self.files else None

@@ -71,13 +71,14 @@ class Comparison:
         """Of every class that has images, in the order of the classes."""
         from scipy.stats import false_discovery_control
 
-        present = np.unique(self.new.label).tolist()
-        of_class = [self.new.label == label for label in present]
+        labels = self.new.label
+        present, counts = np.unique(labels, return_counts=True)
+        of_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
         changes = [_paired(self.new.correct[rows], self.old.correct[rows]) for rows in of_class]
         adjusted = false_discovery_control([change.p_value for change in changes])
         return [
             ClassChange(name=self.class_names[label], paired=change, adjusted_p=float(p))
-            for label, change, p in zip(present, changes, adjusted, strict=True)
+            for label, change, p in zip(present.tolist(), changes, adjusted, strict=True)
         ]
 
     def to_parquet(self) -> bytes:

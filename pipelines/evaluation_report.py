@@ -85,7 +85,7 @@ class EvaluationReport:
             for place, label, predicted, sure in columns
         ]
         return {
-            "confusion": plots.confusion(predictions.confusion(len(names)), names),
+            "confusion": plots.confusion_of_pairs(predictions.pairs(), names),
             "reliability": evaluation_plots.reliability(
                 predictions.probability, predictions.correct, bins=CALIBRATION_BINS
             ),
@@ -107,9 +107,9 @@ class EvaluationReport:
 
     @cached_property
     def _confused(self) -> list[tuple[int, int, int]]:
-        from infra.plots import confused_pairs
+        from infra.plots import worst_pairs
 
-        return confused_pairs(self.evaluated.predictions.confusion(len(self.target.class_names)), _SHOWN_PAIRS)
+        return worst_pairs(self.evaluated.predictions.pairs(), _SHOWN_PAIRS)
 
     def _class_table(self) -> Table:
         score, intervals = self.evaluated.score, self.evaluated.class_accuracy

@@ -104,7 +104,9 @@ def _draw(
     if scored is None:
         return
     names = manifest.class_names
-    tracker.figure("plots/confusion.png", plots.confusion(scored["confusion"], names))
+    few = "confusion" in scored  # see pipelines.sink.details
+    confusion = plots.confusion(scored["confusion"], names) if few else plots.confusion_of_pairs(scored["pairs"], names)
+    tracker.figure("plots/confusion.png", confusion)
     columns = zip(scored["images"], scored["labels"], scored["predicted"], scored["probability"], strict=True)
     sheet = [
         plots.Mistake(image=image, label=names[label], predicted=names[predicted], probability=float(probability))

@@ -160,8 +160,8 @@ class SplitScore(Score):
         return cls(
             count=int(sums.count),
             data_digest=data.manifest.digest,
-            class_counts=tuple(sums.confusion.sum(dim=1).tolist()),
-            class_correct=tuple(sums.confusion.diagonal().tolist()),
+            class_counts=tuple(sums.class_counts.tolist()),
+            class_correct=tuple(sums.class_correct.tolist()),
             **sums.metrics(),
         )
 

@@ -23,6 +23,7 @@ from pipelines.feed import Feed
 from pipelines.recipe import Recipe
 from resnet_core.collective import gather_rows
 from resnet_core.evaluation import EvalSums, Mistakes
+from resnet_core.evaluation.exact import MATRIX_CLASSES
 from resnet_core.state import TrainState
 
 
@@ -111,9 +112,14 @@ class Sink:
 
 
 def details(sums: EvalSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
-    """What the plots of an evaluation are made of."""
+    """What the plots of an evaluation are made of: as large as the pictures, whatever the number of classes.
+
+    `confusion` [label, predicted] up to `MATRIX_CLASSES` classes; of more, `pairs` [pair, (label, predicted, images)].
+    """
+    few = sums.num_classes <= MATRIX_CLASSES
+    counts = {"confusion": sums.confusion} if few else {"pairs": sums.pairs}
     return {
-        "confusion": sums.confusion.to("cpu", torch.int32).numpy(),
+        **{name: values.to("cpu", torch.int32).numpy() for name, values in counts.items()},
         "images": mistakes.images_NHWC.cpu().numpy(),
         "labels": mistakes.labels_N.cpu().numpy(),
         "predicted": mistakes.predicted_N.cpu().numpy(),

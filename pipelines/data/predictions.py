@@ -44,6 +44,11 @@ class Predictions:
         cells = self.label.astype(np.int64) * classes + self.predicted
         return np.bincount(cells, minlength=classes * classes).reshape(classes, classes)
 
+    def pairs(self) -> npt.NDArray[np.int64]:
+        """P x 3: label, predicted, images, of the pairs that occur, in order; `confusion` of any number of classes."""
+        found, images = np.unique(np.stack([self.label, self.predicted], axis=1), axis=0, return_counts=True)
+        return np.concatenate([found, images[:, None]], axis=1, dtype=np.int64)
+
     def rows(self, chosen: npt.NDArray[np.int64] | Mask | slice) -> Self:
         """Some of the images."""
         return type(self)(**{name: column[chosen] for name, column in self._columns()})

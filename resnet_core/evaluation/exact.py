@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_core.collective import concatenate_ranks, max_over_ranks_, share_buffers, sum_over_ranks_
+from resnet_core.evaluation.pairs import PairCounts
 from resnet_core.step import StepConfig, eval_step
 
 TOP = 5
 CALIBRATION_BINS = 15
+MATRIX_CLASSES = 1024
+"""Most classes whose pairs are counted in a K x K matrix, 8 MB; of more, only the pairs that occur are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,13 +32,16 @@ class EvalBatch:
 
 
 class EvalSums:
-    """What a split's metrics are made of. Top-1, the count and the classes are read off the confusion matrix."""
+    """Sums that a split's metrics are made of. Top-1, the count and the classes are read off the pairs of classes."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.num_classes = num_classes
         self.loss = torch.zeros((), dtype=torch.float64, device=device)
         self.top5 = torch.zeros((), dtype=torch.int64, device=device)
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-        """K x K images: row = label, column = prediction."""
+        self._matrix: Tensor | None = None
+        self._counts = PairCounts(num_classes, device)
+        if num_classes <= MATRIX_CLASSES:
+            self._matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
         self.calibration = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=device)
         """Images predicted right less the sum of their confidences, per bin of confidence.
 
@@ -43,19 +49,56 @@ class EvalSums:
         """
 
     @property
+    def confusion(self) -> Tensor:
+        """K x K images: row = label, column = prediction. ValueError for more than `MATRIX_CLASSES` classes."""
+        if self._matrix is None:
+            raise ValueError(f"{self.num_classes:,} classes are more than {MATRIX_CLASSES:,}: read `pairs` instead")
+        return self._matrix
+
+    @confusion.setter
+    def confusion(self, images_KK: Tensor) -> None:
+        self._matrix = images_KK
+
+    @property
+    def pairs(self) -> Tensor:
+        """Int64 P x 3: label, prediction, images, of the pairs that occur, in order."""
+        if self._matrix is None:
+            return self._counts.rows
+        cells_P2 = self._matrix.nonzero()
+        return torch.cat([cells_P2, self._matrix[cells_P2[:, 0], cells_P2[:, 1], None]], dim=1)
+
+    @property
     def count(self) -> Tensor:
-        return self.confusion.sum()
+        return self.pairs[:, 2].sum() if self._matrix is None else self._matrix.sum()
 
     @property
     def top1(self) -> Tensor:
-        return self.confusion.diagonal().sum()
+        return self.class_correct.sum()
+
+    @property
+    def class_counts(self) -> Tensor:
+        """Int64 K: images of each class."""
+        return self._by_class(self.pairs) if self._matrix is None else self._matrix.sum(dim=1)
+
+    @property
+    def class_correct(self) -> Tensor:
+        """Int64 K: images of each class that were predicted right."""
+        if self._matrix is not None:
+            return self._matrix.diagonal()
+        pairs_P3 = self.pairs
+        return self._by_class(pairs_P3[pairs_P3[:, 0] == pairs_P3[:, 1]])
+
+    def _by_class(self, pairs_P3: Tensor) -> Tensor:
+        return pairs_P3.new_zeros(self.num_classes).index_add_(0, pairs_P3[:, 0], pairs_P3[:, 2])
 
     def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
-        num_classes = len(self.confusion)
-        ranked = logits_BK.topk(min(TOP, num_classes), dim=1).indices
+        ranked = logits_BK.topk(min(TOP, self.num_classes), dim=1).indices
         predicted_B = ranked[:, 0]
-        cells = labels_B * num_classes + predicted_B
-        self.confusion.view(-1).index_add_(0, cells, torch.ones_like(cells))
+        if self._matrix is None:
+            self._counts.add(labels_B, predicted_B)
+        else:
+            cells_B = labels_B * self.num_classes + predicted_B
+            self._matrix.view(-1).index_add_(0, cells_B, torch.ones_like(cells_B))
         self.top5 += (ranked == labels_B[:, None]).any(dim=1).sum()
         self.loss += F.cross_entropy(logits_BK, labels_B, reduction="none").sum(dtype=torch.float64)
         confidence_B = logits_BK.softmax(dim=1).amax(dim=1)
@@ -64,8 +107,12 @@ class EvalSums:
 
     def all_reduce(self) -> None:
         """Add up the sums of all ranks, all of which call this."""
-        for sums in (self.loss, self.top5, self.confusion, self.calibration):
+        for sums in (self.loss, self.top5, self.calibration):
             sum_over_ranks_(sums)
+        if self._matrix is None:
+            self._counts.all_reduce()
+        else:
+            sum_over_ranks_(self._matrix)
 
     def metrics(self) -> dict[str, float]:
         """Means: "loss", "accuracy", "top5_accuracy", "calibration_error".
@@ -86,7 +133,7 @@ class EvalSums:
 
     def class_accuracy(self) -> Tensor:
         """Float64 K: the share of each class's images that were predicted right, NaN for a class without images."""
-        return self.confusion.diagonal().double() / self.confusion.sum(dim=1)
+        return self.class_correct.double() / self.class_counts
 
 
 def _calibration_bin(confidence_B: Tensor) -> Tensor:

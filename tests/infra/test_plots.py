@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from infra.evaluation_plots import Flip, class_changes, flips, reliability
-from infra.plots import Mistake, confused_pairs, confusion, curves, mistakes
+from infra.plots import Mistake, confused_pairs, confusion, confusion_of_pairs, curves, mistakes, worst_pairs
 from infra.records import Record
 
 
@@ -88,6 +88,32 @@ def test_pairs_by_how_often_they_are_confused() -> None:
     matrix[2, 0], matrix[1, 3], matrix[0, 1] = 5, 7, 1
     assert confused_pairs(matrix, 2) == [(1, 3, 7), (2, 0, 5)]
     assert confused_pairs(np.diag(np.full(4, 9)), 2) == []
+
+
+@pytest.mark.parametrize("classes", [4, 40, 250])
+def test_a_confusion_of_pairs_is_that_of_their_matrix(classes: int) -> None:
+    drawn = np.random.default_rng(0).integers(0, classes, (900, 2))
+    found, images = np.unique(drawn, axis=0, return_counts=True)
+    matrix = np.zeros((classes, classes), dtype=np.int64)
+    matrix[found[:, 0], found[:, 1]] = images
+    pairs, names = np.concatenate([found, images[:, None]], axis=1), [f"class {k}" for k in range(classes)]
+    files = []
+    for figure in (confusion(matrix, names), confusion_of_pairs(pairs, names)):
+        file = io.BytesIO()
+        figure.savefig(file, format="png")
+        files.append(file.getvalue())
+    assert files[0] == files[1]
+    wrong = matrix - np.diag(matrix.diagonal())
+    order = np.argsort(-wrong, axis=None, kind="stable")[:9]
+    expected = [(*divmod(cell, classes), int(wrong.flat[cell])) for cell in order.tolist() if wrong.flat[cell]]
+    assert worst_pairs(pairs, 9) == expected == confused_pairs(matrix, 9)
+
+
+def test_the_confusion_of_twenty_thousand_classes() -> None:
+    pairs = np.array([[0, 0, 5], [7, 21_840, 9], [21_840, 21_840, 6]])
+    texts = _texts(confusion_of_pairs(pairs, [f"class {k}" for k in range(21_841)]))
+    assert "21,841 classes in 100 groups; 55.0% correct" in texts
+    assert "class 7 → class 21840" in texts
 
 
 def test_reliability_is_accuracy_by_confidence() -> None:

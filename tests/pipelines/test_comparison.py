@@ -103,6 +103,7 @@ def test_parts_are_joined_in_the_order_of_ids(comparison: Comparison) -> None:
     assert joined.id.tolist() == comparison.new.id.tolist()
     assert joined.predicted.tolist() == comparison.new.predicted.tolist()
     assert joined.confusion(3).tolist() == [[28, 12, 0], [0, 38, 2], [1, 0, 39]]
+    assert joined.pairs().tolist() == [[0, 0, 28], [0, 1, 12], [1, 1, 38], [1, 2, 2], [2, 0, 1], [2, 2, 39]]
 
 
 def evaluated(predictions: Predictions, calibration_error: float) -> Evaluated:

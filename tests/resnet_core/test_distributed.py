@@ -17,7 +17,7 @@ from resnet_core.batchnorm import reestimate_batchnorm
 from resnet_core.collective import Vote
 from resnet_core.config import OptimConfig
 from resnet_core.config.variants import Variant
-from resnet_core.evaluation import EvalBatch, evaluate
+from resnet_core.evaluation import EvalBatch, evaluate, exact
 from resnet_core.models.resnet import ResNet
 from resnet_core.optim import build_optimizer
 from resnet_core.state import TrainState
@@ -104,6 +104,25 @@ def check_evaluation_is_exact_with_a_rank_that_scores_nothing(rank: int, model: 
     assert torch.equal(mistakes.images_NHWC, data.images_BHWC[mistakes.ids_N])
 
 
+def check_pairs_of_many_classes_are_added_up(rank: int, model: nn.Module) -> None:
+    """Ranks that have seen different pairs, and one that has seen none, count as the matrix does."""
+    data = random_batch(11, seed=9)
+    whole = EvalBatch(images_BHWC=data.images_BHWC, labels_B=data.labels_B, ids_B=torch.arange(11))
+    parts = [
+        EvalBatch(images_BHWC=data.images_BHWC[rows], labels_B=data.labels_B[rows], ids_B=torch.arange(11)[rows])
+        for rows in (slice(0, 7), slice(7, 11))
+    ]
+    expected, _ = evaluate(model, [[whole], []][rank], CONFIG, num_classes=3)
+    exact.MATRIX_CLASSES, before = 2, exact.MATRIX_CLASSES
+    try:
+        for split in ([[parts[0]], [parts[1]]], [[whole], []], [[], parts]):
+            found, _ = evaluate(model, split[rank], CONFIG, num_classes=3)
+            assert torch.equal(found.pairs, expected.pairs)
+            assert found.metrics()["accuracy"] == expected.metrics()["accuracy"]
+    finally:
+        exact.MATRIX_CLASSES = before
+
+
 def check_a_sharpness_aware_step_equals_one_process(rank: int) -> None:
     """Both climb along the gradient of the whole batch, a rank without images too."""
     config = StepConfig(sam_rho=0.1)
@@ -169,6 +188,7 @@ def work(rank: int, rendezvous: str) -> None:
         check_training_equals_one_process(rank, alone, expected)
         model = check_ranks_agree_after_uneven_shares_of_a_resnet(rank)
         check_evaluation_is_exact_with_a_rank_that_scores_nothing(rank, model)
+        check_pairs_of_many_classes_are_added_up(rank, model)
         check_a_sharpness_aware_step_equals_one_process(rank)
         check_statistics_are_those_of_all_ranks_images(rank)
         check_synchronized_norms_meet_in_every_pass(rank, alone)

@@ -106,6 +106,50 @@ def test_accuracy_by_class() -> None:
     assert by_class[3] == 0.0
 
 
+@pytest.mark.parametrize("cuts", [[], [3, 90], [10, 20, 30, 40, 50]])
+def test_many_classes_are_counted_as_few_are_without_a_matrix(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = random_scores(101)
+    few = sums_of(logits, labels, cuts)
+    monkeypatch.setattr("resnet_core.evaluation.exact.MATRIX_CLASSES", 6)
+    many = sums_of(logits, labels, cuts)
+    assert torch.equal(many.pairs, few.pairs)
+    rebuilt = torch.zeros(7, 7, dtype=torch.int64)
+    rebuilt[many.pairs[:, 0], many.pairs[:, 1]] = many.pairs[:, 2]
+    assert torch.equal(rebuilt, few.confusion)
+    assert many.metrics() == few.metrics()
+    assert torch.equal(many.class_counts, few.confusion.sum(dim=1))
+    assert torch.equal(many.class_correct, few.confusion.diagonal())
+    assert torch.equal(many.class_accuracy().nan_to_num(-1), few.class_accuracy().nan_to_num(-1))
+    assert (int(many.count), int(many.top1)) == (101, int(few.top1))
+    many.all_reduce()
+    assert torch.equal(many.pairs, few.pairs)
+    with pytest.raises(ValueError, match="7 classes are more than 6: read `pairs` instead"):
+        _ = many.confusion
+
+
+def test_many_classes_take_no_more_than_the_images_that_were_scored() -> None:
+    """ImageNet-21k has 21,841 classes: a matrix of them would be 3.8 GB."""
+    classes = 21_841
+    sums = EvalSums(classes, CPU)
+    labels = torch.arange(256) * 85
+    logits = torch.zeros(256, classes)
+    logits[torch.arange(256), labels + torch.arange(256) % 2] = 1.0
+    sums.update(logits, labels)
+    assert sums.pairs.tolist() == [[85 * i, 85 * i + i % 2, 1] for i in range(256)]
+    assert sums.metrics()["accuracy"] == 0.5
+    assert sums.class_counts.shape == sums.class_correct.shape == (classes,)
+    assert EvalSums(1024, CPU).confusion.shape == (1024, 1024)
+    with pytest.raises(ValueError, match="1,025 classes are more than 1,024"):
+        _ = EvalSums(1025, CPU).confusion
+
+
+def test_nothing_scored_of_many_classes_is_an_error() -> None:
+    sums = EvalSums(2000, CPU)
+    assert sums.pairs.shape == (0, 3)
+    with pytest.raises(ValueError, match="nothing was scored"):
+        sums.metrics()
+
+
 class Lookup(nn.Module):
     """Logits that the first pixel's first channel picks from a table: predictions under the test's control."""
 
