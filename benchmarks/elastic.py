@@ -147,7 +147,7 @@ def main() -> None:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     with tempfile.TemporaryDirectory(prefix="resnet-ray-elastic-") as temporary:
         home = arguments.keep or Path(temporary)
-        prepare = [sys.executable, "pipelines/prepare.py", "mnist5k", f"{home}/data"]
+        prepare = [sys.executable, "pipelines/prepare.py", "mnist5k", f"{home}/data", "--set", "prepare.validation=0"]
         subprocess.run(prepare, cwd=events.ROOT, check=True, stdout=subprocess.DEVNULL)
         steps = load_manifest(open_store(f"{home}/data")).splits["train"] * EPOCHS // 64
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _STORE_BYTES})

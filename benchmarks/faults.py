@@ -247,6 +247,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="resnet-ray-faults-") as temporary:
         settings: dict[str, object] = {
             "data.uri": f"{temporary}/data",
+            "prepare.validation": 0,  # SAMPLES is all of them
             "data.ordered": True,
             "schedule.length": arguments.epochs,
             "compute.threads_per_worker": 1,

@@ -72,6 +72,7 @@ class Storm:
         self.commands += 1
         settings: dict[str, object] = {
             **FORMS[self.form],
+            "prepare.validation": 0,  # SAMPLES is all of them
             "data.uri": f"s3://resnet-ray/{self.form}",
             "schedule.length": self.epochs,
             "compute.threads_per_worker": 1,

@@ -103,7 +103,9 @@ def find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
         from pipelines.data.write import prepare
 
         made = recipe.prepare
-        source = open_source(recipe.data.source, holdout=made.holdout, seed=made.seed, keep=store)
+        source = open_source(
+            recipe.data.source, holdout=made.holdout, validation=made.validation, seed=made.seed, keep=store
+        )
         console.print(f"preparing {source.description} at {store.description}")
         infra.cluster.connect(min_cpus=1)
         with PrepareBar(console) as bar:

@@ -39,7 +39,9 @@ def main() -> None:
     config = _config(arguments.settings)
     store = open_store(arguments.dest)
     store.check_access(write=True)
-    source = open_source(arguments.source, holdout=config.holdout, seed=config.seed, keep=store)
+    source = open_source(
+        arguments.source, holdout=config.holdout, validation=config.validation, seed=config.seed, keep=store
+    )
     console = Console(soft_wrap=True, highlight=False)
     manifest = find_prepared(source, store, config)
     if manifest is not None:

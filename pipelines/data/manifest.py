@@ -41,7 +41,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)  # no slots: `digest` is computed once and kept
 class Manifest:
-    """A finished data set. Ids are dense: in the order of the shards, train from 0, test from there on."""
+    """A finished data set. Ids are dense: in the order of the splits and shards, train from 0."""
 
     class_names: tuple[str, ...]
     stored: Stored

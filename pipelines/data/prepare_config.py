@@ -28,6 +28,9 @@ class PrepareConfig:
     """Shards of a small split, so that several tasks can read it."""
     holdout: float = 0.1
     """Share of each class that becomes the test split where a source has none of its own."""
+    validation: float = 0.1
+    """Share of each class's training images that becomes the validation split, at most 10,000 images in all, where the
+    source has none of its own; 0 = none. Every class with three or more training images gives at least one."""
     max_bad_images: int = 0
     """Images that may be left out because they do not decode; each is named in rejected.parquet. More stop prepare."""
     max_megapixels: int = MAX_MEGAPIXELS
@@ -35,7 +38,7 @@ class PrepareConfig:
     a moment, 0.7 GB for 100; jpeg and raw: a JPEG of more than 25 is decoded at reduced size. More than 100 are for
     these two forms alone."""
     seed: int = 0
-    """Decides what is held out and how samples are spread over the shards."""
+    """Decides which images are held out and how samples are spread over the shards."""
 
     def __post_init__(self) -> None:
         forms = ("auto", "original", "jpeg", "raw")
@@ -47,6 +50,7 @@ class PrepareConfig:
         _require(self.shard_mb >= 1, "shard_mb", "must be at least 1", self.shard_mb)
         _require(self.min_shards >= 1, "min_shards", "must be at least 1", self.min_shards)
         _require(0 <= self.holdout < 1, "holdout", "must be in [0, 1)", self.holdout)
+        _require(0 <= self.validation < 1, "validation", "must be in [0, 1)", self.validation)
         _require(self.max_bad_images >= 0, "max_bad_images", "must be at least 0", self.max_bad_images)
         _require(self.max_megapixels >= 1, "max_megapixels", "must be at least 1", self.max_megapixels)
         _require(self.seed >= 0, "seed", "must be at least 0", self.seed)

@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 TRAIN = "train"
+VALIDATION = "validation"
 TEST = "test"
+SPLITS = (TRAIN, VALIDATION, TEST)
+"""In the order of the ids."""
 
 Positions = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int32]

@@ -33,6 +33,9 @@ _REJECTED = f"{PROGRESS}/rejected.json"
 _COPIES = f"{PROGRESS}/copies"
 _REASONS_TOLD = 5
 
+_UNSAID = {"validation": 0.0, "max_megapixels": MAX_MEGAPIXELS}
+"""What settings are where a manifest does not say them: an earlier version made it, or they have their default."""
+
 Progress = Callable[[int, int, int], None]
 """Called with (rows written, rows in all, bytes written)."""
 
@@ -49,11 +52,14 @@ def find_prepared(source: Source, store: Store, config: PrepareConfig) -> Manife
     if not store.exists(MANIFEST):
         return None
     manifest = load_manifest(store)
-    same = (manifest.stored, dict(manifest.prepare)) == (stored_form(source, config), _layout(config))
-    if not same or not _same_source(source, store, manifest):
+    changed = _changed(_settings(manifest.stored, manifest.prepare), _settings(stored_form(source, config), config))
+    # What is held out is part of some fingerprints, and archives are not listed only to say what differs.
+    comparable = not (changed and source.listing) and not {"holdout", "seed"} & set(changed)
+    other = comparable and not _same_source(source, store, manifest)
+    if changed or other:
         raise UserError(
-            f"{store.description} already holds data set {manifest.name} ({manifest.source}), made from another source "
-            "or with other settings: choose another destination"
+            f"{store.description} already holds data set {manifest.name} ({manifest.source}), made "
+            f"{_how(changed, other)}: choose another destination{'' if other else ' or the same settings'}"
         )
     check_shards(store, manifest)
     return manifest
@@ -102,10 +108,30 @@ def clear_progress(store: Store) -> None:
 
 def _layout(config: PrepareConfig) -> dict[str, float]:
     """The settings that, with the stored form, decide the content."""
-    settings = {name: getattr(config, name) for name in ("shard_mb", "min_shards", "holdout", "seed")}
+    names = ("shard_mb", "min_shards", "holdout", "validation", "seed")
+    settings = {name: getattr(config, name) for name in names}
     if config.max_megapixels != MAX_MEGAPIXELS:  # data sets have the key only where it was set
         settings["max_megapixels"] = config.max_megapixels
     return settings
+
+
+def _settings(stored: Stored, layout: PrepareConfig | Mapping[str, float]) -> dict[str, object]:
+    """The settings that decide the content, by name; `layout` is what a manifest says or a configuration."""
+    form = {"form": stored.form, "size": stored.size, "quality": stored.quality}
+    return {**form, **_UNSAID, **(_layout(layout) if isinstance(layout, PrepareConfig) else layout)}
+
+
+def _changed(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, str]:
+    """The settings that differ, each with both values."""
+    return {
+        name: f"prepare.{name} = {before.get(name)} there, {value} now"
+        for name, value in now.items()
+        if before.get(name) != value
+    }
+
+
+def _how(changed: Mapping[str, str], other: bool) -> str:
+    return "from another source" if other else f"with other settings ({'; '.join(changed.values())})"
 
 
 def _rows(written: Sequence[Written]) -> dict[str, int]:
@@ -117,15 +143,18 @@ def _rows(written: Sequence[Written]) -> dict[str, int]:
 
 def _claim(source: Source, store: Store, stored: Stored, config: PrepareConfig) -> None:
     """Reserve the destination for this data set, or find that it is reserved for it already."""
-    job = {"fingerprint": source.fingerprint, "stored": repr(stored), "prepare": _layout(config)}
+    settings = _settings(stored, config)
+    job = {"source": source.description, "fingerprint": source.fingerprint, "settings": settings}
     try:
-        store.write(_JOB, json.dumps({"source": source.description, **job}).encode(), if_absent=True)
+        store.write(_JOB, json.dumps(job).encode(), if_absent=True)
     except FileExistsError:
         present = json.loads(store.read(_JOB))
-        if {key: present[key] for key in job} != job:
+        changed = _changed(present.get("settings", {}), settings)
+        other = present["fingerprint"] != source.fingerprint and not {"holdout", "seed"} & set(changed)
+        if changed or other:
             raise UserError(
-                f"{store.description} holds an unfinished data set of another source or other settings "
-                f"({present['source']}): finish it, remove it, or choose another destination"
+                f"{store.description} holds an unfinished data set ({present['source']}), made {_how(changed, other)}: "
+                "finish it, remove it, or choose another destination"
             ) from None
 
 

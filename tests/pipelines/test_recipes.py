@@ -35,7 +35,7 @@ CIFAR = Run(CIFAR10, 128, 163.84, 64_000, 0.1)  # Section 4.2: batch 128, rate 0
 # arXiv 2110.00476, Table 2: 5 epochs of warm-up; batches of 2,048, which triples of views do not divide
 RSB_A1 = Run(IMAGENET, 2040, 600, 376_813, 0.005, 3_140)
 DERIVED = {
-    "mnist5k": Run(4_000, 64, 8, 500, 0.1, 62),  # ours
+    "mnist5k": Run(3_600, 64, 8, 450, 0.1, 56),  # ours
     "fashion_mnist": Run(60_000, 128, 3, 1_406, 0.2, 140),  # ours
     **dict.fromkeys((f"paper_resnet{depth}" for depth in (18, 34, 50, 101, 152)), PAPER),
     **dict.fromkeys(("paper_plain18", "paper_plain34"), PAPER),

@@ -176,6 +176,7 @@ def test_trained_from_the_device_the_weights_are_those_of_the_stream(
     data = tmp_path_factory.getbasetemp() / "mnist5k"
     common: dict[str, object] = {
         "data.uri": str(data),
+        "prepare.validation": 0,  # `data` is test_train.py's too
         "data.ordered": True,
         "run.home": str(tmp_path),
         "run.num_workers": 0,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 
 from infra.errors import UserError
-from pipelines.data.samples import TEST, TRAIN, Contents, Source
+from pipelines.data.samples import TRAIN, Contents, Source
 from pipelines.data.sources.place import IMAGE_SUFFIXES, Place
 from pipelines.data.sources.ranges import Ranges, fingerprint, whole_files
-from pipelines.data.sources.splits import TEST_NAMES, Choice, hold_out
+from pipelines.data.sources.splits import HELD_OUT_NAMES, Choice, hold_out, listed, names_by_split
 
 EXPECTS = "class folders (CLASS/*.jpg, or train/CLASS/*.jpg and val/CLASS/*.jpg)"
 
@@ -21,18 +21,21 @@ def open_folders(place: Place, choice: Choice) -> Source | None:
     """
     if not place.folders:
         return None
-    test_name = _test_folder(place)
-    prefix = f"{TRAIN}/" if TRAIN in place.subfolders() else ""
+    names = _split_folders(place)
+    prefix = f"{names[TRAIN]}/" if names else ""
     class_names = tuple(place.subfolders(prefix.rstrip("/")))
     if not class_names:
         raise UserError(f"{_at(place, prefix)} has no class folders: expected {_at(place, prefix)}/CLASS/*.jpg")
     train = _list_files(place, prefix, class_names, TRAIN)
-    if test_name:
-        _require_known(place, test_name, class_names)
-        splits = {TRAIN: train, TEST: _list_files(place, f"{test_name}/", class_names, TEST)}
+    held_out = {split: name for split, name in names.items() if split != TRAIN}
+    if held_out:
+        splits = {TRAIN: train}
+        for split, name in held_out.items():
+            _require_known(place, name, class_names)
+            splits[split] = _list_files(place, f"{name}/", class_names, split)
     else:
         splits = hold_out(train, choice)
-    layout = f"{TRAIN}/ and {test_name}/" if test_name else f"{choice.holdout:g} of each class held out"
+    layout = listed(f"{name}/" for name in names.values()) if held_out else f"{choice.holdout:g} of each class held out"
     contents = Contents(class_names=class_names, splits=splits, fingerprint=fingerprint(splits))
     return Source(
         description=f"image files in class folders of {place.name} ({layout})",
@@ -46,15 +49,14 @@ def _at(place: Place, prefix: str) -> str:
     return f"{place.text}/{prefix}".rstrip("/")
 
 
-def _test_folder(place: Place) -> str:
-    """The first folder named like a test split that holds class folders; empty where there is none."""
+def _split_folders(place: Place) -> dict[str, str]:
+    """Folders by split: those named like one that hold class folders; empty where there is none for training."""
     below = place.subfolders()
-    candidates = [name for name in TEST_NAMES if name in below]
-    if candidates and TRAIN not in below:
-        raise UserError(
-            f"{place.text} has {candidates[0]}/ but no {TRAIN}/: name the folder of training images {TRAIN}"
-        )
-    return next((name for name in candidates if place.subfolders(name)), "")
+    others = [name for name in HELD_OUT_NAMES if name in below]
+    if others and TRAIN not in below:
+        raise UserError(f"{place.text} has {others[0]}/ but no {TRAIN}/: name the folder of training images {TRAIN}")
+    names = [TRAIN] if TRAIN in below else []
+    return names_by_split([*names, *(name for name in others if place.subfolders(name))], place.text)
 
 
 def _require_known(place: Place, folder: str, class_names: tuple[str, ...]) -> None:

@@ -188,13 +188,13 @@ def open_parquet(place: Place, choice: Choice) -> Source | None:
     listing = place.listing(paths)
 
     def load() -> Contents:
-        found = {split: _rows(place, split, files, columns) for split, files in splits.each().items()}
+        found = {split: _rows(place, split, files, columns) for split, files in splits.files.items()}
         names = columns.class_names or _numbers(found)
         digest = hashlib.sha256("\n".join(names).encode())
         for split, rows in found.items():
             sizes = [(each.path, each.size) for each in rows.files]
             digest.update(repr((split, sizes, rows.rows)).encode() + rows.labels.tobytes())
-        parts = found if splits.test else hold_out(found[TRAIN], choice)
+        parts = found if splits.names else hold_out(found[TRAIN], choice)
         return Contents(class_names=names, splits=parts, fingerprint=digest.hexdigest())
 
     return Source(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -51,9 +51,9 @@ def open_webdataset(place: Place, choice: Choice) -> Source | None:
     listing = place.listing([*tars, *names])
 
     def load() -> Contents:
-        found = kept_contents(choice.keep, listing, place.store, lambda: _index(place, splits.each()))
+        found = kept_contents(choice.keep, listing, place.store, lambda: _index(place, splits.files))
         ranges = cast("dict[str, Ranges]", found.splits)
-        parts = ranges if splits.test else hold_out(ranges[TRAIN], choice)
+        parts = ranges if splits.names else hold_out(ranges[TRAIN], choice)
         return replace(found, splits=parts)
 
     return Source(
@@ -65,7 +65,7 @@ def open_webdataset(place: Place, choice: Choice) -> Source | None:
     )
 
 
-def _index(place: Place, tars: dict[str, tuple[str, ...]]) -> Contents:
+def _index(place: Place, tars: Mapping[str, tuple[str, ...]]) -> Contents:
     splits = {split: _index_split(place, split, paths) for split, paths in tars.items()}
     class_names = _class_names(place, splits)
     labels = [ranges.labels.tobytes() for ranges in splits.values()]

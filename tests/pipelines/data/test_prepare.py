@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -141,12 +142,46 @@ def test_two_data_sets_are_never_mixed(folder: Path, store: LocalStore) -> None:
     source = open_source(str(folder))
     manifest = prepare(source, store, CONFIG)
     with pytest.raises(
-        UserError, match=f"already holds data set {manifest.name} .*made from another source or with other"
+        UserError,
+        match=f"already holds data set {manifest.name} .*made from another source: choose another destination",
     ):
         prepare(open_source("mnist5k"), store, CONFIG)
-    with pytest.raises(UserError, match="with other settings: choose another destination"):
-        prepare(source, store, PrepareConfig(min_shards=3, form="raw", size=8))
+    for settings, told in (
+        ({"form": "raw", "size": 8}, "prepare.form = original there, raw now; prepare.size = 0 there, 8 now"),
+        ({"validation": 0.25}, "prepare.validation = 0.1 there, 0.25 now"),
+        ({"holdout": 0.2, "seed": 3}, "prepare.holdout = 0.1 there, 0.2 now; prepare.seed = 0 there, 3 now"),
+    ):
+        now = PrepareConfig(min_shards=3, **settings)  # type: ignore[arg-type]
+        again = open_source(str(folder), holdout=now.holdout, validation=now.validation, seed=now.seed)
+        with pytest.raises(UserError, match=rf"made with other settings \({told}\): choose another destination or"):
+            prepare(again, store, now)
     assert load_manifest(store) == manifest
+
+
+def test_a_data_set_of_an_earlier_version_has_no_validation_split_and_stays_usable(
+    folder: Path, store: LocalStore
+) -> None:
+    manifest = prepare(open_source(str(folder)), store, PrepareConfig(min_shards=3, validation=0))
+    settings = {name: value for name, value in manifest.prepare.items() if name != "validation"}
+    earlier = dataclasses.replace(manifest, prepare=settings)
+    store.write("manifest.json", earlier.to_json().encode())
+    assert load_manifest(store).splits == {"train": 81, "test": 9}
+    assert find_prepared(open_source(str(folder)), store, PrepareConfig(min_shards=3, validation=0)) == earlier
+    with pytest.raises(UserError, match=r"prepare.validation = 0\.0 there, 0\.1 now"):
+        find_prepared(open_source(str(folder), validation=0.1), store, CONFIG)
+
+
+def test_the_validation_split_has_its_own_ids_between_the_others(folder: Path, store: LocalStore) -> None:
+    source = open_source(str(folder), validation=0.1)
+    manifest = prepare(source, store, CONFIG)
+    assert list(manifest.splits.items()) == [("train", 72), ("validation", 9), ("test", 9)]
+    rows = contents(store, manifest)
+    ids = {split: sorted(row[0] for row in rows.values() if row[1] == split) for split in manifest.splits}
+    assert ids == {"train": list(range(72)), "validation": list(range(72, 81)), "test": list(range(81, 90))}
+    assert [manifest.split_start(split) for split in manifest.splits] == [0, 72, 81]
+    expected = {sample.key: split for split in source.splits for sample in source.splits[split].read()}
+    assert {key: row[1] for key, row in rows.items()} == expected
+    assert manifest.prepare["validation"] == 0.1
 
 
 def test_an_unfinished_data_set_is_not_mixed_with_another(folder: Path, store: LocalStore) -> None:
@@ -155,8 +190,12 @@ def test_an_unfinished_data_set_is_not_mixed_with_another(folder: Path, store: L
 
     with pytest.raises(Killed):
         prepare(open_source(str(folder)), store, CONFIG, kill)
-    with pytest.raises(UserError, match=r"holds an unfinished data set of another source or other settings .*images"):
+    with pytest.raises(
+        UserError, match=r"holds an unfinished data set \(.*images .*\), made from another source: finish it"
+    ):
         prepare(open_source("mnist5k"), store, CONFIG)
+    with pytest.raises(UserError, match=r"made with other settings \(prepare.shard_mb = 128 there, 64 now\)"):
+        prepare(open_source(str(folder)), store, PrepareConfig(min_shards=3, shard_mb=64))
 
 
 def test_images_that_do_not_decode_are_all_named_and_no_manifest_is_written(folder: Path, store: LocalStore) -> None:
@@ -233,6 +272,7 @@ def test_form_must_fit_the_source(folder: Path) -> None:
         ({"shard_mb": 0}, "prepare.shard_mb"),
         ({"min_shards": 0}, "prepare.min_shards"),
         ({"holdout": 1.0}, "prepare.holdout"),
+        ({"validation": 1.0}, "prepare.validation must be in"),
         ({"max_bad_images": -1}, "prepare.max_bad_images"),
         ({"seed": -1}, "prepare.seed"),
     ],

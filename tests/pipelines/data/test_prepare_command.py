@@ -34,7 +34,7 @@ def test_command_prepares_once_and_then_says_so(command, folder: Path, tmp_path:
     assert lines[-5].startswith("90 of 90 images")
     assert re.fullmatch(r"wrote at [\d,]+ images/s, [\d.]+ MB/s", lines[-4])
     assert lines[-2] == "odd images, read as RGB like all others: 1 PNG named JPEG"
-    assert lines[-3].split(": ", 1)[1].startswith("72 train, 18 test images of 3 classes in 4 shards, ")
+    assert lines[-3].split(": ", 1)[1].startswith("65 train, 7 validation, 18 test images of 3 classes in 6 shards, ")
     assert lines[-1] == f"next: python pipelines/train.py --set data.uri={dest}"
     command(str(folder), dest, "--set", "prepare.min_shards=2", "--set", "prepare.holdout=0.2")
     again = capsys.readouterr().out.splitlines()
