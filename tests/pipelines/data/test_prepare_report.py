@@ -271,5 +271,5 @@ def test_a_finished_data_set_does_not_list_archives_again(tmp_path: Path, monkey
     copied = put(tmp_path / "copy", built.imagenet_files())
     assert find_prepared(open_source(str(copied)), store, CONFIG) == manifest
     put(archives, built.imagenet_files(per_class=7))
-    with pytest.raises(UserError, match="made from another source or with other settings"):
+    with pytest.raises(UserError, match="made from another source: choose another destination"):
         find_prepared(open_source(str(archives)), store, CONFIG)
