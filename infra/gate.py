@@ -8,8 +8,10 @@ images are enough to rule out, at 95 % confidence, that it is worse by the margi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Self
 
 from infra.proportions import CONFIDENCE, Paired
@@ -90,6 +92,17 @@ def decide(paired: Paired, *, champion: str, margin: float = MARGIN) -> Decision
         bound = f"at least {points(paired.lower_bound())} with {CONFIDENCE:.0%} confidence"
         reason = f"as accurate or better: {observed}, {bound}"
     return Decision(promote=not (behind or risk), reason=reason, champion=champion, margin=margin, paired=paired)
+
+
+def least_images(margin: float = MARGIN, differing: float = 0.0) -> int:
+    """How many images show that a model as accurate as the champion is not worse by the margin.
+
+    Args:
+        margin: of accuracy.
+        differing: share of the images that one of the two models gets right and the other wrong.
+    """
+    z = NormalDist().inv_cdf(CONFIDENCE)
+    return math.ceil(max(z * z * (1 - margin) / margin, z * z * differing / margin**2))
 
 
 def points(share: float) -> str:

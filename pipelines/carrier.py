@@ -55,3 +55,4 @@ def _carry(
             if isinstance(message, Recorded):
                 tracker.log(message.record)
             line.show(message)
+        line.tick()

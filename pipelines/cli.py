@@ -6,8 +6,13 @@ import argparse
 import os
 from collections.abc import Callable
 
+from rich.console import Console
+
 from infra import errors
 from pipelines import paths
+
+DEMO = "mnist5k"
+"""The recipe that runs where none is named."""
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -19,10 +24,13 @@ def run(main: Callable[[], int | None]) -> None:
     errors.run(main, "interrupted; nothing finished is lost: run the same command again")
 
 
+def console() -> Console:
+    """Prints text as it is: what users name may hold [brackets] and :colons:, which rich would read as markup."""
+    return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
 def recipe_parser(description: str) -> argparse.ArgumentParser:
     """Parser with the two arguments of every pipeline that runs a recipe."""
-    from pipelines.recipe import DEMO
-
     parser = argparse.ArgumentParser(description=description)
     told = f"file or shipped name (default: {DEMO})"
     parser.add_argument("recipe", nargs="?", default=DEMO, metavar="RECIPE", help=told)

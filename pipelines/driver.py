@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -22,9 +22,11 @@ from infra.tracking import RunInfo, Tracker, Tracking, resolve_tracking
 from pipelines import cli
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
+from pipelines.foresight import summary, warnings
 from pipelines.outcome import DELIVERY_PATIENCE_S, Outcome, conclude
-from pipelines.paths import shown
-from pipelines.recipe import DEFAULTS, Recipe, build_recipe
+from pipelines.recipe import Recipe, build_recipe
+from pipelines.recipe_for import check_own_data
+from pipelines.same_run import RUN_KEYS, check_same_run, trained_on
 from pipelines.start_weights import check_start, start_uri
 from resnet_core.schedule import total_samples, total_steps
 
@@ -33,9 +35,7 @@ if TYPE_CHECKING:
     from pipelines.reporting import Reporting
 
 _ROOT = Path(__file__).resolve().parents[1]
-_RUN_KEYS = ("run_id", "data_digest", "trajectory")  # of run.json
 _FINISHED_KEYS = ("run_id", "step", "accuracy")  # of finished.json; the rest has defaults
-_GOES_ON = ("compute.precision", "auto")  # in whichever precision the run began
 _CHANNELS = 3  # of every image that is stored, grey ones included
 
 
@@ -54,12 +54,15 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: 
         store.check_access(write=False)
     done = folder.read_json(FINISHED, *_FINISHED_KEYS)
     if done is not None:  # its data may be gone by now
-        _check_same_run(folder, recipe, load_manifest(store) if store.exists(MANIFEST) else None)
+        check_same_run(folder, recipe, load_manifest(store) if store.exists(MANIFEST) else None)
         console.print(f"run {recipe.run_name} is finished: nothing to do")
+        console.print(f"trained on  {trained_on(folder) or 'a data set that is not recorded'}")
         return Outcome.from_json(done)
     manifest = find_data(recipe, store, console)
     recipe = _fitted(recipe, manifest)
-    _check_same_run(folder, recipe, manifest)
+    check_same_run(folder, recipe, manifest)
+    for line in (*summary(recipe, manifest), *warnings(recipe, store, manifest)):
+        console.print(line)
     tracking = resolve_tracking(cli.local_home(recipe.run.home))
     with ThreadPoolExecutor(max_workers=1) as pool:
         ready = pool.submit(_warm_tracker, tracking)  # both take seconds, mostly of waiting
@@ -75,7 +78,8 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: 
         newest = folder.newest(lambda _: None)  # what is damaged has been told of
         if newest is None or newest.step != _steps(recipe, manifest):
             data_cpus = reporting.data_cpus if reporting else math.inf
-            _fit(recipe, _stream(recipe, manifest, folder, data_cpus), tracker, console, reporting)
+            stream, done_steps = _stream(recipe, manifest, folder, data_cpus), newest.step if newest else 0
+            _fit(recipe, stream, tracker, console, reporting, done_steps)
         outcome = conclude(recipe, manifest, folder, tracker, tracking, console)
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
     folder.write_json(FINISHED, outcome.to_json())
@@ -114,6 +118,7 @@ def find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
             console.print(line)
         return manifest
     manifest = load_manifest(store)
+    check_own_data(recipe, store, manifest)
     if strange := check_shards(store, manifest):
         console.print(f"ignored: {', '.join(strange)} in {store.description}, which manifest.json does not name")
     return manifest
@@ -147,32 +152,6 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     return recipe
 
 
-def _check_same_run(folder: RunFolder, recipe: Recipe, manifest: Manifest | None) -> None:
-    """A run goes on with the recipe and the data set that it, and every checkpoint in its folder, began with."""
-    known = folder.read_json(RUN, *_RUN_KEYS)
-    if known is not None:
-        _check_same(f"run {recipe.run_name}", known["data_digest"], known["trajectory"], recipe, manifest)
-    for step in folder.steps():
-        head = folder.head(step)
-        if head is not None:
-            began = build_recipe({}, head["recipe"], where=f"checkpoint {step}").trajectory()
-            what = f"checkpoint {step} of run {recipe.run_name}"
-            _check_same(what, head["data_digest"], began, recipe, manifest)
-
-
-def _check_same(what: str, data_digest: str, began: dict[str, Any], recipe: Recipe, manifest: Manifest | None) -> None:
-    hint = "choose another run.name, or go back"
-    if manifest and data_digest != manifest.digest:
-        raise UserError(
-            f"{what} was trained on data set {data_digest[:16]}, {shown(recipe.data.uri)} holds {manifest.name}: {hint}"
-        )
-    now = recipe.trajectory()
-    for key in {**began, **now}:
-        before, after = (keys.get(key, DEFAULTS.get(key)) for keys in (began, now))
-        if before != after and (key, after) != _GOES_ON:
-            raise UserError(f"{what} began with another recipe ({key} = {before!r}, now {after!r}): {hint}")
-
-
 def _about(recipe: Recipe, manifest: Manifest, parent_run_id: str, reporting: Reporting | None) -> RunInfo:
     """What the run is called and described by in MLflow."""
     parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
@@ -190,11 +169,11 @@ def _start_tracker(
     recipe: Recipe, manifest: Manifest, folder: RunFolder, tracking: Tracking, console: Console, about: RunInfo
 ) -> Tracker:
     """The run in MLflow, new or the one this folder began; what a checkpoint has recorded is brought up to date."""
-    known = folder.read_json(RUN, *_RUN_KEYS) or {}
+    known = folder.read_json(RUN, *RUN_KEYS) or {}
     tracker = Tracker.start(tracking, replace(about, run_id=known.get("run_id")), warn=console.print)
     if not known:
-        content = {"run_id": tracker.run_id, "data_digest": manifest.digest, "trajectory": recipe.trajectory()}
-        folder.write_json(RUN, content)
+        data = {"data_digest": manifest.digest, "data_uri": open_store(recipe.data.uri).uri}
+        folder.write_json(RUN, {"run_id": tracker.run_id, "trajectory": recipe.trajectory(), **data})
         tracker.text("recipe.toml", recipe.to_toml())
         for split, context in ((recipe.data.train_split, "train"), (recipe.data.eval_split, "test")):
             tracker.dataset(f"{manifest.name}-{split}", manifest.digest, recipe.data.uri, context)
@@ -234,7 +213,14 @@ def _stream(recipe: Recipe, manifest: Manifest, folder: RunFolder, cpus: float) 
     )
 
 
-def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console, reporting: Reporting | None) -> None:
+def _fit(
+    recipe: Recipe,
+    stream: Stream,
+    tracker: Tracker,
+    console: Console,
+    reporting: Reporting | None,
+    done_steps: int,
+) -> None:
     """Ray Train from here to the last step, with a thread that carries what the workers tell."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -254,6 +240,7 @@ def _fit(recipe: Recipe, stream: Stream, tracker: Tracker, console: Console, rep
         total_steps=_steps(recipe, stream.manifest),
         steps_per_epoch=samples / batch,
         global_batch_size=batch,
+        first_step=done_steps,
     )
     with carrying(mailbox, tracker, line, Standstill(recipe.run)), stop_on_sigterm(mailbox.stop.remote):
         cause = Cause.PREEMPTED

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, get_args
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
+from rich.text import Text
 
 import infra.cluster
 from infra.errors import UserError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     arguments = _parser().parse_args()
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = cli.console()
     request = Request(
         targets=tuple(arguments.targets),
         steps=tuple(arguments.step),
@@ -51,7 +51,7 @@ def main() -> None:
     infra.cluster.connect(min_cpus=1)
     reports = []
     for target in targets:
-        with console.status(f"{target.description} on the split {target.data.split}"):
+        with console.status(Text(f"{target.description} on the split {target.data.split}")):
             reports.append(EvaluationReport(target=target, evaluated=evaluate_split(target.predict, target.data)))
     report = reports[0] if len(reports) == 1 else ComparisonReport(old=reports[0], new=reports[1])
     report.show(console)

@@ -16,6 +16,7 @@ from pipelines.comparison import Comparison
 from pipelines.data.decode import CropConfig
 from pipelines.data.predictions import Predictions
 from pipelines.evaluated import evaluate_split
+from pipelines.next_command import command, database_option
 from pipelines.scoring import EvalData
 
 PREDICTIONS = "predictions.parquet"
@@ -51,7 +52,7 @@ def _decide(
     margin: float,
 ) -> Decision:
     if when := version.tags.get(ROLLED_BACK):
-        again = f"register.py --promote {version.name} {version.number}"
+        again = command("register", "--promote", version.name, str(version.number), *database_option(tracking))
         return Decision(promote=False, reason=f"it was rolled back at {when}; to use it all the same: {again}")
     if present is None:
         return Decision(promote=True, reason="there is no champion yet", margin=margin)

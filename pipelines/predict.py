@@ -18,7 +18,6 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-from rich.console import Console
 
 import infra.cluster
 from infra.errors import USER_ERROR_STATUS, UserError
@@ -116,7 +115,7 @@ class _Bad:
 def _print(images: Images, model: LoadedModel, top: int, bad: _Bad) -> None:
     """The most probable classes of each picture, computed in this process."""
     crop, names = CropConfig.of_shown(model.metadata), model.metadata["class_names"]
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = cli.console()
     for part in images.parts:
         for block in decoded(images, part, crop, _PRINTED_ROWS):
             found = predictions(block, model.predict, top=top, all_probabilities=False)
@@ -133,7 +132,7 @@ def _lines(found: Block, row: int, names: Sequence[str]) -> list[str]:
 
 def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) -> None:
     """Parquet, as far as it is not there yet."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = cli.console()
     store.check_access(write=True)
     wanted.job(model.version.tags["checkpoint_sha256"]).claim(store)
     layout = Layout.of(wanted.images.parts, wanted.file_rows)

@@ -22,9 +22,12 @@ from pipelines import cli
 from pipelines.data.manifest import Manifest
 from pipelines.data.progress import PrepareBar
 from pipelines.data.report import report_lines
+from pipelines.data.samples import TEST
 from pipelines.data.sources import EXPECTS, open_source
 from pipelines.data.write import PrepareConfig, clear_progress, find_prepared, prepare
+from pipelines.foresight import data_warnings
 from pipelines.recipe import build_recipe, parse_overrides
+from pipelines.recipe_for import train_command
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
     source = open_source(
         arguments.source, holdout=config.holdout, validation=config.validation, seed=config.seed, keep=store
     )
-    console = Console(soft_wrap=True, highlight=False)
+    console = cli.console()
     manifest = find_prepared(source, store, config)
     if manifest is not None:
         clear_progress(store)
@@ -72,7 +75,15 @@ def _summarise(console: Console, store: Store, manifest: Manifest, dest: str) ->
     console.print(f"data set {manifest.name}: {splits} images of {len(manifest.class_names)} classes in {size}")
     for line in report_lines(store):
         console.print(line)
-    console.print(f"next: python pipelines/train.py --set data.uri={dest}")
+    for line in data_warnings(store, manifest):
+        console.print(line)
+    if TEST in manifest.splits:
+        console.print(f"next: {train_command(store, manifest, dest)}")
+    else:
+        console.print(
+            "no test split, which training needs: no class has images enough to hold some out. Add images or raise "
+            "prepare.holdout, and prepare into another folder"
+        )
 
 
 if __name__ == "__main__":

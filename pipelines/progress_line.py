@@ -8,11 +8,13 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.telemetry import waiting
 
 _PLAIN_EVERY_S = 10.0
+_STARTING_EVERY_S = 30.0  # in a log, while nothing else is printed
 
 
 @dataclass(kw_only=True)
@@ -23,15 +25,22 @@ class ProgressLine:
     total_steps: int
     steps_per_epoch: float
     global_batch_size: int
+    first_step: int = 0
+    """Of this command: that of the checkpoint which it continues."""
     _latest: dict[str, float] = field(default_factory=dict)
     _step: int = 0
     _rate: float = 0.0
-    _printed_at: float = 0.0
+    _began_at: float = field(default_factory=time.monotonic)
+    _printed_at: float = field(default_factory=time.monotonic)
     _status: Status | None = None
 
+    def __post_init__(self) -> None:
+        self._step = self.first_step
+
     def __enter__(self) -> ProgressLine:
+        self._began_at = self._printed_at = time.monotonic()
         if self.console.is_terminal:
-            self._status = self.console.status("starting the workers")
+            self._status = self.console.status(self)
             self._status.start()
         return self
 
@@ -40,35 +49,51 @@ class ProgressLine:
     ) -> None:
         if self._status:
             self._status.stop()
+        if error is None and self._step == self.total_steps > self.first_step:
+            self.console.print(self.line())
+
+    def __rich__(self) -> Text:
+        return Text(self.line())
 
     def show(self, message: Message) -> None:
         """Take a message in."""
         match message:
             case Event(text=text):
-                self.console.print(text)
+                self._print(text)
             case Progress(step=step, images_per_second=rate):
                 self._step, self._rate = step, rate
             case Recorded(record=record):
                 self._take(record.step, record.metrics)
-        if self._status:
-            self._status.update(self.line())
-        elif isinstance(message, Progress | Recorded) and time.monotonic() - self._printed_at > _PLAIN_EVERY_S:
-            self._printed_at = time.monotonic()
-            self.console.print(self.line())
+        due = isinstance(message, Progress | Recorded) and time.monotonic() - self._printed_at > _PLAIN_EVERY_S
+        if due and not self._status and self._step < self.total_steps:
+            self._print(self.line())
+
+    def tick(self) -> None:
+        """Print in a log, now and then, that the workers are still starting; a terminal's line moves by itself."""
+        if not self._status and not self._rate and time.monotonic() - self._printed_at > _STARTING_EVERY_S:
+            self._print(self.line())
 
     def line(self) -> str:
         """The line as it stands."""
+        if not self._rate:
+            return f"starting the workers  {_clock(time.monotonic() - self._began_at)}"
         loss = self._latest.get("train/loss")
-        left_s = (self.total_steps - self._step) * self.global_batch_size / self._rate if self._rate else None
+        left_s = (self.total_steps - self._step) * self.global_batch_size / self._rate
+        ended = self._step == self.total_steps
+        length = f"{self.total_steps / self.steps_per_epoch:.2f}".rstrip("0").rstrip(".")
         parts = [
-            f"epoch {self._step / self.steps_per_epoch:.2f}/{self.total_steps / self.steps_per_epoch:.0f}",
+            f"epoch {length if ended else format(self._step / self.steps_per_epoch, '.2f')}/{length}",
             f"step {self._step}/{self.total_steps}",
             "" if loss is None else f"loss {loss:.4f}",
             f"{self._rate:,.0f} images/s",
             waiting(self._latest),
-            "" if left_s is None else f"{_clock(left_s)} left",
+            "" if ended else f"{_clock(left_s)} left",
         ]
         return "  ".join(part for part in parts if part)
+
+    def _print(self, text: str) -> None:
+        self._printed_at = time.monotonic()
+        self.console.print(text)
 
     def _take(self, step: int, metrics: dict[str, float]) -> None:
         if "test/accuracy" in metrics:

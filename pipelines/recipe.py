@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tomli_w
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.errors import UserError
 from pipelines import paths
+from pipelines.cli import DEMO
 from pipelines.data.prepare_config import PrepareConfig
 from pipelines.paths import Here
 from pipelines.recipe_sections import DataConfig, RunConfig
@@ -37,7 +39,6 @@ from resnet_core.curriculum import Batches, Phase, phases
 from resnet_core.schedule import epoch_end_step, to_steps, total_steps
 
 RECIPES = Path(__file__).parent / "recipes"
-DEMO = "mnist5k"
 _EMBEDDED = "mnist5k"  # as `data.source` names it; `./mnist5k` is a folder
 
 
@@ -47,7 +48,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = "recipe"
-    """Stem of the file it was read from."""
+    """Stem of the file it was read from; and the data set's folder, where that is not the file's own."""
     model: ModelConfig = ModelConfig()
     prepare: PrepareConfig = PrepareConfig()
     data: DataConfig
@@ -154,8 +155,9 @@ def load_recipe(path: str | Path = DEMO, overrides: Mapping[str, Any] | None = N
     Its paths are absolute from here on.
     """
     file = _find(str(path))
-    recipe = build_recipe({"name": file.stem, **read_toml(file)}, overrides or {}, where=file.name)
-    return located(recipe, paths.here())
+    values = {"name": file.stem, **read_toml(file)}
+    recipe = build_recipe(values, overrides or {}, where=file.name)
+    return located(_named_by_data(recipe, str(values.get("data", {}).get("uri", ""))), paths.here())
 
 
 def located(recipe: Recipe, here: Here) -> Recipe:
@@ -171,6 +173,12 @@ def located(recipe: Recipe, here: Here) -> Recipe:
     if "model.init_from" in changed:
         changed["run.relative_to"] = here.folder
     return build_recipe({}, {**flat, **changed}, where=recipe.name) if changed else recipe
+
+
+def data_name(uri: str) -> str:
+    """Return a data set's name for people: its folder's, in characters that run folders and models may have."""
+    folder = PurePosixPath(uri).name.strip(".") or Path(uri).absolute().name
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-.") or "data"
 
 
 def build_recipe(
@@ -199,6 +207,17 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             overrides[key.strip()] = text
     return overrides
+
+
+def _named_by_data(recipe: Recipe, own_uri: str) -> Recipe:
+    """With the data set's name in the recipe's, where it is not the file's own: each data set gets its own runs.
+
+    A recipe with a `data.source` has one data set, wherever that lies.
+    """
+    name = data_name(recipe.data.uri)
+    if recipe.data.source or (own_uri and name == data_name(own_uri)):
+        return recipe
+    return recipe.model_copy(update={"name": f"{recipe.name}-{name}"})
 
 
 def _find(name: str) -> Path:

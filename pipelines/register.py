@@ -114,7 +114,7 @@ def _run_id(folder: RunFolder) -> str:
 
 def main() -> None:
     arguments = _parser().parse_args()
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = cli.console()
     tracking = resolve_tracking(arguments.home)
     if arguments.rollback:
         out, version = roll_back(tracking, arguments.rollback)

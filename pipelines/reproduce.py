@@ -18,7 +18,6 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
 from rich.table import Table
 
 from infra.errors import UserError
@@ -38,7 +37,7 @@ def main() -> None:
     suite = load_suite(arguments.suite)
     only = [suite.find(name).name for name in arguments.only]
     runs = plan_runs(suite, parse_overrides(arguments.settings))
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = cli.console()
     if arguments.list:
         console.print(suite.title)
         console.print(_listing(runs))

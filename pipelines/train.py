@@ -9,28 +9,36 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
-
 from pipelines import cli
-from pipelines.data.quarantine import QUARANTINE
-from pipelines.driver import train
-from pipelines.outcome import Outcome
-from pipelines.paths import shown
-from pipelines.recipe import Recipe, load_recipe, parse_overrides
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipelines.outcome import Outcome
+    from pipelines.recipe import Recipe
 
 
 def main() -> None:
     arguments = cli.recipe_parser("Train, evaluate and register the model that a recipe describes.").parse_args()
+    console = cli.console()
+    console.print(f"starting {arguments.recipe}")  # before the imports, which take seconds on a busy machine
+    from pipelines.driver import train
+    from pipelines.recipe import load_recipe, parse_overrides
+
     recipe = load_recipe(arguments.recipe, parse_overrides(arguments.settings))
-    console = Console(soft_wrap=True, highlight=False, markup=False)
     _summarise(console, recipe, train(recipe, console))
 
 
 def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
+    from pipelines.data.quarantine import QUARANTINE
+    from pipelines.next_command import command, home_option, ui_command
+    from pipelines.paths import shown
+
     console.print(f"test accuracy {outcome.accuracy:.2%} after {outcome.step} steps")
     if outcome.data_limit:
         console.print(f"data        {outcome.data_limit}")
@@ -44,12 +52,11 @@ def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
         console.print(f"registered  {outcome.model} ({state})")
     console.print(f"run folder  {shown(f'{recipe.run.home}/{recipe.run_name}')}   (MLflow run {outcome.run_id})")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        home = shown(cli.local_home(recipe.run.home))
-        console.print(f"MLflow UI   make ui{'' if home == 'runs' else f' RUNS={home}'}")
+        console.print(f"MLflow UI   {ui_command(recipe.run.home)}")
     if outcome.model:
-        model = outcome.model.split("/")[1]
-        image = shown(outcome.example) if "://" not in outcome.example else "IMAGE"
-        console.print(f"classify    .venv/bin/python pipelines/predict.py {image} --model models:/{model}@champion")
+        model = f"{outcome.model.rpartition('/')[0]}@champion" if outcome.champion else outcome.model
+        options = ["--model", model, *home_option(recipe.run.home)]
+        console.print(f"classify    {command('predict', shown(outcome.example), *options)}")
 
 
 if __name__ == "__main__":

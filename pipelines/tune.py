@@ -18,7 +18,6 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.console import Console
 from rich.table import Table
 
 from infra.errors import UserError
@@ -37,7 +36,7 @@ def main() -> None:
         raise UserError(f"name a space: a TOML file, or one of {', '.join(shipped())}")
     plan = Plan(load_space(arguments.space), parse_overrides(arguments.settings))
     plan.check()
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = cli.console()
     study = Study(plan, console)
     if arguments.list:
         console.print(_listing(study))

@@ -23,7 +23,7 @@ __all__ = ["MANIFEST", "Form", "Manifest", "RowGroup", "Shard", "Span", "Stored"
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-_NAME_LENGTH = 16
+NAME_LENGTH = 16
 _SHARDS = b'"shards": [\n'  # the line of manifest.json after which each line is a shard
 
 Form = Literal["original", "jpeg", "raw"]
@@ -70,7 +70,7 @@ class Manifest:
     @property
     def name(self) -> str:
         """Short name of the data set: the first 16 hex digits of the digest."""
-        return self.digest[:_NAME_LENGTH]
+        return self.digest[:NAME_LENGTH]
 
     @property
     def total_rows(self) -> int:
@@ -123,7 +123,7 @@ class Manifest:
             raise UserError(f"{where} is not a manifest of resnet-ray: prepare the data set again") from error
         if found.hexdigest() != digest:
             raise UserError(
-                f"{where} was edited: its content no longer has the digest {digest[:_NAME_LENGTH]}: "
+                f"{where} was edited: its content no longer has the digest {digest[:NAME_LENGTH]}: "
                 "restore it or prepare again"
             )
         return cls(

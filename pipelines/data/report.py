@@ -40,6 +40,7 @@ class Report:
     repeated: int  # images that their own split has before
     rejected: int  # images left out
     listing: str  # digest of the source's files at that time, if the source has one
+    classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # images of each class, by split
 
     def lines(self) -> list[str]:
         """For people; nothing where there is nothing to tell."""
@@ -105,8 +106,17 @@ def write_report(
         repeated=len(duplicates) - leaked,
         rejected=len(rejected),
         listing=listing,
+        classes=_classes(splits, jobs),
     )
     store.write(REPORT, json.dumps(dataclasses.asdict(report), indent=1).encode())
+
+
+def _classes(splits: Mapping[str, Samples], jobs: Sequence[ShardJob]) -> dict[str, list[int]]:
+    most = max((int(samples.labels.max(initial=-1)) for samples in splits.values()), default=-1) + 1
+    counts = {job.split: np.zeros(most, dtype=np.int64) for job in jobs}
+    for job in jobs:
+        counts[job.split] += np.bincount(splits[job.split].labels[job.positions], minlength=most)
+    return {split: each.tolist() for split, each in counts.items()}
 
 
 def find_duplicates(hashes: bytes) -> tuple[Ids, Ids]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from infra.errors import UserError
 from pipelines.driver import train
+from pipelines.next_command import command
 from pipelines.paths import shown
 from pipelines.tuning.ledger import Trial, run_name
 from pipelines.tuning.study import Study
@@ -24,7 +25,7 @@ def finalize(study: Study, winner: Trial, run_id: str) -> None:
         folder = shown(f"{study.plan.base.run.home}/{run_name(space.name, winner)}")
         raise UserError(
             f"trial {winner.number:03d} of study {space.name} changed settings {len(winner.changes)} times, which "
-            f"no recipe says: its weights are registered by `python pipelines/register.py {folder} --name NAME`"
+            f"no recipe says: register its weights with `{command('register', folder, '--name', space.name)}`"
         )
     recipe = study.plan.final(winner.values)
     study.store.write(WINNER, recipe.to_toml().encode())

@@ -302,6 +302,24 @@ def test_finished_run_is_not_another_one(shell: Shell, colours: Coloured, tmp_pa
         refused(shell.train(f"data.uri={uri}"), "run demo was trained on data set ")
 
 
+def test_finished_run_says_its_data_set_and_is_not_that_of_a_place_without_one(shell: Shell, colours: Coloured) -> None:
+    """The data set may be gone; one that was never there may not pass for it (the demo's recipe, given photographs)."""
+    classes = {"model.num_classes": len(COLOURS)}
+    trajectory = load_recipe(shell.folder / "demo.toml", classes).trajectory()
+    folder = RunFolder(LocalStore(uri=str(shell.folder / "runs" / "demo")))
+    data = {"data_digest": colours.manifest.digest, "data_uri": str(shell.folder / "data")}
+    folder.write_json(RUN, {"run_id": "1", "trajectory": trajectory, **data})
+    folder.write_json(FINISHED, {"run_id": "1", "step": 3, "accuracy": 0.5})
+    shutil.rmtree(shell.folder / "data")
+    done = shell.train().stdout
+    assert "run demo is finished: nothing to do" in done
+    assert f"trained on  data set {colours.manifest.name} at data" in done
+    place = shell.folder / "data"
+    refused(
+        shell.train("data.uri=photos"), f"was trained on data set {colours.manifest.name} at {place}", "photos holds"
+    )
+
+
 def test_empty_class_folder(shell: Shell) -> None:
     for name in ("full", "empty"):
         (shell.folder / "images" / name).mkdir(parents=True)

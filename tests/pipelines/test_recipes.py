@@ -62,6 +62,8 @@ DERIVED = {
     "mlperf_lars_resnet50": Run(IMAGENET, 3200, 37, 14_813, 11.0, 800),
     # GluonCV, resnet50_v1d-mixup.log: 8 x 128, lr=0.4, num_epochs=200, warmup_epochs=5
     "bag_of_tricks_resnet50d": Run(IMAGENET, 1024, 200, 250_227, 0.4, 6_255),
+    "my_images": Run(2_250, 32, 20, 1_406, 0.05, 70),
+    "my_small_images": Run(2_250, 32, 20, 1_406, 0.05, 70),
     "finetune_resnet50": Run(CIFAR10, 64, 150, 117_187, 0.01),  # arXiv 2007.08489, on CIFAR-10
 }
 

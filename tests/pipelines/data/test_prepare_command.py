@@ -35,7 +35,9 @@ def test_command_prepares_once_and_then_says_so(command, folder: Path, tmp_path:
     assert re.fullmatch(r"wrote at [\d,]+ images/s, [\d.]+ MB/s", lines[-4])
     assert lines[-2] == "odd images, read as RGB like all others: 1 PNG named JPEG"
     assert lines[-3].split(": ", 1)[1].startswith("65 train, 7 validation, 18 test images of 3 classes in 6 shards, ")
-    assert lines[-1] == f"next: python pipelines/train.py --set data.uri={dest}"
+    sizes = "--set data.image_size=22 --set data.eval_resize=22"  # the largest shorter side among the pictures
+    next_line = f" my_small_images --set data.uri={dest} --set run.register_as=out {sizes}"
+    assert lines[-1].startswith("next: ") and lines[-1].endswith(f"pipelines/train.py{next_line}")
     command(str(folder), dest, "--set", "prepare.min_shards=2", "--set", "prepare.holdout=0.2")
     again = capsys.readouterr().out.splitlines()
     assert again == [f"{dest} is already prepared: nothing to do", *lines[-3:]]
