@@ -115,6 +115,12 @@ class Variant:
         return 4 if self.block == "bottleneck" else 1
 
     @property
+    def stride(self) -> int:
+        """Pixels of an image's side for one position of the last features; a part of one counts as one."""
+        halvings = (self.stem != "cifar") + (self.stem_pool != "none") + len(self.depths) - 1
+        return 1 << halvings
+
+    @property
     def layers(self) -> int:
         """Weighted layers as the names count them: stem, branches and classifier; a deep stem is one."""
         return 2 + sum(self.depths) * (3 if self.block == "bottleneck" else 2)

@@ -2,14 +2,16 @@
 
 from resnet_core.models.blocks import ResidualBlock
 from resnet_core.models.growth import depths_of, grow
-from resnet_core.models.resnet import ResNet, build_model, set_drop_path, set_generator
+from resnet_core.models.resnet import ResNet, build_model, builder, feature_channels, set_drop_path, set_generator
 from resnet_core.models.weights import from_timm, from_torchvision, load_weights, to_timm, to_torchvision
 
 __all__ = [
     "ResNet",
     "ResidualBlock",
     "build_model",
+    "builder",
     "depths_of",
+    "feature_channels",
     "from_timm",
     "from_torchvision",
     "grow",

@@ -14,14 +14,16 @@ Shapes: B images, C channels, H and W pixels, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import repeat
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from resnet_core.config.model import DropPathShape, ModelConfig
-from resnet_core.config.variants import Variant
+from resnet_core.config.variants import VARIANTS, CifarName, ModelName, Variant
 from resnet_core.models.activations import activation
 from resnet_core.models.blocks import ResidualBlock, build_block
 from resnet_core.models.drop import draw_dropout, draw_survival, drop_rates
@@ -175,8 +177,20 @@ def zero_last_scale(block: ResidualBlock) -> None:
     nn.init.zeros_(block.last_norm.get_parameter("weight"))
 
 
-def build_model(config: ModelConfig) -> ResNet:
-    """A freshly initialized network from torch's global generator; ValueError while the classes are unknown."""
+def build_model(config: ModelConfig | ModelName, **keys: Any) -> ResNet:
+    """Build a freshly initialized network from torch's global generator.
+
+    Takes a `ModelConfig`, or a published name with other keys of it: `build_model("resnet50", num_classes=10)`. By name
+    the default is 1,000 classes, or 10 of a CIFAR network.
+
+    Raises:
+        ValueError: unknown name, unknown number of classes, or keys that do not fit together.
+        TypeError: unknown key.
+    """
+    if isinstance(config, str):
+        config = ModelConfig(name=config, **{"num_classes": _classes(config), **keys})
+    elif keys:
+        config = replace(config, **keys)
     if config.num_classes < 1:
         raise ValueError(f"model.num_classes must be at least 1 to build a model: got {config.num_classes}")
     model = ResNet(
@@ -191,3 +205,28 @@ def build_model(config: ModelConfig) -> ResNet:
     if config.prior_bias:
         nn.init.constant_(model.fc.bias, -math.log(config.num_classes))
     return model
+
+
+def builder(name: ModelName) -> Callable[..., ResNet]:
+    """Return the function that builds the network of a name."""
+
+    def build(num_classes: int = _classes(name), **keys: Any) -> ResNet:
+        return build_model(name, num_classes=num_classes, **keys)
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""Build a freshly initialized {name} of {VARIANTS[name].layers} layers.
+
+    `keys` are those of `resnet_core.ModelConfig`, which `model` in a recipe has too: drop_path, stem, attention, …
+    """
+    return build
+
+
+def feature_channels(model: ResNet | ModelName) -> dict[str, int]:
+    """Channels of every output of `ResNet.features`, by the same names: {"C2": 256, …, "C5": 2048} of ResNet-50."""
+    variant = VARIANTS[model] if isinstance(model, str) else model.variant
+    return {f"C{number}": blocks[-1].out_channels for number, blocks in enumerate(stage_plan(variant), start=2)}
+
+
+def _classes(name: ModelName) -> int:
+    """Of the data set that a name was published for."""
+    return 10 if name in get_args(CifarName) else 1000
