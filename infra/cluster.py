@@ -12,8 +12,11 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -21,6 +24,7 @@ if not __package__:
 from infra.capacity import most_of, unknown_may_come
 from infra.cluster_rules import broken_rules
 from infra.errors import UserError, run
+from infra.ray_start import check_head, ray_folder, use_own_token
 
 # Ray's own start takes every core it finds; data tasks need some beside the workers even on the smallest machine.
 _LEAST_LOCAL_CPUS = 4
@@ -81,26 +85,65 @@ def _start(ray) -> None:  # type: ignore[no-untyped-def]
     paths = [_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    address = os.environ.get("RAY_ADDRESS")
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
+        _join(ray, os.environ["RAY_ADDRESS"])
+    else:
+        _start_here(ray)
+
+
+def _join(ray, address: str) -> None:  # type: ignore[no-untyped-def]
+    from ray._private.services import canonicalize_bootstrap_address
+
+    for name, value in _WATCHED.items():
+        os.environ.setdefault(name, value)
     try:
-        if address:
-            for name, value in _WATCHED.items():
-                os.environ.setdefault(name, value)
-            ray.init(logging_level="ERROR", log_to_driver=False, runtime_env=_code())
-        else:
-            cpus = max(_LEAST_LOCAL_CPUS, os.cpu_count() or 1)
-            for name, value in _UNWATCHED.items():
-                os.environ.setdefault(name, value)
+        found = canonicalize_bootstrap_address(address) if address == "auto" else address
+        if found:
+            check_head(found)
+        ray.init(logging_level="ERROR", log_to_driver=False, runtime_env=_code())
+    except UserError:
+        raise
+    except Exception as error:  # of any class: Ray's own, and of what it is made of
+        hint = "correct RAY_ADDRESS, or unset it to start Ray on this machine"
+        raise UserError(
+            f"no Ray cluster can be joined at {address} (RAY_ADDRESS): {_line(str(error))}: {hint}"
+        ) from error
+
+
+def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
+    """Start a Ray that ends with this process; one that is too slow, as on a busy machine, is tried once more."""
+    for name, value in _UNWATCHED.items():
+        os.environ.setdefault(name, value)
+    use_own_token()
+    folder = ray_folder()
+    before = _descendants()
+    for last in (False, True):
+        try:
             ray.init(
                 address="local",
-                num_cpus=cpus,
+                num_cpus=max(_LEAST_LOCAL_CPUS, os.cpu_count() or 1),
                 include_dashboard=False,
                 logging_level="ERROR",
                 log_to_driver=False,
                 _node_ip_address="127.0.0.1",
+                _temp_dir=folder,
             )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+            return
+        except Exception as error:  # Ray raises bare Exceptions where a process of its own is slow
+            ray.shutdown()
+            for process in _descendants() - before:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if last or isinstance(error, (OSError, ValueError)):
+                hint = (
+                    "the machine may be overloaded or out of memory; the logs are in ray/session_latest/logs of TMPDIR"
+                )
+                raise UserError(f"Ray does not start on this machine: {_line(str(error))}: {hint}") from error
+
+
+def _descendants() -> set[psutil.Process]:
+    """The processes that this one has started, and theirs."""
+    return set(psutil.Process().children(recursive=True))
 
 
 class OwnNode:
@@ -108,7 +151,6 @@ class OwnNode:
 
     def __init__(self) -> None:
         """Looks for it on Ray's own record of the machine; UserError if there is none."""
-        import psutil
         from ray._private.services import canonicalize_bootstrap_address
         from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, and without stubs
 
@@ -148,8 +190,6 @@ def failed_launches(address: str) -> dict[str, float]:
 
 def ray_process(name: str) -> int | None:
     """This user's process of that name on this machine, if there is one: "raylet" of a node, "gcs_server" of a head."""
-    import psutil
-
     found = (process.info for process in psutil.process_iter(["pid", "name", "uids"]))
     return next((int(each["pid"]) for each in found if each["name"] == name and each["uids"].real == os.getuid()), None)
 
@@ -157,6 +197,16 @@ def ray_process(name: str) -> int | None:
 def in_job() -> bool:
     """Whether this process is the entry point of a Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def hint_of_job(place: str) -> str:
+    """Return what a user needs to know about a relative folder of a job, if `place` is one; else ""."""
+    if not in_job() or not Path(place).is_relative_to(Path.home() / "resnet-ray"):
+        return ""
+    return (
+        ". Ray runs a job in a temporary copy of this folder; relative paths mean ~/resnet-ray/… on the node: "
+        "give an absolute path or s3://…"
+    )
 
 
 def _code() -> dict[str, object] | None:

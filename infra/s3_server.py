@@ -25,9 +25,11 @@ from pathlib import Path
 
 from infra.children import HOST, Child, answers, end_when_told, is_free, running, serve_until_told
 from infra.errors import UserError, run
+from infra.ray_start import short_folder
 
 _READY_TIMEOUT_S = 30.0
 _ROLES = ("s3", "master", "volume", "filer", "admin")
+_BELOW = len("/weed-12345678/filer.sock")
 _GRPC_OFFSET = 10_000  # where weed puts the gRPC port of each role
 _PORTS = range(11_000, 22_000)  # these, and these plus the offset, lie below the ports that Linux hands out by itself
 
@@ -72,7 +74,7 @@ def serve_s3(
     log = folder / "weed.log"
     log.unlink(missing_ok=True)
     # Unix sockets and caches go to a short private path: their names are limited to 107 characters.
-    with tempfile.TemporaryDirectory(prefix="weed-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="weed-", dir=short_folder(_BELOW)) as scratch:
         command = [
             _binary(),
             "mini",

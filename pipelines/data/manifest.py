@@ -205,7 +205,10 @@ def load_manifest(store: Store) -> Manifest:
     try:
         data = store.read(MANIFEST)
     except FileNotFoundError:
-        raise UserError(f"no {MANIFEST} in {store.description}: is it prepared? run prepare.py") from None
+        from infra.cluster import hint_of_job
+
+        hint = hint_of_job(store.uri)
+        raise UserError(f"no {MANIFEST} in {store.description}: is it prepared? run prepare.py{hint}") from None
     return Manifest.from_json(data, where)
 
 

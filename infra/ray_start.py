@@ -1,0 +1,106 @@
+"""What Ray needs before it is started or joined: a short and writable folder, a token of its own, a head that answers.
+
+Ray itself finds out late: after 14 minutes where nothing listens, after a minute on a full disk, and in a traceback.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import secrets
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from infra.errors import UserError
+from infra.storage import open_store
+
+_SOCKET_CHARS = 103  # of a Unix socket's path: macOS's limit, 4 below that of Linux
+_BELOW = len("/ray/session_2026-01-31_23-59-59_123456_1234567/sockets/plasma_store")
+_LEAST_BYTES = 32 << 20  # logs and sockets of a Ray of one machine; its objects are elsewhere
+_HEAD_PATIENCE_S = 20.0
+_TOKEN_VARIABLES = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+
+
+def short_folder(below: int) -> str | None:
+    """Return /tmp if TMPDIR, as batch systems set it, is too long for sockets `below` characters further down.
+
+    Raises:
+        UserError: TMPDIR is too long, and /tmp cannot be written.
+    """
+    if len(os.fsencode(tempfile.gettempdir())) + below <= _SOCKET_CHARS:
+        return None
+    short = os.path.join(os.sep, "tmp")
+    if os.access(short, os.W_OK | os.X_OK):
+        return short
+    raise UserError(_too_long("TMPDIR", tempfile.gettempdir(), below))
+
+
+def ray_folder() -> str | None:
+    """Return the folder for a Ray of this process, or None where Ray's own choice will do.
+
+    Raises:
+        UserError: the folder is too long for Ray's sockets, cannot be written, or is full.
+    """
+    own = os.environ.get("RAY_TMPDIR")
+    if own and len(os.fsencode(own)) + _BELOW > _SOCKET_CHARS:
+        raise UserError(_too_long("RAY_TMPDIR", own, _BELOW))
+    short = None if own else short_folder(_BELOW)
+    parent = own or short or tempfile.gettempdir()
+    try:
+        open_store(os.path.join(parent, "ray")).check_access(write=True)
+    except UserError as error:
+        raise UserError(f"Ray has no place for its files: {error} (RAY_TMPDIR names another)") from error
+    if (free := shutil.disk_usage(parent).free) < _LEAST_BYTES:
+        hint = "free some space, or set RAY_TMPDIR to a short folder on another disk"
+        raise UserError(f"Ray has no room for its files: {free >> 20} MiB are free in {parent}: {hint}")
+    return os.path.join(short, "ray") if short else None
+
+
+def use_own_token() -> None:
+    """Give a Ray of this process a token of its own, unless the environment says which one it has.
+
+    Ray would else put one into ~/.ray/auth_token, where it changes what every later Ray of this user does, and fail
+    where that cannot be written.
+    """
+    if any(os.environ.get(name) for name in _TOKEN_VARIABLES):
+        return
+    handle, file = tempfile.mkstemp(prefix="resnet-ray-token-")  # for this user alone
+    with os.fdopen(handle, "w") as opened:
+        opened.write(secrets.token_hex(32))
+    os.environ["RAY_AUTH_TOKEN_PATH"] = file
+    atexit.register(_remove, file)
+
+
+def _remove(file: str) -> None:
+    with suppress(OSError):
+        Path(file).unlink()
+
+
+def check_head(address: str) -> None:
+    """Fail within half a minute where no head of a Ray cluster answers.
+
+    Raises:
+        UserError: nothing answers there, or `address` is not that of a head.
+    """
+    if address.startswith(("http://", "https://")):
+        hint = "to run on that cluster use `ray job submit`; to join it, give the head's HOST:6379"
+        raise UserError(f"RAY_ADDRESS is {address}, a job server: {hint}")
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return  # the check below would need Ray's certificates
+    import grpc
+
+    with grpc.insecure_channel(address.removeprefix("ray://"), options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_HEAD_PATIENCE_S)
+        except grpc.FutureTimeoutError:
+            hint = "start the cluster, correct RAY_ADDRESS, or unset it to start Ray on this machine"
+            raise UserError(f"no Ray cluster answers at {address} (RAY_ADDRESS): {hint}") from None
+
+
+def _too_long(variable: str, folder: str, below: int) -> str:
+    most = _SOCKET_CHARS - below
+    return (
+        f"{variable} is too long for Ray's sockets ({folder}): set RAY_TMPDIR to a folder of at most {most} characters"
+    )
