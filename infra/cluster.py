@@ -199,16 +199,6 @@ def in_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def hint_of_job(place: str) -> str:
-    """Return what a user needs to know about a relative folder of a job, if `place` is one; else ""."""
-    if not in_job() or not Path(place).is_relative_to(Path.home() / "resnet-ray"):
-        return ""
-    return (
-        ". Ray runs a job in a temporary copy of this folder; relative paths mean ~/resnet-ray/… on the node: "
-        "give an absolute path or s3://…"
-    )
-
-
 def _code() -> dict[str, object] | None:
     """A job's working directory is on its cluster already; a driver that joins by itself brings its path along."""
     return None if in_job() else {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}

@@ -57,3 +57,13 @@ def shown(path: str) -> str:
 def below(path: str, folder: str) -> str:
     """Return `path` relative to `folder` if it is below it, else unchanged."""
     return path.removeprefix(f"{folder.rstrip('/')}/") if folder else path
+
+
+def hint_of_job(path: str) -> str:
+    """Return what a user needs to know of a job's relative paths, if `path` began as one; else ""."""
+    if not in_job() or below(path, absolute(_JOBS, os.sep)) == path:
+        return ""
+    return (
+        f". Ray runs a job in a temporary copy of this folder; relative paths mean {_JOBS}/… on the node: "
+        "give an absolute path or s3://…"
+    )

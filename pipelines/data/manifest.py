@@ -205,7 +205,7 @@ def load_manifest(store: Store) -> Manifest:
     try:
         data = store.read(MANIFEST)
     except FileNotFoundError:
-        from infra.cluster import hint_of_job
+        from pipelines.paths import hint_of_job
 
         hint = hint_of_job(store.uri)
         raise UserError(f"no {MANIFEST} in {store.description}: is it prepared? run prepare.py{hint}") from None

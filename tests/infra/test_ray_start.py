@@ -163,12 +163,3 @@ def test_a_cluster_that_cannot_be_joined_is_one_line(failure: Exception, monkeyp
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     with pytest.raises(UserError, match=r"no Ray cluster can be joined at 127.0.0.1:6379 \(RAY_ADDRESS\): .*correct"):
         infra.cluster._start(_Ray(failure))
-
-
-def test_relative_folders_of_a_job_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    place = str(tmp_path / "resnet-ray" / "data" / "photos")
-    assert infra.cluster.hint_of_job(place) == ""
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    assert "relative paths mean ~/resnet-ray/… on the node" in infra.cluster.hint_of_job(place)
-    assert infra.cluster.hint_of_job("s3://bucket/data") == infra.cluster.hint_of_job("/data/photos") == ""

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from infra.cluster import in_job
+from infra.errors import UserError
+from infra.storage import LocalStore
 from pipelines import cli, paths
+from pipelines.data.manifest import load_manifest
 from pipelines.data.sources import MNIST5K
 from pipelines.recipe import build_recipe, load_recipe
 from pipelines.suite import load_suite
@@ -123,3 +126,18 @@ def test_messages_name_paths_below_the_current_folder_in_short(work: Path) -> No
     assert paths.shown("s3://bucket/runs") == "s3://bucket/runs"
     assert paths.shown(f"{work}-2/runs") == f"{work}-2/runs"
     assert cli.local_home("s3://bucket/runs") == str(work / "runs")
+
+
+def test_relative_folders_of_a_job_are_explained_where_they_hold_no_data(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    store = LocalStore(uri=str(tmp_path / "resnet-ray" / "data" / "photos"))
+    said = "relative paths mean ~/resnet-ray/… on the node: give an absolute path or s3://…"
+    with pytest.raises(UserError, match=r"run prepare\.py$"):
+        load_manifest(store)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(UserError, match=f"no manifest.json in {store.uri}: .* temporary copy of this folder; {said}"):
+        load_manifest(store)
+    with pytest.raises(UserError, match=r"run prepare\.py$"):
+        load_manifest(LocalStore(uri=str(tmp_path / "elsewhere")))
