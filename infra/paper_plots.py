@@ -44,12 +44,13 @@ class ErrorCurves:
     name: str
     train: Line | None = None
     test: Line | None = None
+    held_out: str = "test"  # split that `test` is of
 
 
 def error_curves(
     panels: Mapping[str, Sequence[ErrorCurves]], *, x_label: str = "step", most: float | None = None
 ) -> Figure:
-    """Figures 1, 4 and 6: the training error thin and dashed, the test error bold.
+    """Figures 1, 4 and 6: the training error thin and dashed, the held-out error bold.
 
     ``most``: percent where the error axis ends; None = at the largest error.
     """
@@ -127,7 +128,8 @@ def _legend_lines(networks: Sequence[ErrorCurves]) -> list[Any]:
     colors = zip(_colors(len(networks)), networks, strict=True)
     lines = [Line2D([], [], color=color, label=network.name, **_TEST) for color, network in colors]
     if any(network.test for network in networks):
-        lines.append(Line2D([], [], color=_NEUTRAL, label="test", **_TEST))
+        label = " or ".join(sorted({network.held_out for network in networks if network.test}))
+        lines.append(Line2D([], [], color=_NEUTRAL, label=label, **_TEST))
     if any(network.train for network in networks):
         lines.append(Line2D([], [], color=_NEUTRAL, label="training", **_TRAIN))
     return lines

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-_COLORS = {"train": "#8da0b8", "test": "#c8553d", "other": "#2a6f77"}
+_COLORS = {"train": "#8da0b8", "validation": "#c8553d", "test": "#c8553d", "other": "#2a6f77"}
+_HELD_OUT = ("validation", "test")
 _CELLS = "Blues"
 _MAX_LABELLED_CLASSES = 30  # beyond these, class names on the axes of a matrix cannot be read
 _MAX_NUMBERED_CLASSES = 15  # beyond these, numbers in its cells cannot
@@ -135,14 +136,14 @@ def _curve(series: Series, label: str, scale: float, steps_per_epoch: float | No
 
 
 def _line_style(kind: str, key: str, *, points: int) -> Mapping[str, Any]:
-    few = kind == "test" and points <= _MAX_EPOCH_MARKS
+    few = kind in _HELD_OUT and points <= _MAX_EPOCH_MARKS
     return {
         "color": _COLORS.get(kind, _COLORS["other"]),
-        "linewidth": 1.8 if kind == "test" else 1.2,
+        "linewidth": 1.8 if kind in _HELD_OUT else 1.2,
         "linestyle": "--" if "top5" in key else "-",
         "marker": "o" if few or points == 1 else None,
         "markersize": 4,
-        "zorder": 3 if kind == "test" else 2,
+        "zorder": 3 if kind in _HELD_OUT else 2,
     }
 
 

@@ -53,7 +53,7 @@ class Tracker:
         run = client.get_run(run_id)
         self.run_id = run_id
         self.experiment_id: str = run.info.experiment_id
-        self._tracking = tracking
+        self.tracking = tracking
         self._client = client
         self._warn = warn
         self._last_step = {key: _last_step(client, run_id, key) for key in run.data.metrics}
@@ -82,8 +82,8 @@ class Tracker:
     @property
     def ui_url(self) -> str | None:
         """The run's page, where a server shows one."""
-        base = self._tracking.description.rstrip("/")
-        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self._tracking.is_server else None
+        base = self.tracking.description.rstrip("/")
+        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.tracking.is_server else None
 
     def log(self, record: Record) -> None:
         """Queue what of ``record`` is finite and newer, by step, than what this run already has of the same key."""
@@ -109,7 +109,7 @@ class Tracker:
         self.artifact(name, image.getvalue())
 
     def dataset(self, name: str, digest: str, source: str, context: str) -> None:
-        """Queue the link to a data set: its digest (MLflow keeps 36 characters), its URI, and "train" or "test"."""
+        """Queue the link to a data set: its digest (MLflow keeps 36 characters), its URI, and what it is used for."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         dataset = Dataset(
@@ -171,7 +171,7 @@ class Tracker:
     def away(self) -> UserError:
         """What to tell the user where the rest could not be delivered."""
         return UserError(
-            f"MLflow at {self._tracking.description} is still away: the same command delivers the rest later"
+            f"MLflow at {self.tracking.description} is still away: the same command delivers the rest later"
         )
 
     def artifact(self, name: str, data: bytes) -> None:
@@ -202,7 +202,7 @@ class Tracker:
                 failures += 1
                 if failures == 1:
                     self._warn(
-                        f"MLflow at {self._tracking.description} takes nothing at present ({reason(error)}): "
+                        f"MLflow at {self.tracking.description} takes nothing at present ({reason(error)}): "
                         "training goes on, and the points are kept and delivered later"
                     )
                 self._pause(failures)
@@ -211,7 +211,7 @@ class Tracker:
                 self._queue.popleft()
             if failures:
                 failures = 0
-                self._warn(f"MLflow at {self._tracking.description} is back: {self.pending} items left to deliver")
+                self._warn(f"MLflow at {self.tracking.description} is back: {self.pending} items left to deliver")
 
     def _wait_for_work(self) -> bool:
         with self._wake:

@@ -24,6 +24,7 @@ from infra.errors import UserError
 from infra.patience import count_retry
 from infra.records import Record
 from infra.storage import Store
+from resnet_core.reaction import held_out
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +38,6 @@ INPUTS = "inputs.safetensors"
 MEAN_IMAGE = "mean_image"
 RUN = "run.json"
 FINISHED = "finished.json"
-ACCURACY = "test/accuracy"
 _OTHER = (LEDGER, SCORED, INPUTS)  # tensors that are no part of the training state
 _HEAD = ("step", "metrics", "recipe", "data_digest")  # of checkpoint.json, beside the list of files
 NEWEST_KEPT = 2  # the newest, and the one to fall back on
@@ -55,7 +55,7 @@ class Checkpoint:
     """A verified checkpoint, or one about to be written: bytes by file name, parsed where they are asked for."""
 
     step: int
-    metrics: Mapping[str, float]  # "test/…" of the evaluation at this step; empty if there was none
+    metrics: Mapping[str, float]  # "validation/…" or "test/…" of the evaluation at this step; empty without one
     recipe: Mapping[str, Any]  # resolved, flat, `model.num_classes` filled in
     data_digest: str
     files: Mapping[str, bytes] = field(repr=False)
@@ -210,8 +210,9 @@ class RunFolder:
         scored = []
         for step in self.steps():
             head = self.head(step)
-            if head and ACCURACY in head["metrics"]:
-                scored.append((head["metrics"][ACCURACY], step))
+            accuracy = held_out(head["metrics"], "accuracy") if head else None
+            if accuracy is not None:
+                scored.append((accuracy, step))
         return [step for _, step in sorted(scored, reverse=True)]
 
     def _drop(self, step: int) -> None:

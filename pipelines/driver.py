@@ -24,7 +24,7 @@ from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
 from pipelines.foresight import summary, warnings
 from pipelines.outcome import DELIVERY_PATIENCE_S, Outcome, conclude
-from pipelines.recipe import Recipe, build_recipe
+from pipelines.recipe import DEFAULTS, Recipe, build_recipe
 from pipelines.recipe_for import check_own_data
 from pipelines.same_run import RUN_KEYS, check_same_run, trained_on
 from pipelines.start_weights import check_start, start_uri
@@ -80,7 +80,7 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: 
             data_cpus = reporting.data_cpus if reporting else math.inf
             stream, done_steps = _stream(recipe, manifest, folder, data_cpus), newest.step if newest else 0
             _fit(recipe, stream, tracker, console, reporting, done_steps)
-        outcome = conclude(recipe, manifest, folder, tracker, tracking, console)
+        outcome = conclude(recipe, manifest, folder, tracker, console, scores_test=reporting is None)
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
     folder.write_json(FINISHED, outcome.to_json())
     return outcome
@@ -126,7 +126,10 @@ def find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
 
 def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     """The recipe with what the data set decides filled in, and checked against it."""
-    for split in (recipe.data.train_split, recipe.data.eval_split):
+    evaluated = recipe.data.eval_split
+    if evaluated == DEFAULTS["data.eval_split"] and evaluated not in manifest.splits:
+        evaluated = recipe.data.test_split
+    for split in (recipe.data.train_split, evaluated, recipe.data.test_split):
         manifest.require_split(split)
     classes = len(manifest.class_names)
     if recipe.model.num_classes not in (0, classes):
@@ -143,7 +146,8 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
         among = f"run.num_workers = {most}"
         views = f" and data.repeats = {recipe.data.repeats}" if recipe.data.repeats > 1 else ""
         raise UserError(f"optim.global_batch_size = {batch} does not divide among {among}{views}")
-    recipe = build_recipe({}, {**recipe.flat(), "model.num_classes": classes}, where=recipe.name)
+    decided = {"model.num_classes": classes, "data.eval_split": evaluated}
+    recipe = build_recipe({}, {**recipe.flat(), **decided}, where=recipe.name)
     samples = manifest.splits[recipe.data.train_split]
     first = recipe.phases(samples)[0]
     recipe.average_start(samples)
@@ -175,7 +179,8 @@ def _start_tracker(
         data = {"data_digest": manifest.digest, "data_uri": open_store(recipe.data.uri).uri}
         folder.write_json(RUN, {"run_id": tracker.run_id, "trajectory": recipe.trajectory(), **data})
         tracker.text("recipe.toml", recipe.to_toml())
-        for split, context in ((recipe.data.train_split, "train"), (recipe.data.eval_split, "test")):
+        splits = {recipe.data.train_split: "train", recipe.data.eval_split: recipe.data.held_out}
+        for split, context in (splits | {recipe.data.test_split: "test"}).items():
             tracker.dataset(f"{manifest.name}-{split}", manifest.digest, recipe.data.uri, context)
     checkpoint = folder.newest(console.print)
     for record in checkpoint.records if checkpoint else ():

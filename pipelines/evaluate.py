@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--step", type=int, action="append", default=[], help=told)
     parser.add_argument("--ensemble", action="store_true", help="score all targets as one: their mean probabilities")
     parser.add_argument("--data", metavar="URI", help="data set (default: the one it was trained on)")
-    parser.add_argument("--split", help="split (default: the one it was evaluated on in training)")
+    parser.add_argument("--split", help="split (default: the test split)")
     told = "what of each image is shown to the model, whose probabilities are averaged (default: centre)"
     parser.add_argument("--views", choices=get_args(ViewName), default="centre", help=told)
     told = "side of the crop in pixels (default: as in training); the image before the crop grows with it"

@@ -128,12 +128,12 @@ def _batch_warnings(recipe: Recipe, manifest: Manifest) -> Iterator[str]:
 
 
 def _gate_warnings(recipe: Recipe, manifest: Manifest) -> Iterator[str]:
-    images, margin = manifest.splits[recipe.data.eval_split], recipe.run.gate_margin
+    images, margin = manifest.splits[recipe.data.test_split], recipe.run.gate_margin
     least = least_images(margin)
     if recipe.run.register_as and images < least:
         often = least_images(margin, differing=0.1)
         yield (
-            f"{images:,} {recipe.data.eval_split} images are too few for run.gate_margin = {margin:g}: to show that a "
+            f"{images:,} {recipe.data.test_split} images are too few for run.gate_margin = {margin:g}: to show that a "
             f"later model is no worse takes {least:,}, or {often:,} where the two differ on 10% of the images"
         )
 

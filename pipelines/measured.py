@@ -1,6 +1,6 @@
 """What a suite keeps of a finished run: its errors, its curves, its layers' responses. Measured once, then a JSON file.
 
-All of it is of the run's last checkpoint, not of its best: the test split has chosen nothing.
+All of it is of the run's last checkpoint, not of its best: no split has chosen anything.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pipelines.scoring import EvalData, SplitScore, ViewName, Views, score_block
 from pipelines.suite import Entry, Measure, Suite
 from pipelines.suite_plan import SuiteRun
 from pipelines.targets import Request, Target, ensemble, open_targets
+from resnet_core.reaction import HeldOut
 from resnet_core.schedule import total_samples
 
 _VIEWS: dict[Measure, ViewName] = {
@@ -57,6 +58,7 @@ class Measured:
     images_per_second: float = 0.0  # in training, the median of the records
     train_curve: Curve = field(default_factory=list)  # as recorded: augmented images, while the weights change
     test_curve: Curve = field(default_factory=list)
+    curve_split: HeldOut = "test"  # that `test_curve` is of
     responses: list[tuple[str, float]] = field(default_factory=list)  # (layer, standard deviation), in order
     seed: int = 0
     asked: dict[str, Any]  # what decides the rest
@@ -95,7 +97,8 @@ def measure_run(suite: Suite, run: Finished, store: Store, warn: Warn) -> Measur
     _share_cores(planned)
     checkpoint = RunFolder(open_store(planned.uri)).load(outcome.step)
     records, recipe = checkpoint.records, recipe_of(checkpoint)
-    errors = {m: _percent(checkpoint.metrics[key]) for m, key in _RECORDED.items() if m in suite.measures}
+    recorded = {measure: key for measure, key in _RECORDED.items() if key in checkpoint.metrics}
+    errors = {m: _percent(checkpoint.metrics[key]) for m, key in recorded.items() if m in suite.measures}
     return _keep(
         store,
         Measured(
@@ -108,7 +111,8 @@ def measure_run(suite: Suite, run: Finished, store: Store, warn: Warn) -> Measur
             images=_images(recipe),
             images_per_second=median(point.metrics[_RATE] for point in records if _RATE in point.metrics),
             train_curve=_curve(records, "train/accuracy"),
-            test_curve=_curve(records, "test/accuracy"),
+            test_curve=_curve(records, f"{recipe.data.held_out}/accuracy"),
+            curve_split=recipe.data.held_out,
             responses=_responses(run, checkpoint, warn) if _drawn(suite, entry) else [],
             asked=_asked(suite, entry, [run]),
         ),
@@ -171,7 +175,7 @@ def _score(targets: Sequence[Target], suite: Suite, *, training: bool) -> SplitS
 
 def _target(run: Finished, views: ViewName, warn: Warn, *, training: bool = False) -> Target:
     planned, outcome = run
-    split = planned.recipe.data.train_split if training else planned.recipe.data.eval_split
+    split = planned.recipe.data.train_split if training else planned.recipe.data.test_split
     request = Request(targets=(planned.uri,), steps=(outcome.step,), split=split, views=Views(name=views))
     (target,) = open_targets(request, warn)
     return target

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from ray.util.metrics import Counter, Gauge, Metric
 
 from pipelines.data.stages import DataTimes
+from resnet_core.reaction import held_out
 
 _RUN, _RANK = ("run",), ("run", "rank")
 _GAUGES = {
     "train/loss": ("resnet_ray_train_loss", "Mean loss since the last point of the curve."),
     "lr": ("resnet_ray_train_learning_rate", "Learning rate of the last step."),
     "train/images_per_second": ("resnet_ray_train_images_per_second", "Images trained on per second, all ranks."),
-    "test/accuracy": ("resnet_ray_test_accuracy", "Top-1 accuracy of the last evaluation, 0 to 1."),
+    "held_out/accuracy": ("resnet_ray_held_out_accuracy", "Top-1 accuracy of the last evaluation, 0 to 1."),
 }
 
 
@@ -44,6 +45,9 @@ class RunMetrics:
     def point(self, metrics: Mapping[str, float]) -> None:
         """A point of the curves, which all ranks have and rank 0 shows from now on."""
         self._latest.update(metrics)
+        accuracy = held_out(metrics, "accuracy")
+        if accuracy is not None:
+            self._latest["held_out/accuracy"] = accuracy
 
     def alive(self, step: int) -> None:
         """Ray drops a gauge that nobody sets, so this is called every second or so."""

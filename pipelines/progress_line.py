@@ -12,6 +12,7 @@ from rich.text import Text
 
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.telemetry import waiting
+from resnet_core.reaction import held_out
 
 _PLAIN_EVERY_S = 10.0
 _STARTING_EVERY_S = 30.0  # in a log, while nothing else is printed
@@ -96,10 +97,10 @@ class ProgressLine:
         self.console.print(text)
 
     def _take(self, step: int, metrics: dict[str, float]) -> None:
-        if "test/accuracy" in metrics:
-            self.console.print(
-                f"step {step}: test accuracy {metrics['test/accuracy']:.2%}, loss {metrics['test/loss']:.4f}"
-            )
+        accuracy = held_out(metrics, "accuracy")
+        if accuracy is not None:
+            split = "validation" if "validation/accuracy" in metrics else "test"
+            self.console.print(f"step {step}: {split} accuracy {accuracy:.2%}, loss {held_out(metrics, 'loss'):.4f}")
         elif "train/loss" in metrics:
             self._latest = metrics
             self._step = step

@@ -42,6 +42,16 @@ RECIPES = Path(__file__).parent / "recipes"
 _EMBEDDED = "mnist5k"  # as `data.source` names it; `./mnist5k` is a folder
 
 
+NOT_TRAINED = frozenset(
+    {
+        *("name", "data.uri", "data.source", "data.task_mb", "model.num_classes"),  # the data set decides the last
+        *("data.eval_split", "data.test_split"),  # read the weights and do not change them
+        *("data.max_bad_samples", "data.cache_dir", "data.cache_gb"),
+    }
+)
+"""Keys that do not change the trained weights (the manifest's digest names the data set itself)."""
+
+
 class Recipe(BaseModel):
     """One run. Sections are frozen dataclasses; functions receive their section, never the whole recipe."""
 
@@ -74,15 +84,13 @@ class Recipe(BaseModel):
 
         Defaults are left out, so that a run keeps its name when a later version knows more keys.
         """
-        left_out = {"name", "data.uri", "data.source", "data.task_mb", "model.num_classes"}  # set by the data
-        left_out |= {"data.max_bad_samples", "data.cache_dir", "data.cache_gb"}  # change nothing in what is trained
         sections = ("prepare.", "compute.", "run.")
         flat = self.flat()
         flat["model.init_from"] = paths.below(self.model.init_from, self.run.relative_to)
         return {
             key: value
             for key, value in flat.items()
-            if key in {"run.seed", "compute.precision"} or not (key in left_out or key.startswith(sections))
+            if key in {"run.seed", "compute.precision"} or not (key in NOT_TRAINED or key.startswith(sections))
             if value != DEFAULTS[key]
         }
 

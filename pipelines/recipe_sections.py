@@ -12,6 +12,7 @@ from pipelines.data.cache import CacheConfig
 from pipelines.data.decode import CropConfig
 from pipelines.data.undecoded import DecodeOn
 from resnet_core.config import Location
+from resnet_core.reaction import HeldOut
 
 Source = str
 """A path or URI, or the word for images that a package brings along."""
@@ -33,7 +34,12 @@ class DataConfig(CropConfig):
     source: Source = ""
     """If there is no data set at `uri` yet, prepare it from this SOURCE first; "" = never."""
     train_split: str = "train"
-    eval_split: str = "test"
+    """Split that is trained on."""
+    eval_split: str = "validation"
+    """Split that is scored during the run and chooses the best checkpoint. A data set without a validation split is
+    scored on `test_split` instead, and the run says so."""
+    test_split: str = "test"
+    """Split that is scored once, at the end, with the best checkpoint; the gate compares models on it."""
     task_mb: int = 32
     """Decoded megabytes that one data task yields: large enough to hide a task's cost, small enough to stream."""
     decode_on: DecodeOn = "host"
@@ -60,6 +66,11 @@ class DataConfig(CropConfig):
         host = self.decode_on == "host"
         _require(host or not self.policy, "data.policy", 'must be "" where data.decode_on = "device"', self.policy)
         _require(not (host and self.device_cache), "data.device_cache", 'needs data.decode_on = "device"', True)
+
+    @property
+    def held_out(self) -> HeldOut:
+        """Prefix of the metrics of `eval_split`."""
+        return "test" if self.eval_split == self.test_split else "validation"
 
     @property
     def cache(self) -> CacheConfig | None:

@@ -163,7 +163,7 @@ def _register_run(arguments: argparse.Namespace, console: Console) -> None:
         raise UserError(f"the recipe of {arguments.run} has no run.register_as: name the model with --name")
     store = open_store(arguments.data or recipe.data.uri)
     crop = recipe.data.at(recipe.data.image_size)
-    data = EvalData(store=store, manifest=load_manifest(store), crop=crop, split=recipe.data.eval_split)
+    data = EvalData(store=store, manifest=load_manifest(store), crop=crop, split=recipe.data.test_split)
     _check_data(checkpoint, data)
     tracking, run_id = resolve_tracking(cli.local_home(recipe.run.home)), _run_id(folder)
     infra.cluster.connect(min_cpus=1)

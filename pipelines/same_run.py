@@ -10,7 +10,7 @@ from infra.storage import open_store
 from pipelines.checkpoint import RUN, RunFolder
 from pipelines.data.manifest import NAME_LENGTH, Manifest
 from pipelines.paths import shown
-from pipelines.recipe import DEFAULTS, Recipe, build_recipe
+from pipelines.recipe import DEFAULTS, NOT_TRAINED, Recipe, build_recipe
 
 RUN_KEYS = ("run_id", "data_digest", "trajectory")  # of run.json
 _GOES_ON = ("compute.precision", "auto")  # in whichever precision the run began
@@ -76,7 +76,7 @@ def _check(what: str, data: DataSet, began: dict[str, Any], recipe: Recipe, mani
             f"that first, or name the run's own with --set data.uri={shown(data.uri)}"
         )
     now = recipe.trajectory()
-    for key in {**began, **now}:
+    for key in {**began, **now}.keys() - NOT_TRAINED:
         before, after = (keys.get(key, DEFAULTS.get(key)) for keys in (began, now))
         if before != after and (key, after) != _GOES_ON:
             raise UserError(f"{what} began with another recipe ({key} = {before!r}, now {after!r}): {hint}")

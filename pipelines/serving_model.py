@@ -64,7 +64,10 @@ class ServedClassifier(nn.Module):
 
 def recipe_of(checkpoint: Checkpoint) -> Recipe:
     """The resolved recipe that a checkpoint was trained by, its number of classes filled in."""
-    return build_recipe({}, checkpoint.recipe, where=f"recipe of checkpoint {checkpoint.step}")
+    stored = dict(checkpoint.recipe)
+    if "data.test_split" not in stored:  # saved before there was a validation split
+        stored["data.test_split"] = stored.get("data.eval_split", "test")
+    return build_recipe({}, stored, where=f"recipe of checkpoint {checkpoint.step}")
 
 
 def _network_of(weights: Mapping[str, Tensor], recipe: Recipe) -> ModelConfig:

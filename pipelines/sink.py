@@ -104,7 +104,7 @@ class Sink:
         files["recipe.toml"] = self.recipe.to_toml().encode()
         return Checkpoint(
             step=state.step,
-            metrics={f"test/{name}": value for name, value in metrics.items()},
+            metrics={f"{self.recipe.data.held_out}/{name}": value for name, value in metrics.items()},
             recipe=self.recipe.flat(),
             data_digest=self.data_digest,
             files=files,

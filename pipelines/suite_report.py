@@ -195,7 +195,7 @@ def _error_curves(name: str, runs: Sequence[Measured]) -> ErrorCurves:
     from infra.paper_plots import ErrorCurves
 
     train, test = _mean_line([run.train_curve for run in runs]), _mean_line([run.test_curve for run in runs])
-    return ErrorCurves(name=name, train=train, test=test)
+    return ErrorCurves(name=name, train=train, test=test, held_out=runs[0].curve_split)
 
 
 def _mean_line(curves: Sequence[Curve]) -> Line:

@@ -115,7 +115,7 @@ def _of_run(request: Request, target: str, step: int | None, warn: Warn) -> Targ
 
     checkpoint = find_checkpoint(open_run(target), step, warn)
     recipe = recipe_of(checkpoint)
-    data = _data(request, recipe.data.uri, recipe.data.eval_split, recipe.data)
+    data = _data(request, recipe.data.uri, recipe.data.test_split, recipe.data)
     classifier = ServedClassifier.from_checkpoint(checkpoint)
     if data.views.whole:
         classifier.model = Dense(classifier.model, data.crop.image_size)

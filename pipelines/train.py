@@ -39,7 +39,8 @@ def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
     from pipelines.next_command import command, home_option, ui_command
     from pipelines.paths import shown
 
-    console.print(f"test accuracy {outcome.accuracy:.2%} after {outcome.step} steps")
+    for line in outcome.lines():
+        console.print(line)
     if outcome.data_limit:
         console.print(f"data        {outcome.data_limit}")
     if outcome.retries:

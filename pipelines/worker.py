@@ -132,6 +132,7 @@ class _Worker:
                 recorder=RunRecorder(history=sink.history, shown=self.shown, tell=self._tell),
                 sink=ReportingSink(sink, recipe.evaluation_steps(samples)) if self.job.reports else sink,
                 evaluate=self._evaluate,
+                held_out=recipe.data.held_out,
                 telemetry=self._telemetry,
                 seed=recipe.run.seed,
                 rank=self.rank,

@@ -16,7 +16,7 @@ from torch import Tensor
 from resnet_core.augment import step_generator
 from resnet_core.batchnorm import reestimate_batchnorm
 from resnet_core.ports import CheckpointSink, Recorder
-from resnet_core.reaction import Point
+from resnet_core.reaction import HeldOut, Point
 from resnet_core.schedule import LrSchedule
 from resnet_core.state import TrainState
 from resnet_core.step import Share, StepConfig, Sums, train_step
@@ -57,6 +57,8 @@ class Run:
     sink: CheckpointSink
     evaluate: Callable[[TrainState], Mapping[str, float]]
     """Metrics of the held-out split; called on every rank."""
+    held_out: HeldOut = "test"
+    """Prefix of those metrics: "validation", or "test" where a run has no validation split."""
     telemetry: Callable[[], Mapping[str, float]]
     """What the caller measures, such as images/s, since it was last asked; the device has just been waited for."""
     seed: int
@@ -100,7 +102,7 @@ def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
         if run.cadence.evaluates(state.step):
             _settle_statistics(state, run)
             metrics = run.evaluate(state)
-            record(_named("test", metrics))
+            record(_named(run.held_out, metrics))
         if run.cadence.saves(state.step) or leaves:
             run.sink.save(state, metrics)
         if leaves:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from resnet_core.config import ScheduleConfig
 
@@ -15,7 +16,13 @@ Point = tuple[int, Mapping[str, float]]
 """A step, counted from 1, and what was recorded after it."""
 
 TRAIN_ACCURACY = "train/accuracy"
-TEST_ACCURACY = "test/accuracy"
+HeldOut = Literal["validation", "test"]
+"""The split that a run is evaluated on while it trains."""
+
+
+def held_out(metrics: Mapping[str, float], name: str) -> float | None:
+    """Return the metric `name` of the split that was evaluated; None where `metrics` hold no evaluation."""
+    return metrics.get(f"validation/{name}", metrics.get(f"test/{name}"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +32,7 @@ class Reaction:
     warm: bool = False
     """The recorded training error has been below schedule.warmup_until_error."""
     best_error: float = math.inf
-    """The lowest test error that counted as progress."""
+    """The lowest error on the held-out split that counted as progress."""
     stale: int = 0
     """Evaluations in a row without progress."""
     falls: int = 0
@@ -38,8 +45,9 @@ class Reaction:
         if TRAIN_ACCURACY in metrics and 1 - metrics[TRAIN_ACCURACY] < config.warmup_until_error:
             reaction = replace(reaction, warm=True)
         warmed_up = step >= warmup_steps and (reaction.warm or not config.warmup_until_error)
-        if TEST_ACCURACY in metrics and warmed_up:
-            reaction = reaction._evaluated(1 - metrics[TEST_ACCURACY], config)
+        accuracy = held_out(metrics, "accuracy")
+        if accuracy is not None and warmed_up:
+            reaction = reaction._evaluated(1 - accuracy, config)
         return reaction
 
     def _evaluated(self, error: float, config: ScheduleConfig) -> Reaction:

@@ -31,8 +31,9 @@ def finalize(study: Study, winner: Trial, run_id: str) -> None:
     study.store.write(WINNER, recipe.to_toml().encode())
     study.console.print(f"winner      trial {winner.number:03d}: {shown(f'{study.store.description}/{WINNER}')}")
     outcome = train(recipe, study.console, parent_run_id=run_id)
-    found = f"test accuracy {outcome.accuracy:.2%} after {outcome.step} steps"
-    study.console.print(f"final       {found}; in the study {winner.accuracy:.2%}")
+    study.console.print(f"final       trained with its own seed; the trial had {winner.accuracy:.2%} in the study")
+    for line in outcome.lines():
+        study.console.print(line)
     if outcome.model:
         state = "champion" if outcome.champion else f"not champion: {outcome.reason}"
         study.console.print(f"registered  {outcome.model} ({state})")

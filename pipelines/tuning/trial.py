@@ -18,19 +18,18 @@ from rich.console import Console
 
 from infra.errors import UserError
 from infra.storage import open_store
-from pipelines.checkpoint import ACCURACY, RunFolder
+from pipelines.checkpoint import RunFolder
 from pipelines.recipe import Recipe
 from pipelines.reporting import Reporting, numbered
 from pipelines.tuning.journal import FAILED
 from pipelines.tuning.ledger import Change, Trial, run_name, trial_file
 from pipelines.tuning.plan import Plan
+from resnet_core.reaction import held_out
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
 
     from infra.records import Record
-
-_LOSS = "test/loss"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,14 +98,14 @@ def _report_missed(job: TrialJob, trial: Trial, recipe: Recipe, folder: RunFolde
 
     newest = folder.newest(lambda _: None)
     for record in newest.records if newest else ():
-        if ACCURACY in record.metrics:
+        if held_out(record.metrics, "accuracy") is not None:
             report = _report(job, recipe, record)
             if report["report"] > trial.last:
                 tune.report(report)
 
 
 def _report(job: TrialJob, recipe: Recipe, record: Record) -> dict[str, float]:
-    metrics = {"accuracy": record.metrics[ACCURACY], "loss": record.metrics[_LOSS]}
+    metrics = {name: held_out(record.metrics, name) or 0.0 for name in ("accuracy", "loss")}
     return numbered(recipe.evaluation_steps(job.samples_per_epoch), record.step, metrics)
 
 

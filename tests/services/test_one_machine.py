@@ -143,7 +143,7 @@ def test_metrics_tell_what_the_run_did(prometheus: str, trained: Machine):
 
     assert seen <= last('ray_resnet_ray_train_step{run="demo"}') <= 250
     assert last('ray_resnet_ray_train_workers{run="demo"}') == 2
-    assert last('ray_resnet_ray_test_accuracy{run="demo"}') > 0.9
+    assert last('ray_resnet_ray_held_out_accuracy{run="demo"}') > 0.9
     assert 32 * seen <= last('ray_resnet_ray_train_images_total{run="demo",rank="0"}') <= 32 * 250
 
 
