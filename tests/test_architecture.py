@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("pipelines", "infra", "resnet_core")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 VERBS = ("prepare", "train", "tune", "evaluate", "reproduce", "register", "predict", "serve")
-MAX_LINES = 300
+MAX_LINES = 400  # of one concept; most are far shorter
 MAX_FUNCTION_LINES = 60
 
 
