@@ -92,6 +92,7 @@ def test_a_checkpoint_from_before_the_validation_split_is_scored_on_the_split_it
     recipe = recipe_for(0.0)
     train(recipe, Console(quiet=True))
     checkpoint = folder_of(recipe).best(pytest.fail)
+    assert checkpoint
     stored = {key: value for key, value in checkpoint.recipe.items() if key != "data.test_split"}
     old = dataclasses.replace(checkpoint, recipe={**stored, "data.eval_split": "holdout"})
     assert recipe_of(old).data.test_split == "holdout"
