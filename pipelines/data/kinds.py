@@ -11,9 +11,11 @@ from pipelines.data.formats import REPAIRED, identified
 
 _EXIF_ORIENTATION = 0x0112
 _FORMAT_BY_SUFFIX = {
-    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif", "mpo"), "JPEG"),
+    **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "mpo"), "JPEG"),
     "avif": "AVIF",
+    "avifs": "AVIF",
     "png": "PNG",
+    "apng": "PNG",
     "webp": "WEBP",
     "gif": "GIF",
     "bmp": "BMP",

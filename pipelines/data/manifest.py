@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["MANIFEST", "Form", "Manifest", "RowGroup", "Shard", "Span", "Stored", "check_shards", "load_manifest"]
 
 MANIFEST = "manifest.json"
+REPORTS = ("duplicates.parquet", "rejected.parquet")
+"""Tables that prepare writes beside the shards."""
 FORMAT_VERSION = 1
 NAME_LENGTH = 16
 _SHARDS = b'"shards": [\n'  # the line of manifest.json after which each line is a shard
@@ -195,6 +197,17 @@ def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
+def is_dataset(store: Store) -> bool:
+    """Tell whether a data set lies there: somebody else's `manifest.json` (of a web page, a camera) makes none."""
+    try:
+        content = json.loads(store.read(MANIFEST))
+    except FileNotFoundError:
+        return False
+    except ValueError:
+        return True  # damaged: `load_manifest` says so
+    return isinstance(content, dict) and ("format_version" in content or "shards" in content)
+
+
 def load_manifest(store: Store) -> Manifest:
     """The manifest of a data set.
 
@@ -216,7 +229,7 @@ def check_shards(store: Store, manifest: Manifest) -> list[str]:
     """Compare the listing with the manifest.
 
     Returns:
-        Shards that lie there and are none of the data set's: nothing of them is ever read.
+        Shards that lie there and are none of the data set's: they are never read.
 
     Raises:
         UserError: a shard is missing or has another size.
@@ -231,5 +244,5 @@ def check_shards(store: Store, manifest: Manifest) -> list[str]:
                 f"shard {shard.path} in {store.description} has {size:,} bytes, the manifest says {shard.bytes:,}: "
                 "restore it or prepare again"
             )
-    named = {shard.path for shard in manifest.shards}
+    named = {*(shard.path for shard in manifest.shards), *REPORTS}
     return [path for path in found if path.endswith(".parquet") and path not in named]

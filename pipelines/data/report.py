@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.data.manifest import REPORTS
 from pipelines.data.shard_file import HASH_BYTES, BadImage, Written
 
 if TYPE_CHECKING:
@@ -24,8 +25,7 @@ if TYPE_CHECKING:
     from pipelines.data.samples import Samples
 
 REPORT = "report.json"
-DUPLICATES = "duplicates.parquet"
-REJECTED = "rejected.parquet"
+DUPLICATES, REJECTED = REPORTS
 
 Ids = npt.NDArray[np.int64]
 

@@ -62,6 +62,7 @@ class Contents:
     class_names: tuple[str, ...]
     splits: Mapping[str, Samples]
     fingerprint: str  # sha256 of names, sizes and labels, or of the data: the same wherever the source lies
+    notes: tuple[str, ...] = ()  # what is left out, for people
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: `contents` is found once and kept
@@ -90,6 +91,10 @@ class Source:
     @property
     def fingerprint(self) -> str:
         return self.contents.fingerprint
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        return self.contents.notes
 
     @property
     def rows(self) -> dict[str, int]:

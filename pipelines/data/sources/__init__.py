@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from infra.errors import UserError
+from pipelines.data.manifest import is_dataset
 from pipelines.data.samples import Source
 from pipelines.data.sources import cifar, folders, idx, imagenet, parquet, webdataset
 from pipelines.data.sources.mnist5k import MNIST5K, open_mnist5k
-from pipelines.data.sources.place import Place, find_place
+from pipelines.data.sources.place import IMAGE_SUFFIXES, Place, by_suffix, counted, find_place, require_utf8
 from pipelines.data.sources.splits import Choice, with_validation
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ _KINDS: tuple[tuple[str, _Open], ...] = (
     (folders.EXPECTS, folders.open_folders),
 )
 """In the order of trying: what says most about itself first."""
+
+_TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".txt")
+_ARCHIVES = (".zip", ".rar", ".7z", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".gz")
 
 EXPECTS = "; ".join((*(expects for expects, _ in _KINDS), f"the word {MNIST5K}"))
 
@@ -51,8 +55,35 @@ def open_source(
     if text == MNIST5K:
         return with_validation(open_mnist5k(seed), choice)
     place = find_place(text)
+    require_utf8(place)
+    if not place.is_file and is_dataset(place.store):
+        raise UserError(f"source {text} is a data set that prepare wrote: train on it, or name what it was made from")
     for _, open_kind in _KINDS:
         source = open_kind(place, choice)
         if source is not None:
             return with_validation(source, choice)
-    raise UserError(f"source {text} holds none of what is known: {EXPECTS}")
+    raise UserError(f"{_found(place)}: expected {_example(place)}")
+
+
+def _found(place: Place) -> str:
+    """What a source holds instead of what is known."""
+    images = place.ending(*IMAGE_SUFFIXES)
+    tables = place.ending(*_TABLES)
+    archives = place.ending(*_ARCHIVES)
+    if place.is_file:
+        kinds = (("one image", images), ("a table", tables), ("an archive that is not read: unpack it", archives))
+        return f"source {place.text} is {next((kind for kind, found in kinds if found), 'a file of no known kind')}"
+    if images:
+        table = f"; the table {tables[0]} is not read" if tables else ""
+        return f"source {place.text} holds {counted(len(images), 'image')} but no class folders{table}"
+    if archives:
+        return f"source {place.text} holds {archives[0]}, an archive that is not read: unpack it"
+    return f"source {place.text} holds nothing that is read ({by_suffix(place.files)})"
+
+
+def _example(place: Place) -> str:
+    root = "SOURCE" if place.is_file else place.text
+    return (
+        f"{root}/CLASS/*.jpg, or {root}/train/CLASS/*.jpg and {root}/val/CLASS/*.jpg "
+        "(other kinds: prepare.py --help, docs/data-sources.md)"
+    )

@@ -1,42 +1,55 @@
-"""Image files in class folders: CLASS/*.jpg, or train/CLASS/*.jpg with val/, validation/ or test/ beside it."""
+"""Image files in class folders: CLASS/*.jpg, or train/CLASS/*.jpg with val/, validation/ or test/ beside it.
+
+What is not understood is refused with the layout that was expected; what is left out is counted.
+"""
 
 from __future__ import annotations
 
+import difflib
+import unicodedata
 from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from infra.errors import UserError
-from pipelines.data.samples import TRAIN, Contents, Source
-from pipelines.data.sources.place import IMAGE_SUFFIXES, Place
+from pipelines.data.samples import SPLITS, TRAIN, Contents, Source
+from pipelines.data.sources.place import IMAGE_SUFFIXES, Place, by_suffix, counted, left_out
 from pipelines.data.sources.ranges import Ranges, fingerprint, whole_files
-from pipelines.data.sources.splits import HELD_OUT_NAMES, Choice, hold_out, listed, names_by_split
+from pipelines.data.sources.splits import Choice, hold_out, listed, require_one_each, split_called, splits_in
 
 EXPECTS = "class folders (CLASS/*.jpg, or train/CLASS/*.jpg and val/CLASS/*.jpg)"
+
+_TOLD = 3
 
 
 def open_folders(place: Place, choice: Choice) -> Source | None:
     """Class folders; the class names are the folders' names, sorted. None where there are no folders.
 
     Raises:
-        UserError: an empty class folder, or one that is only in the test split.
+        UserError: a layout that is not understood, an empty class folder, or one that training has not.
     """
     if not place.folders:
         return None
-    names = _split_folders(place)
-    prefix = f"{names[TRAIN]}/" if names else ""
-    class_names = tuple(place.subfolders(prefix.rstrip("/")))
-    if not class_names:
-        raise UserError(f"{_at(place, prefix)} has no class folders: expected {_at(place, prefix)}/CLASS/*.jpg")
-    train = _list_files(place, prefix, class_names, TRAIN)
-    held_out = {split: name for split, name in names.items() if split != TRAIN}
-    if held_out:
-        splits = {TRAIN: train}
-        for split, name in held_out.items():
-            _require_known(place, name, class_names)
-            splits[split] = _list_files(place, f"{name}/", class_names, split)
+    tree = _Tree(place)
+    names = _split_folders(tree)
+    classes = _class_folders(tree, names.get(TRAIN, ""))
+    class_names = tuple(sorted(classes))
+    splits = {TRAIN: _list_files(tree, class_names, classes, TRAIN)}
+    folders = set(classes.values())
+    for split, name in names.items():
+        if split != TRAIN:
+            own = _class_folders(tree, name)
+            _require_known(tree, name, own, class_names, names[TRAIN])
+            splits[split] = _list_files(tree, class_names, own, split)
+            folders |= set(own.values())
+    if len(splits) == 1:
+        splits = hold_out(splits[TRAIN], choice)
+        layout = f"{choice.holdout:g} of each class held out"
     else:
-        splits = hold_out(train, choice)
-    layout = listed(f"{name}/" for name in names.values()) if held_out else f"{choice.holdout:g} of each class held out"
-    contents = Contents(class_names=class_names, splits=splits, fingerprint=fingerprint(splits))
+        layout = listed(f"{name}/" for name in names.values())
+    notes = tuple(_notes(tree, folders))
+    contents = Contents(class_names=class_names, splits=splits, fingerprint=fingerprint(splits), notes=notes)
     return Source(
         description=f"image files in class folders of {place.name} ({layout})",
         side=0,
@@ -45,41 +58,171 @@ def open_folders(place: Place, choice: Choice) -> Source | None:
     )
 
 
-def _at(place: Place, prefix: str) -> str:
-    return f"{place.text}/{prefix}".rstrip("/")
+@dataclass(frozen=True)
+class _Tree:
+    """What lies where in a place."""
+
+    place: Place
+
+    @cached_property
+    def _paths(self) -> list[str]:
+        return list(self.place.files)
+
+    @cached_property
+    def _children(self) -> Mapping[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for path in self.place.folders:
+            above, _, name = path.rpartition("/")
+            names.setdefault(above, []).append(name)
+        return names
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Names of the folders directly in one."""
+        return self._children.get(folder, [])
+
+    @cached_property
+    def direct(self) -> Mapping[str, int]:
+        """Images directly in a folder, by folder."""
+        counts: dict[str, int] = {}
+        for path in self._paths:
+            if path.lower().endswith(IMAGE_SUFFIXES):
+                folder = path.rpartition("/")[0]
+                counts[folder] = counts.get(folder, 0) + 1
+        return counts
+
+    def below(self, folder: str) -> Sequence[str]:
+        """Paths of all files below a folder: sorted paths lie together, and "0" is the character after "/"."""
+        return self._paths[bisect_left(self._paths, f"{folder}/") : bisect_left(self._paths, f"{folder}0")]
+
+    def images(self, folder: str) -> list[str]:
+        return [path for path in self.below(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
+
+    def at(self, folder: str) -> str:
+        """A folder as the user would name it."""
+        return f"{self.place.text}/{folder}".rstrip("/")
 
 
-def _split_folders(place: Place) -> dict[str, str]:
-    """Folders by split: those named like one that hold class folders; empty where there is none for training."""
-    below = place.subfolders()
-    others = [name for name in HELD_OUT_NAMES if name in below]
-    if others and TRAIN not in below:
-        raise UserError(f"{place.text} has {others[0]}/ but no {TRAIN}/: name the folder of training images {TRAIN}")
-    names = [TRAIN] if TRAIN in below else []
-    return names_by_split([*names, *(name for name in others if place.subfolders(name))], place.text)
+def _split_folders(tree: _Tree) -> dict[str, str]:
+    """The folder of each split; empty where the folders at the top are the classes.
+
+    Raises:
+        UserError: folders named like splits that are not laid out like splits.
+    """
+    top = tree.folders()
+    called = _called_splits(tree, top)
+    structured = {name: split for name, split in called.items() if tree.folders(name)}
+    flat = {name: split for name, split in called.items() if name not in structured}
+    others = [name for name in top if name not in called and tree.images(name)]
+    if not structured and others:
+        _require_classes(tree, flat, others)
+        return {}
+    if flat:
+        name = min(flat, key=lambda name: (SPLITS.index(flat[name]), name))
+        found = counted(len(tree.images(name)), "image")
+        raise UserError(
+            f"{tree.at(name)} holds {found} but no class folders: expected {tree.at(name)}/CLASS/*.jpg "
+            f"(images without labels are of no use here: move them out of {tree.place.text})"
+        )
+    if structured and TRAIN not in structured.values():
+        name = min(structured)
+        raise UserError(f"{tree.place.text} has {name}/ but no {TRAIN}/: name the folder of training images {TRAIN}")
+    if len(structured) == 1 and others:
+        raise UserError(
+            f"{tree.place.text} has {min(structured)}/ with folders in it, and images in {others[0]}/ beside it: "
+            f"expected CLASS/*.jpg there, or train/CLASS/*.jpg alone or with val/CLASS/*.jpg"
+        )
+    return require_one_each(((split, name) for name, split in structured.items()), tree.place.text)
 
 
-def _require_known(place: Place, folder: str, class_names: tuple[str, ...]) -> None:
-    unknown = sorted(set(place.subfolders(folder)) - set(class_names))
+def _called_splits(tree: _Tree, top: Sequence[str]) -> dict[str, str]:
+    """Folders at the top named like splits: by their whole names, or by a word if they hold nothing but folders."""
+    whole = {name: split for name in top if (split := split_called(name))}
+    worded = {name: splits.pop() for name in top if name not in whole and len(splits := splits_in(name)) == 1}
+    nested = {
+        name: split
+        for name, split in worded.items()
+        if tree.folders(name) and not tree.direct.get(name) and tree.images(name)
+    }
+    return {**whole, **(nested if TRAIN in {*whole.values(), *nested.values()} else {})}
+
+
+def _require_classes(tree: _Tree, flat: Mapping[str, str], others: Sequence[str]) -> None:
+    """Raise UserError where the folders at the top need not be the classes.
+
+    A class may be called train (beside bus and car). Images in a flat test/ may as well have no label, and folders that
+    all hold the same folders may be splits, folds or sources.
+    """
+    unclear = sorted(name for name, split in flat.items() if split != TRAIN)
+    if unclear:
+        raise UserError(
+            f"{tree.at(unclear[0])} lies beside the class folder {others[0]}/: a test split needs class folders "
+            f"({unclear[0]}/CLASS/*.jpg and {TRAIN}/CLASS/*.jpg), a class needs another name"
+        )
+    inner = [{name for name in tree.folders(other) if tree.images(f"{other}/{name}")} for other in others]
+    if any(tree.direct.get(other) for other in others) or len(inner[0]) <= 1 or any(each != inner[0] for each in inner):
+        return
+    example = f"{others[0]}/{min(inner[0])}/"
+    if len(others) == 1:
+        raise UserError(
+            f"{tree.place.text} holds a single folder with folders in it ({example}): name {tree.at(others[0])} instead"
+        )
+    raise UserError(
+        f"the folders {listed(f'{other}/' for other in others[:_TOLD])} of {tree.place.text} all hold the same folders "
+        f"({example}): expected CLASS/*.jpg, or train/CLASS/*.jpg and val/CLASS/*.jpg"
+    )
+
+
+def _class_folders(tree: _Tree, folder: str) -> dict[str, str]:
+    """The path of each class's folder, by the class's name in Unicode's composed form (macOS writes the other)."""
+    folders: dict[str, str] = {}
+    for name in tree.folders(folder):
+        path = f"{folder}/{name}" if folder else name
+        other = folders.setdefault(unicodedata.normalize("NFC", name), path)
+        if other != path:
+            raise UserError(f"{tree.at(other)} is there twice, in two spellings of Unicode: merge the two folders")
+    if not folders:
+        raise UserError(f"{tree.at(folder)} has no class folders: expected {tree.at(folder)}/CLASS/*.jpg")
+    return folders
+
+
+def _require_known(
+    tree: _Tree, folder: str, classes: Mapping[str, str], class_names: Sequence[str], train: str
+) -> None:
+    unknown = sorted(set(classes) - set(class_names))
     if unknown:
-        raise UserError(f"class folder {place.text}/{folder}/{unknown[0]} has no counterpart in {TRAIN}/")
+        near = difflib.get_close_matches(unknown[0], class_names, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"class folder {tree.at(classes[unknown[0]])} has no counterpart in {train}/{hint}")
 
 
-def _list_files(place: Place, prefix: str, class_names: tuple[str, ...], split: str) -> Ranges:
-    paths = list(place.files)
-    present = set(place.subfolders(prefix.rstrip("/")))
+def _list_files(tree: _Tree, class_names: Sequence[str], classes: Mapping[str, str], split: str) -> Ranges:
     files: list[tuple[str, int]] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
-        if name not in present:  # only in a test split: a class without test images
+        if name not in classes:  # a class without test images
             continue
-        folder = f"{prefix}{name}"
-        # Sorted paths: those of a folder lie together. "0" is the character after "/".
-        inside = paths[bisect_left(paths, f"{folder}/") : bisect_left(paths, f"{folder}0")]
-        images = [path for path in inside if path.lower().endswith(IMAGE_SUFFIXES)]
+        images = tree.images(classes[name])
         if not images:
-            told = ", ".join(IMAGE_SUFFIXES)
-            raise UserError(f"class folder {place.text}/{folder} holds no images ({told}): fill it or remove it")
-        files += [(path, place.files[path]) for path in images]
+            found = by_suffix(tree.below(classes[name]))
+            raise UserError(
+                f"class folder {tree.at(classes[name])} holds no images ({f'found {found}; ' if found else ''}"
+                f"read are {', '.join(IMAGE_SUFFIXES)}): fill it or remove it"
+            )
+        files += [(path, tree.place.files[path]) for path in images]
         labels += [label] * len(images)
-    return whole_files(place.store, split, files, labels)
+    return whole_files(tree.place.store, split, files, labels)
+
+
+def _notes(tree: _Tree, folders: set[str]) -> Iterator[str]:
+    """What is left out: images outside of the class folders, and other files."""
+    depth = 1 + max(folder.count("/") for folder in folders)
+
+    def is_read(path: str) -> bool:
+        return path.lower().endswith(IMAGE_SUFFIXES) and "/".join(path.split("/")[:-1][:depth]) in folders
+
+    rest = [path for path in tree.place.files if not is_read(path)]
+    images = [path for path in rest if path.lower().endswith(IMAGE_SUFFIXES)]
+    if images:
+        told = ", ".join(images[:_TOLD]) + (", …" if len(images) > _TOLD else "")
+        yield f"left out: {counted(len(images), 'image')} in no class folder ({told})"
+    yield from left_out(path for path in rest if not path.lower().endswith(IMAGE_SUFFIXES))

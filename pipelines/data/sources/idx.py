@@ -43,7 +43,8 @@ def open_idx(place: Place, choice: Choice) -> Source | None:
         UserError: a file is missing, has a wrong magic number or length, counts differ, or a label is out of range.
     """
     names = [f"{stem}-{kind}-ubyte" for stem in IDX_STEMS.values() for kind in ("images-idx3", "labels-idx1")]
-    present = {name: path for name in names for path in (f"{name}.gz", name) if path in place.files}
+    spelled = {path.lower().removesuffix(".gz").replace(".idx", "-idx"): path for path in place.files}
+    present = {name: spelled[name] for name in names if name in spelled}
     if not present:
         return None
     class_names = FASHION if "fashion" in place.store.uri.lower() else DIGITS

@@ -21,11 +21,11 @@ from infra.errors import UserError
 from pipelines.data.records import MAX_RECORD_BYTES
 from pipelines.data.samples import TRAIN, Contents, Labels, Positions, Source, SourceSample
 from pipelines.data.sources.names import Names
-from pipelines.data.sources.parquet_schema import Columns, find_columns, read_labels
-from pipelines.data.sources.place import Place
+from pipelines.data.sources.parquet_schema import Columns, find_columns, labels_are_missing, read_labels, require_bytes
+from pipelines.data.sources.place import Place, counted, left_out, lfs_hint
 from pipelines.data.sources.ranged_file import RangedFile
 from pipelines.data.sources.ranges import Ranges
-from pipelines.data.sources.splits import Choice, assign, hold_out
+from pipelines.data.sources.splits import Assigned, Choice, assign, hold_out
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -36,6 +36,7 @@ EXPECTS = "Parquet files (train-*.parquet and validation-*.parquet; columns imag
 
 _ROWS_AT_ONCE = 16
 _READ_AHEAD = 4 << 20
+_HEAD = 64  # bytes that tell a pointer of Git LFS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +170,8 @@ def opened(store: Store, path: str, size: int, where: str) -> pq.ParquetFile:
         file = RangedFile(store, path, length=size, ahead=_READ_AHEAD)
         return pq.ParquetFile(pa.PythonFile(file, mode="r"), buffer_size=_READ_AHEAD, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{where} is not a whole Parquet file: {error}") from error
+        why = lfs_hint(store.read(path, start=0, length=min(size, _HEAD))) or f": {error}"
+        raise UserError(f"{where} is not a whole Parquet file{why}") from error
 
 
 def open_parquet(place: Place, choice: Choice) -> Source | None:
@@ -185,6 +187,7 @@ def open_parquet(place: Place, choice: Choice) -> Source | None:
     first = _where(place, paths[0])
     with opened(place.store, paths[0], place.files[paths[0]], first) as file:
         columns = find_columns(file.schema_arrow, first)
+    splits, unlabelled = _without_unlabelled(place, splits, columns)
     listing = place.listing(paths)
 
     def load() -> Contents:
@@ -194,8 +197,9 @@ def open_parquet(place: Place, choice: Choice) -> Source | None:
         for split, rows in found.items():
             sizes = [(each.path, each.size) for each in rows.files]
             digest.update(repr((split, sizes, rows.rows)).encode() + rows.labels.tobytes())
-        parts = found if splits.names else hold_out(found[TRAIN], choice)
-        return Contents(class_names=names, splits=parts, fingerprint=digest.hexdigest())
+        parts = found if splits.has_test else hold_out(found[TRAIN], choice)
+        notes = left_out(place.besides(paths))
+        return Contents(class_names=names, splits=parts, fingerprint=digest.hexdigest(), notes=(*unlabelled, *notes))
 
     return Source(
         description=f"Parquet files of {place.name} ({splits.layout(choice.holdout)})",
@@ -204,6 +208,21 @@ def open_parquet(place: Place, choice: Choice) -> Source | None:
         listing=listing,
         load=load,
     )
+
+
+def _without_unlabelled(place: Place, splits: Assigned, columns: Columns) -> tuple[Assigned, tuple[str, ...]]:
+    """Leave out held-out splits whose labels are all -1, as Hugging Face publishes those of contests, with a note."""
+    notes = []
+    for split, name in tuple(splits.names.items()):
+        if split != TRAIN and all(_is_unlabelled(place, path, columns) for path in splits.files[split]):
+            notes.append(f"left out: {counted(len(splits.files[split]), 'file')} of {name}, whose labels are all -1")
+            splits = splits.without(split)
+    return splits, tuple(notes)
+
+
+def _is_unlabelled(place: Place, path: str, columns: Columns) -> bool:
+    with opened(place.store, path, place.files[path], _where(place, path)) as file:
+        return labels_are_missing(file, columns)
 
 
 def _where(place: Place, path: str) -> str:
@@ -217,6 +236,7 @@ def _rows(place: Place, split: str, paths: tuple[str, ...], columns: Columns) ->
         with opened(place.store, path, size, where) as file:
             if find_columns(file.schema_arrow, where) != columns:
                 raise UserError(f"{where} has other columns or class names than the files before it")
+            require_bytes(file, columns.image, where)
             labels.append(read_labels(file, columns, where))
             image_bytes += _column_bytes(file, columns.image)
         files.append(ParquetFile(store=place.store, path=path, size=size, column=columns.image, where=where))

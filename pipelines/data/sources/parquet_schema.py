@@ -39,8 +39,15 @@ def find_columns(schema: pa.Schema, where: str) -> Columns:
     image = find_image(schema, where)
     features = _features(schema, where)
     label = _choose("label", _of_kind(features, "ClassLabel"), _LABELS, schema, where)
-    names = features.get(label, {}).get("names", ())
-    return Columns(image=image, label=label, class_names=tuple(map(str, names)))
+    return Columns(image=image, label=label, class_names=_class_names(features.get(label)))
+
+
+def _class_names(feature: object) -> tuple[str, ...]:
+    """Names of a ClassLabel, a list or by number; empty where the description has none."""
+    names = feature.get("names") if isinstance(feature, dict) else None
+    if isinstance(names, dict) and all(str(number).isdecimal() for number in names):
+        names = [names[number] for number in sorted(names, key=int)]
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def find_image(schema: pa.Schema, where: str) -> str:
@@ -53,7 +60,7 @@ def _features(schema: pa.Schema, where: str) -> Mapping[str, Any]:
     """Features by column, from the schema's metadata; empty where there is no such description."""
     try:
         described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        return dict(described.get("info", {}).get("features", {}))
+        return dict((described.get("info") or {}).get("features") or {})
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{where}: its metadata of Hugging Face cannot be read: {error}") from error
 
@@ -80,6 +87,45 @@ def _image_leaf(schema: pa.Schema, name: str, where: str) -> str:
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         raise UserError(f"{where}: column {name} is {kind}, and images are encoded bytes (binary)")
     return name
+
+
+def require_bytes(file: pq.ParquetFile, column: str, where: str) -> None:
+    """Raise UserError where Hugging Face's struct holds the paths of the images and none of their bytes."""
+    if "." not in column or not file.metadata.num_rows:
+        return
+    statistics = _statistics(file, column)
+    if not all(each is not None and each.has_null_count for each in statistics):
+        return
+    nulls = sum(each.null_count for each in statistics)
+    name = column.partition(".")[0]
+    if nulls == file.metadata.num_rows and _has_paths(file, name):
+        raise UserError(
+            f"{where}: column {name} holds the paths of the images and no bytes: write it again with the images in it "
+            "(Hugging Face datasets: push_to_hub, or to_parquet after embed_table_storage)"
+        )
+
+
+def _has_paths(file: pq.ParquetFile, name: str) -> bool:
+    kind = file.schema_arrow.field(name).type
+    if kind.get_field_index("path") < 0:
+        return False
+    first = next(file.iter_batches(batch_size=1, columns=[name], use_threads=False), None)
+    return first is not None and bool((first.column(0)[0].as_py() or {}).get("path"))
+
+
+def _statistics(file: pq.ParquetFile, column: str) -> list[Any]:
+    """Statistics of a column in each row group, None where the file has none."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    chunks = [group.column(index) for group in groups for index in range(group.num_columns)]
+    return [chunk.statistics for chunk in chunks if chunk.path_in_schema == column]
+
+
+def labels_are_missing(file: pq.ParquetFile, columns: Columns) -> bool:
+    """Tell, from the footer alone, whether every label is -1."""
+    statistics = _statistics(file, columns.label)
+    return bool(statistics) and all(
+        each is not None and each.has_min_max and each.min == each.max == -1 for each in statistics
+    )
 
 
 def read_labels(file: pq.ParquetFile, columns: Columns, where: str) -> Labels:

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,15 +16,22 @@ from pathlib import Path, PurePosixPath
 
 from infra.errors import UserError
 from infra.storage import LocalStore, Store, open_store
+from pipelines.data.formats import FORMATS
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo")
+_OTHER_SUFFIXES = (".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
+IMAGE_SUFFIXES = (*_JPEG_SUFFIXES, *_OTHER_SUFFIXES, *((".avif", ".avifs") if "AVIF" in FORMATS else ()))
 
+_JUNK = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
+"""What operating systems leave in folders and archives, in lower case."""
+_SUFFIXES_TOLD = 8
+_LONGEST_SUFFIX = 6
 _ASKED_AT_ONCE = 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """A folder or prefix with the files below it; hidden ones are left out."""
+    """A folder or prefix with the files below it; hidden ones and what operating systems leave are left out."""
 
     text: str  # as the user wrote it: what messages name
     name: str  # its last part: what descriptions name
@@ -41,6 +49,11 @@ class Place:
     def ending(self, *suffixes: str) -> list[str]:
         """Paths of the files with one of these suffixes."""
         return [path for path in self.files if path.lower().endswith(suffixes)]
+
+    def besides(self, paths: Iterable[str]) -> list[str]:
+        """Paths of all other files."""
+        known = set(paths)
+        return [path for path in self.files if path not in known]
 
     def listing(self, paths: Iterable[str]) -> str:
         """Digest of what these files are now: it changes when one is written again, whatever its size."""
@@ -66,6 +79,53 @@ class Place:
         return data
 
 
+def is_hidden(path: str) -> bool:
+    """Tell whether a part of a path begins with a dot, or is what an operating system leaves in folders."""
+    return any(part.startswith(".") or part.lower() in _JUNK for part in path.split("/"))
+
+
+def printable(path: str) -> str:
+    """A path that can be shown and stored: bytes that are not UTF-8 become backslash escapes (`caf\\xe9.jpg`)."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def require_utf8(place: Place) -> None:
+    """Raise UserError where a name is not UTF-8: keys and class names are text."""
+    for path in (*place.folders, *place.files):
+        if not path.isascii() and any("\ud800" <= character <= "\udfff" for character in path):
+            raise UserError(f"{printable(f'{place.text}/{path}')}: this name is not UTF-8: rename it")
+
+
+def by_suffix(paths: Iterable[str]) -> str:
+    """Count files by suffix, the most frequent first: "6 .avif, 2 .txt"."""
+    counts = Counter(_suffix(path) for path in paths)
+    ranked = sorted(counts.items(), key=lambda each: (-each[1], each[0]))
+    told = [f"{count:,} {suffix}" for suffix, count in ranked[:_SUFFIXES_TOLD]]
+    rest = sum(count for _, count in ranked[_SUFFIXES_TOLD:])
+    return ", ".join([*told, f"{rest:,} others"] if rest else told)
+
+
+def _suffix(path: str) -> str:
+    suffix = PurePosixPath(path).suffix.lower()
+    return suffix if 1 < len(suffix) <= _LONGEST_SUFFIX else "without a suffix"
+
+
+def lfs_hint(head: bytes) -> str:
+    """What to do about a file that is only a pointer of Git LFS; empty for others."""
+    return ": it is a Git LFS pointer, run git lfs pull" if head.startswith(b"version https://git-lfs") else ""
+
+
+def left_out(paths: Iterable[str]) -> tuple[str, ...]:
+    """A note on files that are not read, for `Contents.notes`; none where there are no such files."""
+    paths = list(paths)
+    return (f"left out: {counted(len(paths), 'file')} of other kinds ({by_suffix(paths)})",) if paths else ()
+
+
+def counted(count: int, what: str) -> str:
+    """ "1 file", "1,000 files"."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def find_place(text: str) -> Place:
     """List what SOURCE names.
 
@@ -84,12 +144,13 @@ def _local(text: str, path: Path) -> Place:
     if path.is_file():
         files = {path.name: path.stat().st_size}
         store = LocalStore(uri=str(path.parent))
-        return Place(text=text, name=path.name, store=store, files=files, folders=(), is_file=True)
+        return Place(text=text, name=printable(path.name), store=store, files=files, folders=(), is_file=True)
     if not path.is_dir():
         raise UserError(f"source {text} does not exist{_near(path)}")
     found, folders = _walk(path)
     store = LocalStore(uri=str(path))
-    return Place(text=text.rstrip("/"), name=path.name, store=store, files=dict(sorted(found.items())), folders=folders)
+    name = printable(path.name)
+    return Place(text=text.rstrip("/"), name=name, store=store, files=dict(sorted(found.items())), folders=folders)
 
 
 def _near(path: Path) -> str:
@@ -111,12 +172,12 @@ def _walk(root: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     files: dict[str, int] = {}
     folders: list[str] = []
     for parent, below, names in os.walk(root, onerror=refuse, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
+        below[:] = [name for name in below if not is_hidden(name)]
         inside = os.path.relpath(parent, root).replace(os.sep, "/")
         prefix = "" if inside == "." else f"{inside}/"
         folders += [prefix + name for name in below]
         for name in names:
-            if not name.startswith("."):
+            if not is_hidden(name):
                 try:
                     files[prefix + name] = os.stat(os.path.join(parent, name)).st_size
                 except OSError as error:  # such as a dangling link
@@ -133,7 +194,7 @@ def _remote(text: str, store: Store) -> Place:
         size = above.size(name) if above.uri != store.uri else None
         if size is not None:
             return Place(text=text, name=name, store=above, files={name: size}, folders=(), is_file=True)
-    files = {path: size for path, size in found.items() if not any(part.startswith(".") for part in path.split("/"))}
+    files = {path: size for path, size in found.items() if not is_hidden(path)}
     folders = sorted({str(folder) for path in files for folder in list(PurePosixPath(path).parents)[:-1]})
     if not files:
         raise UserError(f"source {text} does not exist: there is nothing below it at {store.description}")

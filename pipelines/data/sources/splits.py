@@ -17,9 +17,14 @@ from pipelines.data.samples import SPLITS, TEST, TRAIN, VALIDATION, Contents, La
 if TYPE_CHECKING:
     from infra.storage import Store
 
-HELD_OUT_NAMES = {"val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "test": TEST}
-_SPLIT_OF = {TRAIN: TRAIN, **HELD_OUT_NAMES}
-_NAMED = re.compile(rf"({'|'.join(_SPLIT_OF)})(?![a-z])", re.IGNORECASE)
+_WORDS = {
+    **dict.fromkeys(("train", "training", "trainset", "trn"), TRAIN),
+    **dict.fromkeys(("val", "vali", "valid", "validation", "valset", "eval", "evaluation", "dev"), VALIDATION),
+    **dict.fromkeys(("test", "testing", "testset"), TEST),
+}
+"""What sources call their splits, in any case."""
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # "imagenet1k-train", "imagenetTrain"
+_WHOLE = re.compile(r"([a-z]+?)[ _-]?(?:set|split|data|dataset|images?|imgs?|[0-9]+)?", re.IGNORECASE)
 _MOST_VALIDATION = 10_000  # images: more make a measurement slower and hardly more certain
 _LEAST_FOR_VALIDATION = 3  # training images of a class, so that it keeps two
 
@@ -41,11 +46,21 @@ class Assigned:
     """Files by split."""
 
     files: Mapping[str, tuple[str, ...]]
-    names: tuple[str, ...]  # what the source calls its splits; empty = it has none, and all files are for training
+    names: Mapping[str, str]  # what the source calls its splits; empty where it names none
+
+    @property
+    def has_test(self) -> bool:
+        return TEST in self.files
 
     def layout(self, holdout: float) -> str:
         """For descriptions."""
-        return listed(self.names) if self.names else f"{holdout:g} of each class held out"
+        return listed(self.names.values()) if self.has_test else f"{holdout:g} of each class held out"
+
+    def without(self, split: str) -> Assigned:
+        """The same without one split."""
+        rest = require_one_each(((each, name) for each, name in self.names.items() if each != split), "")
+        files = {name: self.files[each] for each, name in self.names.items()}
+        return Assigned(files={each: files[name] for each, name in rest.items()}, names=rest)
 
 
 def listed(names: Iterable[str]) -> str:
@@ -54,55 +69,89 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def names_by_split(names: Iterable[str], where: str) -> dict[str, str]:
+def split_called(name: str) -> str:
+    """The split that a folder is called after, as a whole: train, Testing, test_set, val2017; empty where it is not."""
+    match = _WHOLE.fullmatch(name)
+    return _WORDS.get(name.lower(), _WORDS.get(match[1].lower(), "") if match else "")
+
+
+def splits_in(name: str) -> set[str]:
+    """The splits that the words of a name say: imagenet-train-0001 says one, a class's name hardly ever does."""
+    return {_WORDS[word.lower()] for word in _WORD.findall(name) if word.lower() in _WORDS}
+
+
+def require_one_each(found: Iterable[tuple[str, str]], where: str) -> dict[str, str]:
     """What the source calls each of its splits, in the order of `SPLITS`. A single held-out split is the test split.
 
     Args:
-        names: those of `names` that are no name of a split are passed over.
+        found: (split, name).
         where: the source, for messages.
 
     Raises:
         UserError: two names mean the same split.
     """
-    found: dict[str, str] = {}
-    for name in names:
-        split = _SPLIT_OF.get(name.lower(), "")
-        if split in found:
-            raise UserError(f"{where} has both {found[split]} and {name}, and both mean the {split} split: keep one")
-        if split:
-            found[split] = name
-    if TEST not in found and VALIDATION in found:
-        found[TEST] = found.pop(VALIDATION)
-    return {split: found[split] for split in SPLITS if split in found}
+    names: dict[str, str] = {}
+    for split, name in found:
+        if names.setdefault(split, name) != name:
+            raise UserError(f"{where} has both {names[split]} and {name}, and both mean the {split} split: keep one")
+    if TEST not in names and VALIDATION in names:
+        names[TEST] = names.pop(VALIDATION)
+    return {split: names[split] for split in SPLITS if split in names}
 
 
 def assign(paths: Iterable[str], where: str) -> Assigned:
-    """Sort files into splits by a folder called train, val, …, or by a file name that begins so.
+    """Sort files into splits by a word in the name of the file, or else of the nearest folder that has one.
 
     Raises:
-        UserError: some files say their split and none is for training, or some say nothing beside others that do.
+        UserError: some files say their split and none is for training, or some say nothing beside others that do, or
+            a name says two splits.
     """
-    named: dict[str, list[str]] = {}
+    named: dict[tuple[str, str], list[str]] = {}
     for path in paths:
-        named.setdefault(_split_name(path), []).append(path)
-    unnamed = named.pop("", [])
+        named.setdefault(_split_word(path, where), []).append(path)
+    unnamed = named.pop(("", ""), [])
     if not named:
-        return Assigned(files={TRAIN: tuple(unnamed)}, names=())
+        _require_no_glued_words(unnamed, where)
+        return Assigned(files={TRAIN: tuple(unnamed)}, names={})
     if unnamed:
         raise UserError(f"{where}/{unnamed[0]} does not say its split: begin its name with {TRAIN} or val")
-    names = names_by_split(named, where)
+    names = require_one_each(named, where)
     if TRAIN not in names:
-        raise UserError(f"{where} has {named.popitem()[1][0]} but no file whose name begins with {TRAIN}")
-    return Assigned(files={split: tuple(named[name]) for split, name in names.items()}, names=tuple(names.values()))
+        raise UserError(f"{where} has {next(iter(named.values()))[0]} but no file whose name says {TRAIN}")
+    files = {
+        split: tuple(path for (_, word), of in named.items() if word == name for path in of)
+        for split, name in names.items()
+    }
+    return Assigned(files=files, names=names)
 
 
-def _split_name(path: str) -> str:
-    """The split that the nearest folder or the file's name says; empty where none does."""
-    parts = PurePosixPath(path)
-    if match := _NAMED.match(parts.name):
-        return match[1].lower()
-    folders = [folder.lower() for folder in parts.parts[:-1]]
-    return next((name for name in reversed(folders) if name in _SPLIT_OF), "")
+def _split_word(path: str, where: str) -> tuple[str, str]:
+    """(split, the word that says it, in lower case); empty where neither the file nor a folder says one."""
+    for part in reversed(PurePosixPath(path).parts):
+        words = {word.lower() for word in _WORD.findall(part) if word.lower() in _WORDS}
+        if len({_WORDS[word] for word in words}) > 1:
+            raise UserError(f"{where}/{path} names more than one split ({', '.join(sorted(words))}): rename it")
+        if words:
+            word = min(words)
+            return _WORDS[word], word
+    return "", ""
+
+
+def _require_no_glued_words(paths: list[str], where: str) -> None:
+    """Refuse imagenettrain.tar beside imagenetval.tar: no word says a split, yet only some are for training."""
+    glued = [
+        path
+        for path in paths
+        if any(
+            word.lower().startswith(TRAIN) or word.lower().endswith(TRAIN)
+            for word in _WORD.findall(PurePosixPath(path).name)
+        )
+    ]
+    if glued and len(glued) < len(paths):
+        other = next(path for path in paths if path not in set(glued))
+        raise UserError(
+            f"{where}/{glued[0]} and {other} do not say their splits: begin their names with {TRAIN}- and val-"
+        )
 
 
 def hold_out(samples: _Kind, choice: Choice) -> dict[str, _Kind]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, cast
 
 from infra.errors import UserError
+from pipelines.data.sources.place import is_hidden, lfs_hint
 from pipelines.data.sources.ranged_file import RangedFile
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _MOST_HEADER_BYTES = 1 << 20  # of one read: pax headers and long names are read whole
 _MOST_NAME_LENGTH = 4096
+_ZEROS_READ = 64 << 10  # bytes at once behind the end mark: tar fills up to 10,240
 # (bodies up to this many bytes are read through rather than skipped, bytes fetched at once then, else)
 _LOCAL = (16 << 10, 256 << 10, 4 << 10)
 _REMOTE = (1 << 20, 4 << 20, 16 << 10)  # a request costs about as much time as a megabyte
@@ -66,25 +68,32 @@ class _Headers:
 
 
 def list_members(file: IO[bytes] | RangedFile, length: int, where: str) -> Iterator[Member]:
-    """Regular files of a tar of `length` bytes, in its order; folders are passed over. A body may be read meanwhile.
+    """Regular files of a tar of `length` bytes, in its order. A body may be read meanwhile.
+
+    Folders and hidden files (the `._` files of macOS) are passed over. Archives behind the first one are read too.
 
     Raises:
         UserError: not a whole uncompressed tar, or a member that is a link, a device, sparse, or leads outside.
     """
     headers = cast("IO[bytes]", _Headers(file))
+    start: int | None = 0
     try:
-        with tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape") as tar:
-            while (info := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep each
-                name = _inside(info, where)
-                if not info.isdir():
-                    yield _checked(info, name, length, where)
-            _require_end(file, tar.offset, length)
+        while start is not None:
+            file.seek(start)
+            with tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape") as tar:
+                while (info := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep each
+                    name = _inside(info, where)
+                    if not info.isdir() and not is_hidden(name):
+                        yield _checked(info, name, length, where)
+                start = _next_archive(file, tar.offset, length)
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror or error}") from error
     # tarfile raises most of these on purpose, and the others on hostile headers
     except (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError) as error:
-        raise UserError(f"{where} is not a whole, uncompressed tar: {error or type(error).__name__}") from error
+        file.seek(0)
+        why = lfs_hint(file.read(tarfile.BLOCKSIZE)) or f": {error or type(error).__name__}"
+        raise UserError(f"{where} is not a whole, uncompressed tar{why}") from error
 
 
 def _inside(info: tarfile.TarInfo, where: str) -> str:
@@ -107,11 +116,20 @@ def _checked(info: tarfile.TarInfo, name: str, length: int, where: str) -> Membe
     return Member(name, info.offset_data, info.size)
 
 
-def _require_end(file: IO[bytes] | RangedFile, offset: int, length: int) -> None:
-    """tarfile takes a damaged header, and the end of the file, for the end of the archive."""
+def _next_archive(file: IO[bytes] | RangedFile, offset: int, length: int) -> int | None:
+    """Where another archive begins behind the end mark at `offset` (`cat a.tar b.tar`, `tar -A`); None at the end.
+
+    tarfile takes a damaged header, and the end of the file, for the end of the archive.
+    """
     file.seek(offset)
     block = file.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"it ends at byte {length:,} without the mark of an archive's end")
     if any(block):
         raise tarfile.ReadError(f"bad header at byte {offset:,}")
+    at = offset + len(block)
+    while data := file.read(_ZEROS_READ):
+        if used := data.lstrip(b"\0"):
+            return (at + len(data) - len(used)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        at += len(data)
+    return None

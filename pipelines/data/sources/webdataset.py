@@ -18,7 +18,7 @@ from infra.errors import UserError
 from pipelines.data.samples import TRAIN, Contents, Source
 from pipelines.data.sources.index import IndexBuilder, joined, kept_contents
 from pipelines.data.sources.names import Names
-from pipelines.data.sources.place import IMAGE_SUFFIXES, Place
+from pipelines.data.sources.place import IMAGE_SUFFIXES, Place, left_out
 from pipelines.data.sources.ranged_file import RangedFile
 from pipelines.data.sources.ranges import Ranges, fingerprint
 from pipelines.data.sources.splits import Choice, assign, hold_out
@@ -53,8 +53,8 @@ def open_webdataset(place: Place, choice: Choice) -> Source | None:
     def load() -> Contents:
         found = kept_contents(choice.keep, listing, place.store, lambda: _index(place, splits.files))
         ranges = cast("dict[str, Ranges]", found.splits)
-        parts = ranges if splits.names else hold_out(ranges[TRAIN], choice)
-        return replace(found, splits=parts)
+        parts = ranges if splits.has_test else hold_out(ranges[TRAIN], choice)
+        return replace(found, splits=parts, notes=left_out(place.besides([*tars, *names])))
 
     return Source(
         description=f"WebDataset tars of {place.name} ({splits.layout(choice.holdout)})",
@@ -81,10 +81,9 @@ def _index_split(place: Place, split: str, paths: tuple[str, ...]) -> Ranges:
         file = open_tar(place.store, paths[number], length=place.files[paths[number]])
         index, hashes = IndexBuilder(), array("q")
         stem = paths[number].removesuffix(".tar")
-        for sample in _samples(stored_members(place.store, file, where), file, where):
-            assert sample.image is not None
-            index.add(number, sample.image.start, sample.image.size, sample.label, f"{stem}/{sample.key}")
-            hashes.append(hash(sample.key))
+        for image, label, key in _samples(stored_members(place.store, file, where), file, where):
+            index.add(number, image.start, image.size, label, f"{stem}/{key}")
+            hashes.append(hash(key))
         ranges = index.ranges(place.store, split, objects)
         _require_distinct(np.frombuffer(hashes, dtype=np.int64), ranges.keys, where)
         return ranges
@@ -102,24 +101,44 @@ class _Sample:
 
     key: str
     image: Member | None = None
-    label: int = -1
+    labels: dict[str, int | UserError] = field(default_factory=dict)  # by extension: the number, or why it is none
     seen: set[str] = field(default_factory=set)  # extensions
 
+    def settle(self, where: str) -> int:
+        """The label, the same in whatever order the files come: .cls counts, .json where there is no .cls.
 
-def _samples(members: Iterator[Member], file: RangedFile, where: str) -> Iterator[_Sample]:
-    """Samples of one tar, each with its image and label."""
+        Returns:
+            -1 where there is none.
+
+        Raises:
+            UserError: it is no class number, or the two files name different classes.
+        """
+        label = self.labels.get("cls", self.labels.get("json", -1))
+        if isinstance(label, UserError):
+            raise label
+        other = self.labels.get("json", -1)
+        if isinstance(other, int) and -1 < other != label:
+            raise UserError(f"{where}: sample {self.key!r} is of class {label} by its .cls and of {other} by its .json")
+        return label
+
+
+def _samples(members: Iterator[Member], file: RangedFile, where: str) -> Iterator[tuple[Member, int, str]]:
+    """(image, label, key) of the samples of one tar."""
     for key, group in groupby(((_split(member.name), member) for member in members), key=lambda each: each[0][0]):
         sample = _Sample(key=key)
         for (_, extension), member in group:
             _add(sample, extension, member, file, where)
-        if sample.image is None and sample.label < 0:
+        label = sample.settle(where)
+        if sample.image is None and label < 0:
             continue  # such as a README of the packer's
-        if sample.image is None or sample.label < 0:
+        if sample.image is None or label < 0:
             what = "image" if sample.image is None else f"label ({' or '.join(f'.{name}' for name in _LABELS)})"
+            found = ", ".join(f".{extension}" for extension in sorted(sample.seen))
             raise UserError(
-                f"{where}: sample {key!r} has no {what} beside it: the files of a sample must follow each other"
+                f"{where}: sample {key!r} has no {what} beside it (only {found}): the files of a sample must follow "
+                "each other"
             )
-        yield sample
+        yield sample.image, label, key
 
 
 def _add(sample: _Sample, extension: str, member: Member, file: RangedFile, where: str) -> None:
@@ -130,8 +149,11 @@ def _add(sample: _Sample, extension: str, member: Member, file: RangedFile, wher
         if sample.image is not None:
             raise UserError(f"{where}: member {member.name!r} is a second image of sample {sample.key!r}")
         sample.image = member
-    elif extension in _LABELS and sample.label < 0:
-        sample.label = _read_label(extension, member, file, where)
+    elif extension in _LABELS:
+        try:
+            sample.labels[extension] = _read_label(extension, member, file, where)
+        except UserError as error:  # a .json beside a .cls may hold anything
+            sample.labels[extension] = error
 
 
 def _split(name: str) -> tuple[str, str]:

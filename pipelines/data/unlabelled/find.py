@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infra.errors import UserError
-from pipelines.data.manifest import MANIFEST, load_manifest
+from pipelines.data.manifest import MANIFEST, is_dataset, load_manifest
 from pipelines.data.sources.place import IMAGE_SUFFIXES, Place, find_place
 from pipelines.data.unlabelled.dataset import DatasetImages
 from pipelines.data.unlabelled.files import ImageFiles
@@ -42,7 +42,7 @@ def _place(text: str) -> Place:
 
 
 def _is_dataset(place: Place) -> bool:
-    return MANIFEST in place.files and not place.is_file
+    return MANIFEST in place.files and not place.is_file and is_dataset(place.store)
 
 
 def _is_parquet(place: Place) -> bool:

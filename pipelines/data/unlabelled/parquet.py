@@ -13,7 +13,7 @@ from infra.errors import UserError
 from infra.storage import Store
 from pipelines.data.manifest import Stored
 from pipelines.data.sources.parquet import opened
-from pipelines.data.sources.parquet_schema import find_image
+from pipelines.data.sources.parquet_schema import find_image, require_bytes
 from pipelines.data.sources.place import Place
 from pipelines.data.unlabelled.images import Part, Picture
 from pipelines.data.views import IMAGE_FILE
@@ -91,7 +91,9 @@ def _file(place: Place, path: str) -> _File:
     with opened(place.store, path, size, where) as file:
         metadata = file.metadata
         groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
-        return _File(path=path, size=size, column=find_image(file.schema_arrow, where), groups=groups)
+        column = find_image(file.schema_arrow, where)
+        require_bytes(file, column, where)
+        return _File(path=path, size=size, column=column, groups=groups)
 
 
 def _values(parquet: pq.ParquetFile, group: int, name: str) -> Iterator[tuple[bytes, str]]:

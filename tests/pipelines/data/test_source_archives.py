@@ -206,7 +206,7 @@ def test_webdataset_splits_must_be_clear(tmp_path: Path) -> None:
     both = {"train-0.tar": files["train-0000.tar"], "more.tar": files["train-0001.tar"]}
     with pytest.raises(UserError, match=r"more\.tar does not say its split: begin its name with train or val"):
         open_source(str(put(tmp_path / "both", both)))
-    with pytest.raises(UserError, match=r"has val-0\.tar but no file whose name begins with train"):
+    with pytest.raises(UserError, match=r"has val-0\.tar but no file whose name says train"):
         open_source(str(put(tmp_path / "val", {"val-0.tar": files["val-0000.tar"]})))
 
 
