@@ -73,7 +73,12 @@ class Checkpoint:
         """The weights to evaluate and to ship: the averaged ones where there are any."""
         from safetensors.torch import load
 
-        return load(self.files.get("ema.safetensors") or self.files["model.safetensors"])
+        return load(self.files[self.weights_name])
+
+    @property
+    def weights_name(self) -> str:
+        """The file of `weights`."""
+        return "ema.safetensors" if "ema.safetensors" in self.files else "model.safetensors"
 
     @property
     def ledger(self) -> dict[str, npt.NDArray[np.uint8]]:
@@ -237,6 +242,11 @@ def _json(content: Mapping[str, Any]) -> bytes:
 def _own_sha256(content: Mapping[str, Any]) -> str:
     """Of checkpoint.json without the line that holds it."""
     return hashlib.sha256(_json(content)).hexdigest()
+
+
+def weights_file(checkpoint: Checkpoint) -> str:
+    """Where a checkpoint's `weights` lie in its run's folder."""
+    return f"{_folder(checkpoint.step)}/{checkpoint.weights_name}"
 
 
 def _folder(step: int) -> str:

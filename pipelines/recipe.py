@@ -36,7 +36,7 @@ from resnet_core.config import (
     ScheduleConfig,
 )
 from resnet_core.curriculum import Batches, Phase, phases
-from resnet_core.schedule import epoch_end_step, to_steps, total_steps
+from resnet_core.schedule import epoch_end_step, to_steps, total_samples, total_steps
 
 RECIPES = Path(__file__).parent / "recipes"
 _EMBEDDED = "mnist5k"  # as `data.source` names it; `./mnist5k` is a folder
@@ -122,6 +122,28 @@ class Recipe(BaseModel):
                 f"{self.name}: optim.average_from = {first} leaves no step before schedule.length to average"
             )
         return start
+
+    def check_batch_norm(self, samples_per_epoch: int) -> None:
+        """Raise UserError where training would pass one image whose last features are 1 x 1: it has no variance."""
+        batch = min(
+            self.optim.global_batch_size, total_samples(self.schedule, samples_per_epoch, self.optim.global_batch_size)
+        )
+        (least, most), views = self.run.workers, self.data.repeats
+        if self.optim.sync_batch_norm and least > 1:
+            return  # statistics are those of all workers
+        share = batch // views // max(1, most) * views  # the smallest of a step
+        limit = self.compute.microbatch_size
+        images = share // -(-share // limit) if share and limit else share
+        for phase in self.phases(samples_per_epoch):
+            if images == 1 and phase.image_size <= phase.model.variant.stride:
+                remedy = (
+                    f"optim.global_batch_size to {2 * max(1, most)}" if share == 1 else "compute.microbatch_size to 2"
+                )
+                raise UserError(
+                    f"BatchNorm needs two values per channel, and a worker would pass one image at a time, whose last "
+                    f"features in {phase.model.name} are 1 x 1 at {phase.image_size} pixels: raise {remedy} or more, "
+                    f"or the image size above {phase.model.variant.stride}"
+                )
 
     def flat(self) -> dict[str, Any]:
         """Every key as `section.key`; tuples as lists."""

@@ -42,9 +42,10 @@ class ModelConfig:
     """Blocks per stage, as (n, n, n) of the paper's 6n + 2 layers; () = as the name has it."""
     in_channels: int = 3
     init_from: Location = ""
-    """Weights to start from: a safetensors file or its s3:// URI, by our, torchvision's or timm's names."""
+    """Weights to start from: a safetensors file by our, torchvision's or timm's names, or the folder of a run, whose
+    best checkpoint counts; also s3://…. Set `new_head` for other classes."""
     new_head: bool = False
-    """Leave the last layer of `init_from` out: for other classes."""
+    """Leave the last layer of `init_from` out and train a new one: for other classes."""
     zero_init_last: bool = False
     """Start every residual branch at zero, through its last scale (Goyal et al. 2017, Section 5.1)."""
     prior_bias: bool = False

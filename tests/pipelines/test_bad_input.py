@@ -246,13 +246,17 @@ def test_run_of_another_data_set(begun, tmp_path: Path) -> None:
         (["model.init_from=gone.safetensors"], ["model.init_from: there is no gone.safetensors"]),
         (["model.init_from=demo.toml"], ["model.init_from: demo.toml is not a safetensors file"]),
         (["optim.average_from=0.99"], ["demo: optim.average_from = 0.99 leaves no step"]),
+        (
+            ["model.name=resnet18", "optim.global_batch_size=1"],
+            ["BatchNorm needs two values per channel", "1 x 1 at 16 pixels", "raise optim.global_batch_size to 2"],
+        ),
         (["data.repeats=3"], ["optim.global_batch_size = 10 does not divide among", "data.repeats = 3"]),
         (
             ["curriculum.until=[0.5]", 'curriculum.model=["resnet56", "resnet20"]'],
             ["demo: depths must be 3 numbers, none below the present [9, 9, 9]"],
         ),
     ],
-    ids=["channels", "no weights", "no tensors", "nothing to average", "views", "shrinking"],
+    ids=["channels", "no weights", "no tensors", "nothing to average", "one value per channel", "views", "shrinking"],
 )
 def test_what_does_not_fit_the_data_or_the_schedule(shell: Shell, settings: list[str], named: list[str]) -> None:
     refused(shell.train(*settings), *named)

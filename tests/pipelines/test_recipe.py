@@ -75,3 +75,34 @@ def test_an_unknown_recipe_says_which_there_are():
 def test_a_setting_without_a_value_is_refused():
     with pytest.raises(UserError, match=r"--set momentum: expected section\.key=value"):
         parse_overrides(["momentum"])
+
+
+ONE_VALUE = "BatchNorm needs two values per channel, and a worker would pass one image at a time"
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"optim.global_batch_size": 2, "run.num_workers": 2}, "raise optim.global_batch_size to 4 or more"),
+        ({"optim.global_batch_size": 1, "run.num_workers": 0}, "raise optim.global_batch_size to 2 or more"),
+        ({"optim.global_batch_size": 3, "run.num_workers": [1, 2]}, "raise optim.global_batch_size to 4 or more"),
+        ({"optim.global_batch_size": 4, "compute.microbatch_size": 1}, "raise compute.microbatch_size to 2 or more"),
+        ({"optim.global_batch_size": 3, "compute.microbatch_size": 2}, "raise compute.microbatch_size to 2 or more"),
+        ({"schedule.length": 0.1, "schedule.warmup": 0}, "raise optim.global_batch_size to 2 or more"),
+    ],
+    ids=["an image for each worker", "an image", "the smaller share", "microbatches of one", "the odd one", "one step"],
+)
+def test_one_image_with_one_position_has_no_variance(settings, remedy):
+    small = {"data.uri": "data", "model.name": "resnet18", "data.image_size": 32, "data.eval_resize": 32}
+    recipe = build_recipe({}, {**small, "schedule.length": 2, **settings})
+    with pytest.raises(UserError, match=f"{ONE_VALUE}.* in resnet18 are 1 x 1 at 32 pixels: {remedy}, .* above 32"):
+        recipe.check_batch_norm(10)
+    larger = {**recipe.flat(), "data.image_size": 33, "data.eval_resize": 33}
+    build_recipe({}, larger).check_batch_norm(10)
+
+
+def test_a_phase_of_small_images_is_looked_at_too():
+    phases = {"curriculum.until": [1], "curriculum.image_size": [32, 64], "data.image_size": 64, "data.eval_resize": 64}
+    settings = {"data.uri": "data", "model.name": "resnet18", "optim.global_batch_size": 1, "schedule.length": 2}
+    with pytest.raises(UserError, match="1 x 1 at 32 pixels"):
+        build_recipe({}, {**settings, **phases}).check_batch_norm(10)
