@@ -45,6 +45,7 @@ services-stop: $(READY) ## stop them; their state stays in the folder
 
 ui: $(READY) ## show the runs kept in runs/ (RUNS=… for another folder) at http://127.0.0.1:5000 (PORT=… for another port)
 	@test -f "$(RUNS)/mlflow.db" || { echo "error: no $(RUNS)/mlflow.db yet: run make demo first" >&2; exit 2; }
+	@echo "open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	env MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 		$(BIN)/mlflow server --host 127.0.0.1 --port $(PORT) --workers 1 --backend-store-uri "sqlite:///$$(cd "$(RUNS)" && pwd)/mlflow.db"
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from infra.champion_log import ChampionLog, Move, Why, log_of, now
+from infra.champion_log import ChampionLog, Move, Why, check_log, log_of, now
 from infra.errors import UserError
 from infra.gate import VERDICT, Decision
 from infra.mlflow_client import Tracking, connect, patient, told_in_one_line
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 ROLLED_BACK = "rolled_back"
 """Tag of a version that was taken out of use, with the time: the gate does not let it in again."""
+
+_GATE = "**Gate:**"
+MOST_RACES = 100
+"""Attempts to move an alias that others move meanwhile; each lost one means that another writer has won."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +58,18 @@ def settle(tracking: Tracking, name: str) -> Standing:
         return Standing(champion=find_version(client, name, CHAMPION), moves=tuple(moves), finished=finished)
 
 
+def check_movable(tracking: Tracking, name: str) -> None:
+    """Refuse, before anything is written, a model whose log of champions was deleted.
+
+    Raises:
+        UserError: the log was deleted and can be restored.
+    """
+    check_name(name)
+    client = patient(connect(tracking))
+    with told_in_one_line(tracking):
+        check_log(client, name)
+
+
 def champion(tracking: Tracking, name: str) -> Version | None:
     """The version that the alias ``champion`` names, if there is one; nothing is changed."""
     client = patient(connect(tracking))
@@ -67,6 +83,7 @@ def record(tracking: Tracking, version: Version, decision: Decision) -> None:
     with told_in_one_line(tracking):
         if version.decision is not None:
             client.delete_model_version_tag(version.name, number, VERDICT)
+        client.update_model_version(version.name, number, described(version.description, decision))
         for key, value in {"gate_time": now(), **decision.tags}.items():
             client.set_model_version_tag(version.name, number, key, value)
 
@@ -84,7 +101,8 @@ def move(tracking: Tracking, version: Version, standing: Standing, why: Why) -> 
         if _number(find_version(client, version.name, CHAMPION)) != over:  # somebody set the alias in MLflow
             return False
         log = log_of(client, tracking, version.name)
-        if not log.append(len(standing.moves) + 1, version=version.number, over=over, why=why):
+        last = standing.moves[-1].number if standing.moves else 0
+        if not log.append(last + 1, version=version.number, over=over, why=why):
             return False
         _finish_last(client, log, version.name)
     return True
@@ -96,9 +114,11 @@ def promote(tracking: Tracking, version: Version) -> None:
     Raises:
         UserError: the version's files are not those that were registered.
     """
-    while _number((standing := settle(tracking, version.name)).champion) != version.number:
-        if move(tracking, version, standing, "by hand"):
+    for _ in range(MOST_RACES):
+        standing = settle(tracking, version.name)
+        if _number(standing.champion) == version.number or move(tracking, version, standing, "by hand"):
             return
+    raise restless(version.name)
 
 
 def roll_back(tracking: Tracking, name: str) -> tuple[int | None, Version]:
@@ -139,6 +159,20 @@ def before(standing: Standing) -> int | None:
     return line[-2] if len(line) > 1 else None
 
 
+def described(description: str, decision: Decision) -> str:
+    """A version's description with what the gate says at its end, in the place of what it said before."""
+    said = f"{_GATE} {'champion' if decision.promote else 'not champion'}: {decision.reason}"
+    return f"{description.partition(_GATE)[0].rstrip()}\n\n{said}".lstrip()
+
+
+def restless(name: str) -> UserError:
+    """What to tell who lost every race for an alias."""
+    return UserError(
+        f"models:/{name}@{CHAMPION} was moved {MOST_RACES} times by others meanwhile: look at --history {name}, "
+        "and run the same command again"
+    )
+
+
 def _number(version: Version | None) -> int | None:
     return version.number if version else None
 
@@ -150,7 +184,7 @@ def _finish_last(client: MlflowClient, log: ChampionLog, name: str) -> tuple[Seq
     after the alias was set, until nothing has come after it.
     """
     applied: Move | None = None
-    while True:
+    for _ in range(MOST_RACES):
         moves = log.moves()
         last = moves[-1] if moves else None
         if last is None or (applied and applied.number == last.number) or (applied is None and last.done):
@@ -158,6 +192,7 @@ def _finish_last(client: MlflowClient, log: ChampionLog, name: str) -> tuple[Seq
         _apply(client, name, last)
         log.finish(last)
         applied = last
+    raise restless(name)
 
 
 def _apply(client: MlflowClient, name: str, move: Move) -> None:

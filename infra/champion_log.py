@@ -1,12 +1,14 @@
 """The log of a registered model's champions: who moves the alias next is decided here, once, whoever asks meanwhile.
 
 MLflow has no conditional write of an alias, but it has one of a run's parameter: another value for a key that is set is
-refused. So each registered model has a run in the experiment `champions` whose parameters are the moves of its alias,
+refused. So each registered model has a run in an experiment of its own whose parameters are the moves of its alias,
 numbered. To move it is to write the entry after the last that was seen; of several writers one succeeds, and the others
 have to look again. A second parameter, written when the alias stands where the entry says, tells a finished move from
 one whose process was killed in between, which anybody may finish.
 
-The registered model's tag `champion_log` names the run; it comes into being with the model, in one transaction.
+The registered model's tag `champion_log` names the run; it comes into being with the model, in one transaction. People
+see that run in MLflow and may delete it. Until `mlflow gc` it can be restored, and nothing moves before that; after
+`mlflow gc` a new log begins from the alias as it stands.
 """
 
 from __future__ import annotations
@@ -18,15 +20,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
+from infra.errors import UserError
+from infra.mlflow_address import redact
 from infra.mlflow_client import Tracking
 from infra.mlflow_run import RunInfo, open_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import RegisteredModel
 
 LOG_TAG = "champion_log"
-EXPERIMENT = "champions"
+EXPERIMENT = "registry log (internal)"
+"""Where new logs are kept; older ones, in the experiment `champions`, are found by their model's tag and stay there."""
+_NOTE = (
+    "Internal to resnet-ray, nothing to look at: each run here is the log of a registered model's champions. "
+    "`python pipelines/register.py --history NAME` shows it. Without its log a champion cannot change: keep these runs."
+)
+
+_ATTEMPTS = 5
+_KEY = r"\d{6}"
 
 Why = Literal["gate", "by hand", "rollback"]
 
@@ -56,11 +69,15 @@ class ChampionLog:
         return [
             Move(number=int(key), done=_done(int(key)) in params, **_shown(value))
             for key, value in sorted(params.items())
-            if re.fullmatch(r"\d+", key)
+            if re.fullmatch(_KEY, key)
         ]
 
     def append(self, number: int, *, version: int, over: int | None, why: Why) -> bool:
-        """Write entry `number`, one after the last; False where somebody else has."""
+        """Write entry `number`, one after the last; False where somebody else has.
+
+        Raises:
+            UserError: the log's run was deleted meanwhile.
+        """
         from mlflow.exceptions import MlflowException
 
         entry = {"version": version, "over": over, "why": why, "time": now(), "by": uuid.uuid4().hex}
@@ -68,6 +85,9 @@ class ChampionLog:
             self._client.log_param(self.run_id, _key(number), json.dumps(entry))
         except MlflowException as error:
             if error.error_code != "INVALID_PARAMETER_VALUE":
+                raise
+            run = _run_of(self._client, self.run_id)
+            if run is None or _key(number) not in run.data.params:  # refused for another reason than a lost race
                 raise
             return False
         return True
@@ -80,26 +100,76 @@ class ChampionLog:
 def log_of(client: MlflowClient, tracking: Tracking, name: str) -> ChampionLog:
     """The log of a registered model; the model is created if there is none.
 
-    A model that somebody else created has no log: it gets one, and until then its alias is all there is to know.
+    A model that somebody else created has no log, nor has one whose log was deleted for good: it gets one, and until
+    then its alias is all there is to know.
+
+    Raises:
+        UserError: the log's run was deleted and can be restored, or a prompt in MLflow has the name.
     """
     from mlflow.exceptions import MlflowException
 
+    for _ in range(_ATTEMPTS):
+        model = _find(client, name)
+        if model is not None and (run_id := _kept(client, model)):
+            return ChampionLog(client, run_id)
+        run_id = open_run(client, tracking, _log_info(name))
+        client.set_terminated(run_id)
+        try:
+            if model is None:
+                client.create_registered_model(name, tags={LOG_TAG: run_id})
+            else:
+                client.set_registered_model_tag(name, LOG_TAG, run_id)
+            return ChampionLog(client, run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            client.delete_run(run_id)
+            if "prompt" in str(error):
+                raise UserError(f"{name!r} is the name of a prompt in MLflow: register under another name") from error
+    raise UserError(f"MLflow at {tracking.description} says that the model {name!r} exists, and does not show it")
+
+
+def check_log(client: MlflowClient, name: str) -> None:
+    """Refuse what needs the log of a model's champions, before anything is written, where that log was deleted.
+
+    Raises:
+        UserError: the log's run was deleted and can be restored.
+    """
     model = _find(client, name)
-    if model is not None and LOG_TAG in model.tags:
-        return ChampionLog(client, model.tags[LOG_TAG])
-    run_id = open_run(client, tracking, RunInfo(experiment=EXPERIMENT, name=name))
-    client.set_terminated(run_id)
+    if model is not None:
+        _kept(client, model)
+
+
+def _log_info(name: str) -> RunInfo:
+    return RunInfo(experiment=EXPERIMENT, experiment_note=_NOTE, name=f"log of {name}")
+
+
+def _kept(client: MlflowClient, model: RegisteredModel) -> str | None:
+    """The run of a model's log; None where there is none, or none any more."""
+    run_id = model.tags.get(LOG_TAG)
+    run = _run_of(client, run_id) if run_id else None
+    if run is None or run.info.lifecycle_stage == "active":
+        return run_id if run else None
+    restore = f"mlflow runs restore --run-id {run_id}"
+    experiment = client.get_experiment(run.info.experiment_id)
+    if experiment.lifecycle_stage != "active":
+        restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    raise UserError(
+        f"the MLflow run {run_id} (log of champions of {model.name!r}) was deleted: `{restore}`, and run the same "
+        f"command again; MLflow's command needs MLFLOW_TRACKING_URI={redact(client.tracking_uri)}"
+    )
+
+
+def _run_of(client: MlflowClient, run_id: str) -> Run | None:
+    """The run, deleted or not; None where MLflow does not know it (any more)."""
+    from mlflow.exceptions import MlflowException
+
     try:
-        if model is None:
-            client.create_registered_model(name, tags={LOG_TAG: run_id})
-        else:
-            client.set_registered_model_tag(name, LOG_TAG, run_id)
+        return client.get_run(run_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-        client.delete_run(run_id)  # somebody else was first
-        return log_of(client, tracking, name)
-    return ChampionLog(client, run_id)
+        return None
 
 
 def now() -> str:

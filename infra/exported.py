@@ -138,9 +138,7 @@ def open_program(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 def _make_servable(folder: Path, reader: RequestReader, example: NDArray[np.uint8]) -> None:
     """Let the model's second flavor, which servers run, answer requests; the first stays the bare program."""
     import mlflow.pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import AnyType, Map
+    from mlflow.models import Model
 
     from infra import served_model
 
@@ -164,17 +162,7 @@ def _make_servable(folder: Path, reader: RequestReader, example: NDArray[np.uint
         files_sha256={path: sha256 for path, sha256 in file_sha256s(folder).items() if path != _DESCRIPTION},
     )
     model.flavors[_FLAVOR]["signature"] = model.signature.to_dict()
-    either = AnyType()  # type: ignore[no-untyped-call] # base64 text or an array: there is no type for just that
-    model.signature = ModelSignature(
-        inputs=Schema([ColSpec(either, served_model.COLUMN)]),
-        outputs=Schema(
-            [
-                ColSpec(DataType.string, "class"),
-                ColSpec(DataType.double, "probability"),
-                ColSpec(Map(DataType.double), "probabilities"),
-            ]
-        ),
-    )
+    model.signature = None  # arrays, files and base64: no schema of MLflow's takes them all
     model.save(str(folder / _DESCRIPTION))
 
 

@@ -76,21 +76,31 @@ class Decision:
         )
 
 
-def decide(paired: Paired, *, champion: str, margin: float = MARGIN) -> Decision:
-    """Promote a challenger (`new`) over the champion (`old`) whose URI is given."""
+def decide(paired: Paired, *, champion: str, margin: float = MARGIN, split: str = "test") -> Decision:
+    """Promote a challenger (`new`) over the champion (`old`) whose URI is given.
+
+    `split` names the images in the reason.
+    """
     behind, risk = paired.difference < 0, paired.lower_bound() <= -margin
-    observed = (
-        f"{points(paired.difference)} on {paired.count:,} images ({paired.wins:,} only the challenger gets right, "
-        f"{paired.losses:,} only {champion}; p = {paired.p_value:.2g})"
+    images = f"{paired.count:,} {split} images"
+    measured, bound = points(paired.difference), short_points(paired.lower_bound())
+    counted = (
+        f"{paired.wins:,} images only the new model gets right, {paired.losses:,} only {champion}; "
+        f"p = {paired.p_value:.2g}"
     )
     if behind:
-        reason = f"not as accurate: {observed}"
+        reason = f"less accurate than {champion}: {measured} on {images} ({counted})"
     elif risk:
-        bound = f"the {CONFIDENCE:.0%} lower bound {points(paired.lower_bound())} does not exclude a loss of the margin"
-        reason = f"not proved: {observed}, and {bound}, {points(margin).lstrip('+')}"
+        loss = _counted_points(margin)
+        reason = (
+            f"{images} are too few to rule out a loss of {loss} (measured {short_points(paired.difference)}, could be "
+            f"{bound} at {CONFIDENCE:.0%} confidence; {counted})"
+        )
     else:
-        bound = f"at least {points(paired.lower_bound())} with {CONFIDENCE:.0%} confidence"
-        reason = f"as accurate or better: {observed}, {bound}"
+        reason = (
+            f"as accurate as {champion} or better: {measured} on {images}, at least {bound} at {CONFIDENCE:.0%} "
+            f"confidence ({counted})"
+        )
     return Decision(promote=not (behind or risk), reason=reason, champion=champion, margin=margin, paired=paired)
 
 
@@ -108,3 +118,13 @@ def least_images(margin: float = MARGIN, differing: float = 0.0) -> int:
 def points(share: float) -> str:
     """A difference of accuracies as people say it."""
     return f"{100 * share:+.2f} points"
+
+
+def short_points(share: float) -> str:
+    """The same without its unit and with one digit, or as many as it takes not to be zero."""
+    shown = f"{100 * share:+.1f}"
+    return f"{100 * share:+.2g}" if float(shown) == 0 and share else shown
+
+
+def _counted_points(share: float) -> str:
+    return "1 point" if share == 0.01 else f"{100 * share:g} points"  # noqa: PLR2004 - what one point is

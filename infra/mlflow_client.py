@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
 
 from infra.errors import UserError
+from infra.mlflow_address import check_address, is_server, reach, reason, redact, remove_stray_folder, sqlite_uri
 from infra.patience import pauses
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_REACH_TIMEOUT_S = 5.0
-_REASON_CHARS = 200
 _PATIENCE_S = 60.0
+_LOCAL_UI = "http://127.0.0.1:5000"  # of `make ui`
 _GAVE_UP = "Giving up after"  # of numbering a version, which others of the same model were given first
 # Whose exceptions MLflow raises or lets through; they share no base class.
 _BELOW = frozenset({"mlflow", "requests", "urllib3", "sqlalchemy", "alembic", "botocore", "boto3"})
@@ -49,11 +45,15 @@ class Tracking:
 
     @property
     def is_server(self) -> bool:
-        return urlsplit(self.uri).scheme in ("http", "https")
+        return is_server(self.uri)
 
     def run_url(self, experiment_id: str, run_id: str) -> str:
-        """A server's page of a run."""
-        return f"{self.description.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}"
+        """The page of a run: of the server, or of the one that `make ui` starts for a database.
+
+        Without the last part MLflow opens it among its pages for language models.
+        """
+        base = self.description.rstrip("/") if self.is_server else _LOCAL_UI
+        return f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
     @property
     def description(self) -> str:
@@ -68,7 +68,7 @@ def resolve_tracking(home: str | Path) -> Tracking:
     is set, else ``home/mlartifacts``.
     """
     home = Path(home).absolute()
-    tracking = Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}")
+    tracking = Tracking(uri=os.environ.get("MLFLOW_TRACKING_URI") or sqlite_uri(home / "mlflow.db"))
     if tracking.is_server:
         return tracking
     artifacts = os.environ.get("MLFLOW_DEFAULT_ARTIFACT_ROOT") or (home / "mlartifacts").as_uri()
@@ -79,15 +79,13 @@ def connect(tracking: Tracking) -> MlflowClient:
     """A client that has been answered once.
 
     Raises:
-        UserError: no server there, or no database that can be opened.
+        UserError: the address is none, no server answers there, or no database can be opened; within seconds.
     """
+    check_address(tracking.uri)
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     for key, value in _ENVIRONMENT.items():
         os.environ.setdefault(key, value)
-    if tracking.is_server:
-        _reach(tracking)
-    elif tracking.uri.startswith("sqlite:///"):
-        _make_home(Path(tracking.uri.removeprefix("sqlite:///")).parent)
+    reach(tracking.uri)
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic"):  # the first use of a database tells its whole history otherwise
@@ -96,6 +94,7 @@ def connect(tracking: Tracking) -> MlflowClient:
     def answered() -> MlflowClient:
         client = MlflowClient(tracking_uri=tracking.uri, registry_uri=tracking.uri)
         client.search_experiments(max_results=1)
+        remove_stray_folder(tracking.uri)
         return client
 
     with told_in_one_line(tracking):
@@ -153,33 +152,3 @@ def _is_busy(error: Exception) -> bool:
     if isinstance(error, MlflowException):
         return error.error_code == "TEMPORARILY_UNAVAILABLE" or _GAVE_UP in str(error)
     return isinstance(error, OperationalError) and "locked" in str(error)
-
-
-def reason(error: BaseException) -> str:
-    """The first line of an exception, short and without credentials."""
-    lines = str(error).strip().splitlines()
-    return redact(lines[0] if lines else type(error).__name__)[:_REASON_CHARS]
-
-
-def redact(text: str) -> str:
-    """``text`` without the user and password of any URI in it."""
-    return re.sub(r"://[^/\s@]+@", "://", text)
-
-
-def _reach(tracking: Tracking) -> None:
-    """One request with a short limit: MLflow's own client has one limit for this and for large uploads."""
-    try:
-        urllib.request.urlopen(f"{tracking.description.rstrip('/')}/health", timeout=_REACH_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return  # it answers; what it thinks of us, the next request tells
-    except (OSError, ValueError) as error:
-        why = reason(getattr(error, "reason", None) or error)
-        hint = "start it, correct MLFLOW_TRACKING_URI, or unset it to use a local database"
-        raise UserError(f"no MLflow server answers at {tracking.description} ({why}): {hint}") from error
-
-
-def _make_home(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot keep MLflow's database in {folder}: {error.strerror}") from error

@@ -52,6 +52,7 @@ class Candidate:
     tags: Mapping[str, str] = field(default_factory=dict)  # further tags of the version
     reader: RequestReader | None = None  # lets MLflow's server answer to image files, too
     files: Mapping[str, bytes] = field(default_factory=dict)  # to be kept beside the program, by path
+    description: str = ""  # of the version, for people: Markdown
 
 
 class LoadedModel:
@@ -195,7 +196,12 @@ def _create_version(
     log_of(client, tracking, candidate.name)  # creates the registered model if need be
     # By its location: MLflow looks up models:/<model id> at the process-wide tracking URI, which may be another.
     created = client.create_model_version(
-        candidate.name, logged.artifact_location, candidate.run_id, tags, model_id=logged.model_id
+        candidate.name,
+        logged.artifact_location,
+        candidate.run_id,
+        tags,
+        description=candidate.description or None,
+        model_id=logged.model_id,
     )
     return version_of(created)
 

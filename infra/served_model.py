@@ -1,4 +1,4 @@
-"""What `mlflow models serve -m models:/NAME@champion --env-manager local` answers with.
+"""What `mlflow models serve -m models:/NAME@champion --env-manager local` and `mlflow.pyfunc.load_model` answer with.
 
 This file is copied into each registered model and run from there (MLflow's "models from code"), where this project need
 not be installed: it imports nothing of ours but the model's own copy of what reads requests (`exported.RequestReader`).
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COLUMN = "image"
+_ONE_IMAGE = 3  # dimensions
+_MALFORMED = 400  # HTTP status
+_EXPECTED = (
+    "send an array of uint8 images N x H x W x 3, a list of images, or a table or dictionaries with a column 'image'"
+)
 
 
 class Refusal(MlflowException):
@@ -47,7 +52,10 @@ class Refusal(MlflowException):
 
 
 class ServedModel(PythonModel):
-    """Images in a column, as base64 text, bytes or arrays, to the probabilities of their classes."""
+    """Images, as arrays, files or base64 text, to the probabilities of their classes.
+
+    The model has no signature for this flavor: MLflow would refuse arrays beside named columns before they get here.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         import mlflow.pytorch
@@ -66,9 +74,16 @@ class ServedModel(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """A row for each image: class, probability, and probabilities by the names of the classes."""
+        """A row for each image: class, probability, and probabilities by the names of the classes.
+
+        Args:
+            context: of MLflow.
+            model_input: an array N x H x W x 3, or H x W x 3 for one image; a list of images, or of `{"image": IMAGE}`;
+                a table or a dictionary with a column `image`. IMAGE is an array, the bytes of a file, or its base64.
+            params: none.
+        """
         try:
-            images = self._pictures.read(list(model_input[COLUMN]))
+            images = self._pictures.read(images_of(model_input))
         except self._reader.Refused as refused:
             raise Refusal(str(refused), refused.status) from None
         probabilities = self._thread.submit(self._probabilities, images).result()
@@ -81,6 +96,26 @@ class ServedModel(PythonModel):
         with torch.inference_mode():
             found: NDArray[np.float32] = self._program(torch.from_numpy(images)).float().numpy()
         return found
+
+
+def images_of(model_input: Any) -> list[Any]:
+    """The images in whatever MLflow hands on. Raises `Refusal` where there are none to be found."""
+    if isinstance(model_input, dict | pd.DataFrame):
+        return list(_column(model_input))
+    if isinstance(model_input, str | bytes) or getattr(model_input, "ndim", 0) == _ONE_IMAGE:
+        return [model_input]
+    try:
+        images = list(model_input)
+    except TypeError:
+        raise Refusal(f"{_EXPECTED}, got {type(model_input).__name__}", _MALFORMED) from None
+    return [_column(image) if isinstance(image, dict) else image for image in images]
+
+
+def _column(named: Any) -> Any:
+    if COLUMN not in named:
+        found = ", ".join(map(str, named)) or "none"
+        raise Refusal(f"{_EXPECTED}, got columns {found}", _MALFORMED)
+    return named[COLUMN]
 
 
 def _check(folder: Path, expected: dict[str, str]) -> None:

@@ -28,7 +28,7 @@ import psutil
 
 from infra.children import end_when_told, pick_port
 from infra.errors import UserError, run
-from infra.mlflow_client import redact
+from infra.mlflow_address import redact
 from infra.mlflow_server import DATABASE, serve_mlflow
 from infra.prometheus_server import installed, serve_prometheus
 from infra.s3_server import serve_s3

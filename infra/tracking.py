@@ -25,8 +25,10 @@ from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Self
 
+from infra.curves import Curves
 from infra.errors import UserError
-from infra.mlflow_client import Tracking, connect, reason, resolve_tracking, told_in_one_line
+from infra.mlflow_address import reason
+from infra.mlflow_client import Tracking, connect, resolve_tracking, told_in_one_line
 from infra.mlflow_run import RunInfo, open_run
 from infra.records import Record
 
@@ -48,7 +50,14 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker:
     """A run under way. Every method but ``finish`` returns at once, and none raises for the tracker's sake."""
 
-    def __init__(self, tracking: Tracking, client: MlflowClient, run_id: str, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        tracking: Tracking,
+        client: MlflowClient,
+        run_id: str,
+        warn: Callable[[str], None],
+        curves: Curves | None = None,
+    ) -> None:
         """Take over a run that exists; ``start`` also creates one."""
         run = client.get_run(run_id)
         self.run_id = run_id
@@ -56,6 +65,8 @@ class Tracker:
         self.tracking = tracking
         self._client = client
         self._warn = warn
+        self._curves = curves or Curves()
+        self._refused = ""  # why MLflow took nothing when it was last asked
         self._last_step = {key: _last_step(client, run_id, key) for key in run.data.metrics}
         self._queue: deque[Record | Callable[[], None]] = deque()
         self._wake = threading.Condition()
@@ -72,7 +83,7 @@ class Tracker:
         """
         client = connect(tracking)
         with told_in_one_line(tracking):
-            return cls(tracking, client, open_run(client, tracking, info), warn)
+            return cls(tracking, client, open_run(client, tracking, info), warn, info.curves)
 
     @property
     def pending(self) -> int:
@@ -80,16 +91,15 @@ class Tracker:
         return len(self._queue)
 
     @property
-    def ui_url(self) -> str | None:
-        """The run's page, where a server shows one."""
-        base = self.tracking.description.rstrip("/")
-        return f"{base}/#/experiments/{self.experiment_id}/runs/{self.run_id}" if self.tracking.is_server else None
+    def ui_url(self) -> str:
+        """The run's page: of the server, or of the one that `make ui` starts."""
+        return self.tracking.run_url(self.experiment_id, self.run_id)
 
     def log(self, record: Record) -> None:
         """Queue what of ``record`` is finite and newer, by step, than what this run already has of the same key."""
         new = {
             key: float(value)
-            for key, value in record.metrics.items()
+            for key, value in self._curves.of(record.metrics, self._last_step).items()
             if math.isfinite(value) and record.step > self._last_step.get(key, -1)
         }
         if new:
@@ -170,8 +180,10 @@ class Tracker:
 
     def away(self) -> UserError:
         """What to tell the user where the rest could not be delivered."""
+        why = f" ({self._refused})" if self._refused else ""
         return UserError(
-            f"MLflow at {self.tracking.description} is still away: the same command delivers the rest later"
+            f"MLflow at {self.tracking.description} does not take the rest of this run{why}: "
+            "rerun this command to upload it"
         )
 
     def artifact(self, name: str, data: bytes) -> None:
@@ -200,9 +212,10 @@ class Tracker:
                 delivered = self._deliver_head()
             except Exception as error:  # a tracker's failure, of whatever kind, is told and tried again
                 failures += 1
+                self._refused = reason(error)
                 if failures == 1:
                     self._warn(
-                        f"MLflow at {self.tracking.description} takes nothing at present ({reason(error)}): "
+                        f"MLflow at {self.tracking.description} takes nothing at present ({self._refused}): "
                         "training goes on, and the points are kept and delivered later"
                     )
                 self._pause(failures)

@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,7 @@ class Version:
     number: int
     run_id: str
     tags: Mapping[str, str]
+    description: str = field(default="", compare=False)  # what people read in MLflow, and may edit there
 
     @property
     def uri(self) -> str:
@@ -130,7 +131,13 @@ def _verify(version: Version, expected: dict[str, str], folder: Path) -> None:
 
 
 def version_of(found: ModelVersion) -> Version:
-    return Version(name=found.name, number=int(found.version), run_id=found.run_id or "", tags=dict(found.tags))
+    return Version(
+        name=found.name,
+        number=int(found.version),
+        run_id=found.run_id or "",
+        tags=dict(found.tags),
+        description=found.description or "",
+    )
 
 
 def check_name(name: str) -> None:

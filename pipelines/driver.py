@@ -17,12 +17,15 @@ from rich.console import Console
 
 import infra.cluster
 from infra.errors import UserError
+from infra.mlflow_run import NOTE
 from infra.storage import Store, open_store
 from infra.tracking import RunInfo, Tracker, Tracking, resolve_tracking
 from pipelines import cli
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.data.manifest import MANIFEST, Manifest, check_shards, load_manifest
+from pipelines.description import curves_of, data_name, run_note
 from pipelines.foresight import summary, warnings
+from pipelines.next_command import ui_command
 from pipelines.outcome import DELIVERY_PATIENCE_S, Outcome, conclude
 from pipelines.recipe import DEFAULTS, Recipe, build_recipe
 from pipelines.recipe_for import check_own_data
@@ -72,8 +75,8 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: 
         ready.result()
     about = _about(recipe, manifest, parent_run_id, reporting)
     tracker = _start_tracker(recipe, manifest, folder, tracking, console, about)
-    if tracking.is_server:
-        console.print(f"MLflow run  {tracking.run_url(tracker.experiment_id, tracker.run_id)}")
+    shown_by = "" if tracking.is_server else f"   ({ui_command(recipe.run.home)})"
+    console.print(f"MLflow run  {tracker.ui_url}{shown_by}")
     with tracker.finished_after(DELIVERY_PATIENCE_S):
         newest = folder.newest(lambda _: None)  # what is damaged has been told of
         if newest is None or newest.step != _steps(recipe, manifest):
@@ -81,6 +84,7 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: 
             stream, done_steps = _stream(recipe, manifest, folder, data_cpus), newest.step if newest else 0
             _fit(recipe, stream, tracker, console, reporting, done_steps)
         outcome = conclude(recipe, manifest, folder, tracker, console, scores_test=reporting is None)
+        tracker.tag({NOTE: run_note(recipe, manifest, outcome)})
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
     folder.write_json(FINISHED, outcome.to_json())
     return outcome
@@ -160,13 +164,20 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
 def _about(recipe: Recipe, manifest: Manifest, parent_run_id: str, reporting: Reporting | None) -> RunInfo:
     """What the run is called and described by in MLflow."""
     parent = {"mlflow.parentRunId": parent_run_id} if parent_run_id else {}
-    digests = {"data_digest": manifest.digest, "recipe_digest": recipe.digest}
+    digests = {"sha256.data": manifest.digest, "sha256.recipe": recipe.digest}
     return RunInfo(
         experiment=recipe.run.experiment,
         name=recipe.run_name,
         once=reporting.once if reporting else "",
         params={**recipe.flat(), "data.digest": manifest.digest},
-        tags={**digests, **parent, **(reporting.tags if reporting else {}), **_code_version()},
+        tags={
+            NOTE: run_note(recipe, manifest),
+            **digests,
+            **parent,
+            **(reporting.tags if reporting else {}),
+            **_code_version(),
+        },
+        curves=curves_of(recipe, manifest),
     )
 
 
@@ -182,7 +193,7 @@ def _start_tracker(
         tracker.text("recipe.toml", recipe.to_toml())
         splits = {recipe.data.train_split: "train", recipe.data.eval_split: recipe.data.held_out}
         for split, context in (splits | {recipe.data.test_split: "test"}).items():
-            tracker.dataset(f"{manifest.name}-{split}", manifest.digest, recipe.data.uri, context)
+            tracker.dataset(f"{data_name(recipe.data.uri)}-{split}", manifest.digest, recipe.data.uri, context)
     checkpoint = folder.newest(console.print)
     for record in checkpoint.records if checkpoint else ():
         tracker.log(record)

@@ -7,7 +7,7 @@ data set is scored on the challenger's.
 
 from __future__ import annotations
 
-from infra.champion import ROLLED_BACK, move, record, settle
+from infra.champion import MOST_RACES, ROLLED_BACK, move, record, restless, settle
 from infra.gate import Decision, decide
 from infra.mlflow_client import Tracking
 from infra.registry import load
@@ -32,7 +32,7 @@ def challenge(tracking: Tracking, version: Version, answers: Predictions, data: 
     Raises:
         UserError: MLflow is not reachable or refuses, or a version's files are not those that were registered.
     """
-    while True:
+    for _ in range(MOST_RACES):
         standing = settle(tracking, version.name)
         present = standing.champion
         if present and present.number == version.number:
@@ -41,6 +41,7 @@ def challenge(tracking: Tracking, version: Version, answers: Predictions, data: 
         record(tracking, version, decision)
         if not decision.promote or move(tracking, version, standing, "gate"):
             return decision
+    raise restless(version.name)
 
 
 def _decide(
@@ -58,10 +59,10 @@ def _decide(
         return Decision(promote=True, reason="there is no champion yet", margin=margin)
     theirs = _recorded(tracking, present, data) or _scored_anew(tracking, present, data)
     if theirs is None:
-        reason = f"the champion {present.uri} tells other classes apart: register under another name"
+        reason = f"the champion {present.uri} knows other classes: register under another name"
         return Decision(promote=False, reason=reason, champion=present.uri)
     comparison = Comparison(new=answers, old=theirs, class_names=data.manifest.class_names)
-    return decide(comparison.paired, champion=present.uri, margin=margin)
+    return decide(comparison.paired, champion=present.uri, margin=margin, split=data.split)
 
 
 def _recorded(tracking: Tracking, version: Version, data: EvalData) -> Predictions | None:

@@ -13,11 +13,11 @@ import shutil
 import sys
 from pathlib import Path
 
+from infra.mlflow_address import sqlite_file
 from infra.mlflow_client import Tracking, resolve_tracking
 from pipelines import cli
 from pipelines.recipe import parse_overrides
 
-_SQLITE = "sqlite:///"
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -41,7 +41,8 @@ def database_option(tracking: Tracking) -> list[str]:
     """The arguments that lead other verbs to this MLflow; none where they find it by themselves."""
     if tracking.uri == resolve_tracking("runs").uri:
         return []
-    return ["--home", _shorter(str(Path(tracking.uri.removeprefix(_SQLITE)).parent))]
+    file = sqlite_file(tracking.uri)
+    return ["--home", _shorter(str(file.parent))] if file else []
 
 
 def ui_command(run_home: str) -> str:

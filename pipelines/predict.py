@@ -25,7 +25,7 @@ from infra.mlflow_client import resolve_tracking
 from infra.registry import CHAMPION, LoadedModel, load
 from infra.storage import Store, open_store
 from pipelines import cli
-from pipelines.chosen_model import chosen_model
+from pipelines.chosen_model import chosen_model, described
 from pipelines.classification import Classification, classify, predictions
 from pipelines.data.decode import CropConfig
 from pipelines.data.prediction_files import SUMMARY, Collector, Layout, write_summary
@@ -49,7 +49,9 @@ def main() -> int:
     tracking = resolve_tracking(arguments.home)
     if not arguments.out and not isinstance(images, ImageFiles):
         raise UserError(f"{images.description}: say with --out where the predictions go")
-    model = load(tracking, chosen_model(tracking, arguments.model))
+    uri = chosen_model(tracking, arguments.model)
+    model = load(tracking, uri)
+    print(f"model: {described(uri, model.version)}", file=sys.stderr)  # whoever named none may mean another
     named = [folder.text for folder in images.folders if folder.named] if isinstance(images, ImageFiles) else []
     bad = _Bad(named=frozenset(named))
     if not arguments.out:
@@ -75,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     told = "image file, folder or s3://bucket/prefix of them; or one data set, or one place with Parquet"
     parser.add_argument("images", nargs="+", metavar="IMAGE", help=told)
-    parser.add_argument("--model", metavar="URI", help=f"models:/NAME@{CHAMPION} (default: the only champion there is)")
+    told = f"models:/NAME@{CHAMPION} or models:/NAME/VERSION (default: the champion, where there is one model)"
+    parser.add_argument("--model", metavar="URI", help=told)
     parser.add_argument("--top", type=int, default=5, help="classes to print or write (default: 5)")
     parser.add_argument("--out", metavar="URI", help="write Parquet to this folder or s3://bucket/prefix")
     parser.add_argument("--all", action="store_true", help="write the probabilities of all classes as well")

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import infra.cluster
-from infra.champion import promote, roll_back, settle
+from infra.champion import check_movable, promote, roll_back, settle
 from infra.errors import UserError
 from infra.gate import Decision
 from infra.mlflow_client import Tracking, resolve_tracking
@@ -29,10 +29,12 @@ from pipelines import cli
 from pipelines.checkpoint import RUN, Checkpoint, RunFolder
 from pipelines.data.manifest import load_manifest
 from pipelines.data.predictions import Predictions
+from pipelines.description import version_note
 from pipelines.evaluated import evaluate_split
 from pipelines.gatekeeper import PREDICTIONS, SPLIT_TAG, challenge
 from pipelines.scoring import EvalData, example_images
 from pipelines.serving.bundle import request_reader
+from pipelines.verdict import promote_command, verdict
 
 _EXAMPLES = 2  # images of the input example: with one, the export would fix the batch size
 
@@ -51,6 +53,7 @@ def register_checkpoint(
     from pipelines.serving_model import recipe_of
 
     _check_data(checkpoint, data)
+    check_movable(tracking, name)
     version = registered(tracking, name=name, run_id=run_id, checkpoint_sha256=checkpoint.sha256)
     kept = read_file(tracking, version, PREDICTIONS) if version else None
     if version and kept:
@@ -93,6 +96,7 @@ def _register(
         tags={SPLIT_TAG: data.split},
         files={PREDICTIONS: evaluated.predictions.to_parquet()},
         reader=request_reader(),
+        description=version_note(recipe, data.manifest, evaluated, data.split, checkpoint.step),
     )
     return register(tracking, candidate), evaluated.predictions
 
@@ -121,6 +125,7 @@ def main() -> None:
         console.print(f"champion: {version.uri}, in place of version {out}")
     elif arguments.promote:
         name, number = arguments.promote
+        check_movable(tracking, name)  # before the model is downloaded and run
         version = load(tracking, f"models:/{name}/{number}").version
         promote(tracking, version)
         console.print(f"champion: {version.uri}")
@@ -172,7 +177,9 @@ def _register_run(arguments: argparse.Namespace, console: Console) -> None:
             tracking, checkpoint, data, run_id=run_id, name=name, margin=arguments.margin
         )
     console.print(f"{version.uri}: checkpoint {checkpoint.step}, accuracy {version.score.accuracy:.4f}")
-    console.print(f"{'champion' if decision.promote else 'not champion'}: {decision.reason}")
+    console.print(verdict(version.uri, champion=decision.promote, reason=decision.reason))
+    if not decision.promote:
+        console.print(f"promote     {promote_command(version.uri, recipe.run.home)}")
 
 
 def _history(tracking: Tracking, name: str) -> Table:

@@ -65,7 +65,8 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Serve a registered model over HTTP with Ray Serve.")
-    parser.add_argument("--model", metavar="URI", help=f"models:/NAME@{CHAMPION} (default: the only champion there is)")
+    told = f"models:/NAME@{CHAMPION} or models:/NAME/VERSION (default: the champion, where there is one model)"
+    parser.add_argument("--model", metavar="URI", help=told)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--replicas", type=int, default=1, help="copies of the model (default: 1)")

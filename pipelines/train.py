@@ -38,6 +38,7 @@ def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
     from pipelines.data.quarantine import QUARANTINE
     from pipelines.next_command import command, home_option, ui_command
     from pipelines.paths import shown
+    from pipelines.verdict import promote_command, registered
 
     for line in outcome.lines():
         console.print(line)
@@ -49,8 +50,7 @@ def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
         report = f"{recipe.run.home}/{recipe.run_name}/{QUARANTINE}"
         console.print(f"bad data    {outcome.bad_samples:,} samples left out, named in {shown(report)}")
     if outcome.model:
-        state = "champion" if outcome.champion else f"not champion: {outcome.reason}"
-        console.print(f"registered  {outcome.model} ({state})")
+        console.print(f"registered  {registered(outcome.model, champion=outcome.champion, reason=outcome.reason)}")
     console.print(f"run folder  {shown(f'{recipe.run.home}/{recipe.run_name}')}   (MLflow run {outcome.run_id})")
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         console.print(f"MLflow UI   {ui_command(recipe.run.home)}")
@@ -58,6 +58,8 @@ def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
         model = f"{outcome.model.rpartition('/')[0]}@champion" if outcome.champion else outcome.model
         options = ["--model", model, *home_option(recipe.run.home)]
         console.print(f"classify    {command('predict', shown(outcome.example), *options)}")
+        if not outcome.champion:
+            console.print(f"promote     {promote_command(outcome.model, recipe.run.home)}")
 
 
 if __name__ == "__main__":

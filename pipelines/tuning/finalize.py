@@ -8,6 +8,7 @@ from pipelines.next_command import command
 from pipelines.paths import shown
 from pipelines.tuning.ledger import Trial, run_name
 from pipelines.tuning.study import Study
+from pipelines.verdict import registered
 
 WINNER = "winner.toml"
 
@@ -35,5 +36,5 @@ def finalize(study: Study, winner: Trial, run_id: str) -> None:
     for line in outcome.lines():
         study.console.print(line)
     if outcome.model:
-        state = "champion" if outcome.champion else f"not champion: {outcome.reason}"
-        study.console.print(f"registered  {outcome.model} ({state})")
+        line = registered(outcome.model, champion=outcome.champion, reason=outcome.reason)
+        study.console.print(f"registered  {line}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from infra.champion import ROLLED_BACK, Standing, before, champion, move, promote, roll_back, settle
+from infra.champion import ROLLED_BACK, Standing, before, champion, check_movable, move, promote, roll_back, settle
 from infra.champion_log import LOG_TAG, Move, Why, log_of
 from infra.errors import UserError
 from infra.exported import file_sha256s
@@ -192,3 +192,90 @@ def test_eight_processes_move_it_one_after_another(tracking: Tracking) -> None:
 
 def promote_number(tracking: Tracking, number: int) -> None:
     promote(tracking, numbered(tracking, number))
+
+
+def champions_log(tracking: Tracking) -> str:
+    return str(connect(tracking).get_registered_model(NAME).tags[LOG_TAG])
+
+
+def test_a_deleted_log_is_told_and_nothing_is_written(tracking: Tracking, versions: list[Version]) -> None:
+    for version in versions[:2]:
+        promote(tracking, version)
+    client, run_id = connect(tracking), champions_log(tracking)
+    standing = settle(tracking, NAME)
+    client.delete_run(run_id)
+    told = rf"run {run_id} \(log of champions of 'digits'\) was deleted: `mlflow runs restore --run-id {run_id}`"
+    for act_on_it in (
+        lambda: promote(tracking, versions[2]),
+        lambda: roll_back(tracking, NAME),
+        lambda: move(tracking, versions[2], standing, "gate"),
+        lambda: check_movable(tracking, NAME),
+    ):
+        with pytest.raises(UserError, match=told):
+            act_on_it()
+    assert present(tracking) == 2
+    assert ROLLED_BACK not in numbered(tracking, 2).tags
+    client.restore_run(run_id)
+    promote(tracking, versions[2])
+    assert [entry.version for entry in settle(tracking, NAME).moves] == [1, 2, 3]
+
+
+def test_a_log_that_is_deleted_while_it_is_written(
+    tracking: Tracking, versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading and writing: the refused write is not taken for a lost race."""
+    promote(tracking, versions[0])
+    log = log_of(connect(tracking), tracking, NAME)
+    connect(tracking).delete_run(log.run_id)
+    monkeypatch.setattr("infra.champion.log_of", lambda *_: log)
+    with pytest.raises(UserError, match="must be in the 'active' state"):
+        promote(tracking, versions[1])
+    assert present(tracking) == 1
+
+
+def test_a_deleted_experiment_of_logs_is_named(tracking: Tracking, versions: list[Version]) -> None:
+    client = connect(tracking)
+    experiment = client.get_run(champions_log(tracking)).info.experiment_id
+    client.delete_experiment(experiment)
+    with pytest.raises(UserError, match=f"deleted: `mlflow experiments restore --experiment-id {experiment}`"):
+        promote(tracking, versions[0])
+    client.restore_experiment(experiment)
+    promote(tracking, versions[0])
+    assert present(tracking) == 1
+
+
+def test_after_gc_a_new_log_begins_from_the_alias(tracking: Tracking, versions: list[Version]) -> None:
+    promote(tracking, versions[0])
+    client, run_id = connect(tracking), champions_log(tracking)
+    client.delete_run(run_id)
+    client._tracking_client.store._hard_delete_run(run_id)  # as `mlflow gc` does
+    promote(tracking, versions[1])
+    assert champions_log(tracking) != run_id
+    assert [(entry.version, entry.over) for entry in settle(tracking, NAME).moves] == [(2, 1)]
+    assert roll_back(tracking, NAME)[1].number == 1
+
+
+def test_an_older_log_stays_where_it_is(tracking: Tracking) -> None:
+    """In the experiment `champions`, where logs were kept before."""
+    client = connect(tracking)
+    run_id = client.create_run(client.create_experiment("champions"), run_name=NAME).info.run_id
+    client.create_registered_model(NAME, tags={LOG_TAG: run_id})
+    promote(tracking, made(tracking, 1))
+    assert champions_log(tracking) == run_id
+    assert [experiment.name for experiment in client.search_experiments()] == ["champions", "Default"]
+
+
+def test_a_prompt_of_the_same_name(tracking: Tracking) -> None:
+    client = connect(tracking)
+    client.register_prompt(NAME, template="Name the digit")
+    with pytest.raises(UserError, match="'digits' is the name of a prompt in MLflow: register under another name"):
+        log_of(client, tracking, NAME)
+
+
+def test_who_loses_every_race_gives_up(
+    tracking: Tracking, versions: list[Version], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infra.champion.MOST_RACES", 3)
+    monkeypatch.setattr("infra.champion_log.ChampionLog.append", lambda *_, **__: False)
+    with pytest.raises(UserError, match="models:/digits@champion was moved 3 times by others meanwhile"):
+        promote(tracking, versions[0])

@@ -13,18 +13,30 @@ CHAMPION = "models:/digits/3"
 @pytest.mark.parametrize(
     ("wins", "losses", "count", "promote", "reason"),
     [
-        (31, 12, 1000, True, "as accurate or better: +1.90 points on 1,000 images (31 only the challenger gets right"),
-        (0, 0, 1000, True, "as accurate or better: +0.00 points"),
-        (40, 40, 10_000, True, "as accurate or better: +0.00 points"),
+        (
+            31,
+            12,
+            1000,
+            True,
+            f"as accurate as {CHAMPION} or better: +1.90 points on 1,000 test images, at least +0.8 at ",
+        ),
+        (0, 0, 1000, True, f"as accurate as {CHAMPION} or better: +0.00 points"),
+        (40, 40, 10_000, True, f"as accurate as {CHAMPION} or better: +0.00 points"),
         (
             40,
             41,
             10_000,
             False,
-            "not as accurate: -0.01 points on 10,000 images (40 only the challenger gets right",
+            f"less accurate than {CHAMPION}: -0.01 points on 10,000 test images (40 images only the new",
         ),
-        (60, 60, 1000, False, "not proved: +0.00 points on 1,000 images"),
-        (1, 0, 30, False, "not proved: +3.33 points on 30 images"),
+        (
+            60,
+            60,
+            1000,
+            False,
+            "1,000 test images are too few to rule out a loss of 1 point (measured +0.0, could be -1.8",
+        ),
+        (1, 0, 30, False, "30 test images are too few to rule out a loss of 1 point (measured +3.3, could be "),
     ],
 )
 def test_the_rule(wins: int, losses: int, count: int, promote: bool, reason: str) -> None:
@@ -35,8 +47,8 @@ def test_the_rule(wins: int, losses: int, count: int, promote: bool, reason: str
 
 def test_the_reason_has_all_that_one_needs_to_disagree() -> None:
     assert decide(Paired(wins=60, losses=60, count=1000), champion=CHAMPION).reason == (
-        "not proved: +0.00 points on 1,000 images (60 only the challenger gets right, 60 only models:/digits/3; "
-        "p = 1), and the 95% lower bound -1.82 points does not exclude a loss of the margin, 1.00 points"
+        "1,000 test images are too few to rule out a loss of 1 point (measured +0.0, could be -1.8 at 95% confidence; "
+        "60 images only the new model gets right, 60 only models:/digits/3; p = 1)"
     )
 
 

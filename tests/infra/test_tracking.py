@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -12,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.mlflow_client import Tracking, connect, redact, resolve_tracking
+from infra.mlflow_address import redact
+from infra.mlflow_client import Tracking, connect, resolve_tracking
 from infra.records import Record
 from infra.tracking import RunInfo, Tracker
 
@@ -58,7 +62,8 @@ def test_a_run_says_what_it_is(tracking: Tracking) -> None:
     assert json.loads(link.dataset.source) == {"uri": "s3://bucket/mnist"}
     artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
     assert (artifacts / "recipe/resolved.toml").read_text() == "seed = 1\n"
-    assert tracker.ui_url is None
+    page = f"experiments/{tracker.experiment_id}/runs/{tracker.run_id}?workflowType=machine_learning"
+    assert tracker.ui_url == f"http://127.0.0.1:5000/#/{page}"  # where `make ui` shows it
 
 
 def test_a_figure_is_drawn_when_given(tracking: Tracking) -> None:
@@ -204,6 +209,87 @@ def test_no_server_at_start(free_port: int, monkeypatch: pytest.MonkeyPatch, tmp
     assert "password" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("uri", "told"),
+    [
+        ("127.0.0.1:5000", "127.0.0.1:5000: expected http://HOST:PORT, .* did you mean http://127.0.0.1:5000?"),
+        ("mlflow.example", "did you mean http://mlflow.example?"),
+        ("file:///home/me/mlruns", "MLFLOW_TRACKING_URI=sqlite:////home/me/mlruns/mlflow.db$"),
+        ("/home/me/mlruns", "MLFLOW_TRACKING_URI=sqlite:////home/me/mlruns/mlflow.db$"),
+        ("ftp://host/x", "MLFLOW_TRACKING_URI is ftp://host/x: expected http://HOST:PORT"),
+        ("http://localhost:abc", "has no valid host and port"),
+        ("http://[bad", "has no valid host and port"),
+        ("http://", "has no valid host and port"),
+        ("postgresql://me:secret@host:port/x", "postgresql://host:port/x, which has no valid host and port"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        ("sqlite://runs/mlflow.db", "names no file"),
+    ],
+)
+def test_an_address_that_is_none(uri: str, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(UserError, match=told) as caught:
+        connect(resolve_tracking(tmp_path))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql+pymysql"])
+def test_a_database_server_that_does_not_answer(scheme: str, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow itself is not asked: it tries for minutes, and tells of each attempt."""
+    monkeypatch.setattr("mlflow.MlflowClient.__init__", lambda *_, **__: pytest.fail("MLflow was asked"))
+    with pytest.raises(UserError, match=rf"no MLflow database answers at {scheme.replace('+', '.')}://127") as caught:
+        connect(Tracking(uri=f"{scheme}://me:secret@127.0.0.1:{free_port}/runs"))
+    assert "secret" not in str(caught.value)
+
+
+def test_a_driver_that_is_not_installed() -> None:
+    with pytest.raises(UserError, match=r"no MLflow database answers at postgresql\+nosuchdriver:.*nosuchdriver"):
+        connect(Tracking(uri="postgresql+nosuchdriver:///runs"))
+
+
+def test_another_protocol_at_the_address(tmp_path: Path) -> None:
+    """Such as sshd's."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.recv(1000)
+            connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+            connection.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(UserError, match=r"no MLflow server answers at http://127\."):
+            connect(Tracking(uri=f"http://127.0.0.1:{server.getsockname()[1]}"))
+
+
+@pytest.mark.parametrize("name", ["what?x=1", "a%41b", "a b#c", "ä;é'"])
+def test_any_folder_is_a_home(name: str, blank_database: Path, tmp_path: Path) -> None:
+    home = tmp_path / name
+    home.mkdir()
+    shutil.copy(blank_database, home / "mlflow.db")
+    tracking = resolve_tracking(home)
+    tracker = _start(tracking)
+    tracker.text("notes.txt", "hello")
+    assert tracker.finish("FINISHED", timeout_s=30)
+    assert connect(resolve_tracking(home)).get_run(tracker.run_id).info.status == "FINISHED"
+    assert sorted(path.name for path in home.iterdir()) == ["mlartifacts", "mlflow.db"]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_user_without_a_name(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container that runs as a number, `docker run --user 12345`."""
+
+    def unknown(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    tracker = _start(tracking)
+    assert tracker.finish("FINISHED", timeout_s=30)
+    assert connect(tracking).get_run(tracker.run_id).data.tags["mlflow.user"] == str(os.getuid())
+
+
 def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot keep MLflow's database in"):
@@ -226,7 +312,8 @@ def test_a_server_that_goes_away_and_comes_back(
     with mlflow_server(tmp_path, free_port) as url:
         tracking = Tracking(uri=url)
         tracker = _start(tracking, warnings=warnings)
-        assert tracker.ui_url == f"{url}/#/experiments/{tracker.experiment_id}/runs/{tracker.run_id}"
+        page = f"experiments/{tracker.experiment_id}/runs/{tracker.run_id}?workflowType=machine_learning"
+        assert tracker.ui_url == f"{url}/#/{page}"
         for step in (1, 2, 3):
             tracker.log(_record(step))
         _wait_until(lambda: tracker.pending == 0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.champion import champion, roll_back, settle
+from infra.errors import UserError
 from infra.exported import file_sha256s
 from infra.gate import Decision, Score
 from infra.mlflow_client import Tracking, connect, resolve_tracking
@@ -202,7 +203,7 @@ def test_what_was_rolled_back_does_not_come_in_again(tracking: Tracking, colours
     version, decision = offer(tracking, colours.data, run_id, 2)
     assert (version.number, decision.promote) == (2, False)
     assert decision.reason.startswith("it was rolled back at 20")
-    assert decision.reason.endswith("to use it all the same: register.py --promote colours 2")
+    assert decision.reason.endswith("and only --promote brings it back")
     third, decision = offer(tracking, colours.data, run_id, 3)
     assert decision.promote
     present = champion(tracking, NAME)
@@ -222,9 +223,25 @@ def test_the_decision_is_in_the_tags(tracking: Tracking, colours: Coloured) -> N
     assert (tags["gate_decision"], tags["gate_margin"]) == ("keep", "0.01")
     assert float(tags["gate_difference"]) == pytest.approx(-0.01)
     assert float(tags["gate_p_value"]) == pytest.approx(2 * 0.5**20, rel=1e-5)
-    assert tags["gate_reason"].startswith("not as accurate: -1.00 points on 2,000 images (0 only the challenger")
+    assert tags["gate_reason"].startswith("less accurate than models:/colours/1: -1.00 points on 2,000 test images (0 ")
     assert tags["gate_time"].startswith("20")
     assert Decision.from_tags(tags) == decision
+
+
+def test_a_deleted_log_stops_the_gate_before_it_writes(tracking: Tracking, colours: Coloured) -> None:
+    """The run in MLflow that holds the log of champions: the verdict would be there and the alias where it was."""
+    run_id = new_run(tracking)
+    offer(tracking, colours.data, run_id, 1)
+    client = connect(tracking)
+    found = answers(1100)
+    challenger = register(tracking, candidate(run_id, colours.data, 5, found))
+    client.delete_run(client.get_registered_model(NAME).tags["champion_log"])
+    with pytest.raises(UserError, match="was deleted: `mlflow runs restore --run-id"):
+        challenge(tracking, challenger, found, colours.data, margin=0.01)
+    assert "gate_decision" not in numbered(tracking, challenger.number).tags
+    present = champion(tracking, NAME)
+    assert present is not None
+    assert present.number == 1
 
 
 def test_a_comparison_is_of_the_same_images(tracking: Tracking, colours: Coloured) -> None:

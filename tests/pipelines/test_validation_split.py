@@ -64,7 +64,9 @@ def test_the_validation_split_chooses_and_the_test_split_is_scored_once(recipe_f
     assert score_model(target.predict, target.data).accuracy == outcome.accuracy
     chosen, tested = outcome.lines()
     assert f"step {best[0]} of {outcome.step}" in chosen and "400 images of the validation split" in chosen
-    assert tested.startswith(f"test accuracy    {outcome.accuracy:.2%}") and tested.endswith("1,000 images, scored once")
+    assert tested.startswith(f"test accuracy    {outcome.accuracy:.2%}") and tested.endswith(
+        "1,000 images, scored once"
+    )
 
 
 def test_without_a_validation_split_the_test_split_chooses_and_the_run_says_so(recipe_for):

@@ -140,8 +140,8 @@ def test_a_worse_version_leaves_the_alias(command: Command, run_folder: Path, tr
     lines = command(register, run_folder, "--name", "colours", "--step", 40)
     assert lines[0] == "models:/colours/2: checkpoint 40, accuracy 0.3333"
     assert lines[1].startswith(
-        "not champion: not as accurate: -66.67 points on 30 images (0 only the challenger gets right, 20 only "
-        "models:/colours/1; p = 1.9e-06)"
+        "registered as version 2, not champion: less accurate than models:/colours/1: -66.67 points on 30 test images "
+        "(0 images only the new model gets right, 20 only models:/colours/1; p = 1.9e-06)"
     )
     present = champion(tracking, "colours")
     assert present is not None
@@ -168,7 +168,7 @@ def test_a_champion_of_other_classes_stays(weights: Weights, tracking: Tracking,
     _, decision = register_checkpoint(tracking, checkpoint, other.data, run_id=run_id, name="colours")
     assert decision == Decision(
         promote=False,
-        reason="the champion models:/colours/1 tells other classes apart: register under another name",
+        reason="the champion models:/colours/1 knows other classes: register under another name",
         champion="models:/colours/1",
     )
 
@@ -457,7 +457,7 @@ def test_predict_names_what_does_not_decode_and_classifies_the_others(
 def predicted(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, list[str], list[str]]]:
-    """The status of predict, and its lines on stdout and stderr."""
+    """The status of predict, its lines on stdout, and those on stderr behind the one that says which model answers."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", raising=False)
 
@@ -465,7 +465,9 @@ def predicted(
         monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
         status = predict.main()
         said = capsys.readouterr()
-        return status, said.out.splitlines(), said.err.splitlines()
+        model, *told = said.err.splitlines()
+        assert model == "model: models:/colours/1 (champion)"
+        return status, said.out.splitlines(), told
 
     return run
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import mlflow.pyfunc
 import numpy as np
+import pandas as pd
 import pytest
 from fastapi.testclient import TestClient
 from mlflow.exceptions import MlflowException
@@ -176,3 +179,61 @@ def answers(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+
+
+def test_arrays_in_python(registry: Registry) -> None:
+    """What docs/serving.md shows, and every other form that a program may have its images in."""
+    model = mlflow.pyfunc.load_model(str(folder_of(registry)))
+    images = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
+    expected = load(registry.tracking, registry.first.uri).predict(images)
+    for given in (
+        images,
+        list(images),
+        images.tolist(),
+        {"image": images},
+        [{"image": image} for image in images],
+        pd.DataFrame({"image": list(images)}),
+    ):
+        found = [list(answer["probabilities"].values()) for answer in model.predict(given)]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    (one,) = model.predict(images[0])
+    np.testing.assert_allclose(list(one["probabilities"].values()), expected[0], atol=1e-6)
+    assert [model.predict(given)[0]["class"] for given in (FILE, [FILE], IMAGE, [{"image": IMAGE}])] == ["lime"] * 4
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (np.zeros((2, 8, 8, 3), np.uint8), f"image 0: 8x8x3, this model takes {SIZE}x{SIZE}x3"),
+        (np.zeros((1, SIZE, SIZE, 3), np.float32), "image 0: its values are not whole numbers from 0 to 255"),
+        ({"picture": [FILE]}, "with a column 'image', got columns picture"),
+        (pd.DataFrame({"picture": [FILE]}), "with a column 'image', got columns picture"),
+        (7, "send an array of uint8 images N x H x W x 3, .*, got int"),
+        ([], "a request holds 1 to 1,024 images, this one 0"),
+    ],
+    ids=["size", "float", "dictionary", "table", "number", "nothing"],
+)
+def test_what_python_may_not_send(registry: Registry, given: object, told: str) -> None:
+    model = mlflow.pyfunc.load_model(str(folder_of(registry)))
+    with pytest.raises(MlflowException, match=told):
+        model.predict(given)
+
+
+def test_a_version_registered_before_still_answers(registry: Registry, tmp_path: Path) -> None:
+    """Its own code takes tables alone, and its signature says so."""
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, Schema
+    from mlflow.types.schema import AnyType
+
+    folder = tmp_path / "model"
+    shutil.copytree(folder_of(registry), folder)
+    code = (folder / "served_model.py").read_text().replace("images_of(model_input)", 'list(model_input["image"])')
+    (folder / "served_model.py").write_text(code)
+    model = Model.load(str(folder))
+    model.signature = ModelSignature(inputs=Schema([ColSpec(AnyType(), "image")]))  # type: ignore[no-untyped-call]
+    hashes = model.flavors[mlflow.pyfunc.FLAVOR_NAME]["files_sha256"]
+    hashes["served_model.py"] = hashlib.sha256(code.encode()).hexdigest()
+    model.save(str(folder / "MLmodel"))
+    client = TestClient(scoring_server.init(mlflow.pyfunc.load_model(str(folder))))
+    (prediction,) = client.post("/invocations", json={"instances": [{"image": IMAGE}]}).json()["predictions"]
+    assert prediction["class"] == "lime"
