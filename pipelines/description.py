@@ -75,7 +75,8 @@ def _result(outcome: Outcome) -> list[str]:
     interval = f" ({_bounds(wilson(round(outcome.accuracy * count), count))}, {count:,} images)" if count else ""
     best = f"of the checkpoint of step {outcome.best_step:,}" if outcome.best_step else ""
     lines = [f"**accuracy {outcome.accuracy:.2%}** {best}{interval}"]
-    if (outcome.accuracy, count) == (outcome.chosen_accuracy, outcome.chosen_images):  # nothing else was scored
+    alone = (outcome.accuracy, count) == (outcome.chosen_accuracy, outcome.chosen_images)  # nothing else was scored
+    if alone or outcome.chosen_on == "test":
         return [*lines, f"on the {outcome.chosen_on} split, which also chose the checkpoint"]
     chosen = f"{outcome.chosen_accuracy:.2%} on {outcome.chosen_images:,} images"
     return [*lines, f"on the test split, scored once; the {outcome.chosen_on} split chose the checkpoint ({chosen})"]
