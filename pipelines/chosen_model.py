@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from infra.errors import UserError
 from infra.mlflow_client import Tracking, connect, patient, told_in_one_line
 from infra.registry import CHAMPION, Version
 
-if TYPE_CHECKING:
-    from mlflow.entities.model_registry import RegisteredModel
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    name: str
+    newest: int  # version; 0 where there is none
+    has_champion: bool
+
+    def __str__(self) -> str:
+        """Its champion, or its newest version."""
+        return f"models:/{self.name}" + (f"@{CHAMPION}" if self.has_champion else f"/{self.newest} (not champion)")
 
 
 def chosen_model(tracking: Tracking, uri: str | None) -> str:
@@ -23,19 +31,18 @@ def chosen_model(tracking: Tracking, uri: str | None) -> str:
     """
     if uri:
         return uri
-    client = patient(connect(tracking))
-    with told_in_one_line(tracking):
-        models = [model for model in client.search_registered_models() if model.aliases or model.latest_versions]
-    champions = [model for model in models if CHAMPION in model.aliases]
+    models = _models(tracking)
+    champions = [model for model in models if model.has_champion]
+    listed = ", ".join(map(str, models))
     if not champions:
-        found = f"; there is {_listed(models)}" if models else ""
+        found = f"; there is {listed}" if models else ""
         raise UserError(
             f"MLflow at {tracking.description} has no champion: train one, or name a version with --model{found}"
         )
     if len(models) > 1:
         several = "several champions" if len(champions) > 1 else "several models"
-        raise UserError(f"there are {several}, name one with --model: {_listed(models)}")
-    return f"models:/{champions[0].name}@{CHAMPION}"
+        raise UserError(f"there are {several}, name one with --model: {listed}")
+    return str(champions[0])
 
 
 def described(uri: str, version: Version) -> str:
@@ -44,13 +51,17 @@ def described(uri: str, version: Version) -> str:
     return f"{version.uri} ({alias})" if alias else version.uri
 
 
-def _listed(models: list[RegisteredModel]) -> str:
-    """Each model's champion, or its newest version."""
-    return ", ".join(sorted(map(_shown, models), key=lambda shown: (f"@{CHAMPION}" not in shown, shown)))
-
-
-def _shown(model: RegisteredModel) -> str:
-    if CHAMPION in model.aliases:
-        return f"models:/{model.name}@{CHAMPION}"
-    newest = max((int(version.version) for version in model.latest_versions), default=0)
-    return f"models:/{model.name}/{newest} (not champion)"
+def _models(tracking: Tracking) -> list[_Model]:
+    """The registered models that have a version, those with a champion first."""
+    client = patient(connect(tracking))
+    with told_in_one_line(tracking):
+        found = [
+            _Model(
+                name=model.name,
+                newest=max((int(version.version) for version in model.latest_versions), default=0),
+                has_champion=CHAMPION in model.aliases,
+            )
+            for model in client.search_registered_models()
+        ]
+    models = [model for model in found if model.newest or model.has_champion]
+    return sorted(models, key=lambda model: (not model.has_champion, model.name))
