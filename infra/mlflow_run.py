@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 NOTE = "mlflow.note.content"
 """Tag of a run, and of an experiment, that MLflow shows as its description (Markdown)."""
-_MODEL_TRAINING = ("mlflow.experimentKind", "custom_model_development")  # what MLflow opens its pages of runs for
+_MODEL_TRAINING = ("mlflow.experimentKind", "custom_model_development")  # so that MLflow need not guess
 _ONCE = "once"
 _MAX_PARAMS_PER_BATCH = 100  # these three are MLflow's own limits
 _MAX_PARAM_CHARS = 6000
