@@ -30,6 +30,7 @@ from pipelines.classification import Classification, classify, predictions
 from pipelines.data.decode import CropConfig
 from pipelines.data.prediction_files import SUMMARY, Collector, Layout, write_summary
 from pipelines.data.progress import PredictBar
+from pipelines.data.sources.place import counted
 from pipelines.data.task import Block
 from pipelines.data.unlabelled.files import ImageFiles
 from pipelines.data.unlabelled.find import find_images
@@ -46,6 +47,8 @@ def main() -> int:
         if getattr(arguments, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
     images = find_images(arguments.images, arguments.split)
+    for note in images.notes if isinstance(images, ImageFiles) else ():
+        print(note, file=sys.stderr)
     tracking = resolve_tracking(arguments.home)
     if not arguments.out and not isinstance(images, ImageFiles):
         raise UserError(f"{images.description}: say with --out where the predictions go")
@@ -154,7 +157,7 @@ def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) 
         console.print("nothing to do: it is finished")
     images, unclassified = write_summary(store, layout)
     told = f", {unclassified:,} of them not classified: see the column reason" if unclassified else ""
-    console.print(f"{images:,} images in {len(layout.files):,} files at {store.description}{told}")
+    console.print(f"{counted(images, 'image')} in {counted(len(layout.files), 'file')} at {store.description}{told}")
 
 
 if __name__ == "__main__":

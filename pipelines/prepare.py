@@ -57,7 +57,8 @@ def main() -> None:
         connect(min_cpus=1)
         with PrepareBar(console) as bar:
             manifest = prepare(source, store, config, bar.show)
-        console.print(f"wrote at {bar.rate}")
+        if bar.rate:
+            console.print(f"wrote at {bar.rate}")
     _summarise(console, store, manifest, arguments.dest)
 
 

@@ -21,17 +21,18 @@ class PrepareBar(Progress):
         self.found: tuple[int, int] | None = None  # images and bytes that an earlier run had written
         self.rate = ""
 
-    def show(self, done: int, total: int, size: int) -> None:
-        """Rows done, rows in all, bytes written: the callback of `prepare`."""
+    def show(self, done: int, total: int, size: int, seconds: float) -> None:
+        """Rows done, rows in all, bytes written, seconds since this run's first row: the callback of `prepare`."""
         if self.found is None:
             self.found = (done, size)
             self.reset(self.task)  # the clock starts when the shards do, not while archives are listed
-        seconds = self.tasks[0].elapsed or 1
-        written, megabytes = done - self.found[0], (size - self.found[1]) / 1e6
-        self.rate = f"{written / seconds:,.0f} images/s, {megabytes / seconds:.1f} MB/s"
+        if seconds:  # before the first shard there is no rate: until then Ray starts its workers
+            written, megabytes = done - self.found[0], (size - self.found[1]) / 1e6
+            self.rate = f"{written / seconds:,.0f} images/s, {megabytes / seconds:.1f} MB/s"
         self.update(self.task, completed=done, total=total, rate=self.rate)
         if not self.console.is_terminal:
-            self.console.print(f"{done:,} of {total:,} images, {size / 1e6:,.1f} MB, {self.rate}")
+            told = f"{done:,} of {total:,} images, {size / 1e6:,.1f} MB"
+            self.console.print(f"{told}, {self.rate}" if self.rate else told)
 
 
 class PredictBar(Progress):

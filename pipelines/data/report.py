@@ -22,7 +22,7 @@ from pipelines.data.shard_file import HASH_BYTES, BadImage, Written
 if TYPE_CHECKING:
     from infra.storage import Store
     from pipelines.data.layout import ShardJob
-    from pipelines.data.samples import Samples
+    from pipelines.data.samples import Samples, Source
 
 REPORT = "report.json"
 DUPLICATES, REJECTED = REPORTS
@@ -41,10 +41,11 @@ class Report:
     rejected: int  # images left out
     listing: str  # digest of the source's files at that time, if the source has one
     classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # images of each class, by split
+    notes: Sequence[str] = ()  # what else was left out, for people
 
     def lines(self) -> list[str]:
         """For people; nothing where there is nothing to tell."""
-        told = []
+        told = list(self.notes)
         if self.kinds:
             counts = ", ".join(f"{count:,} {kind}" for kind, count in self.kinds.items())
             told.append(f"odd images, read as RGB like all others: {counts}")
@@ -74,22 +75,23 @@ def report_lines(store: Store) -> list[str]:
 
 def write_report(
     store: Store,
-    listing: str,
-    splits: Mapping[str, Samples],
+    source: Source,
     bad: Mapping[str, Sequence[BadImage]],
     jobs: Sequence[ShardJob],
     written: Sequence[Written],
+    notes: Sequence[str] = (),
 ) -> None:
     """Find duplicates by the hashes beside the shards, then write the three files, those that would be empty not.
 
     Args:
         store: the data set's.
-        listing: of the source.
-        splits: the samples that the jobs choose from.
+        source: where the samples come from.
         bad: images left out, by split.
         jobs: all shards in id order.
         written: what became of them.
+        notes: on what is left out besides.
     """
+    splits = source.splits
     duplicates, first = find_duplicates(b"".join(store.read(job.hashes) for job in jobs))
     columns = _columns(jobs, splits, duplicates, "") | _columns(jobs, splits, first, "first_")
     leaked = sum(a != b for a, b in zip(columns["split"], columns["first_split"], strict=True))
@@ -105,8 +107,9 @@ def write_report(
         leaked=leaked,
         repeated=len(duplicates) - leaked,
         rejected=len(rejected),
-        listing=listing,
+        listing=source.listing,
         classes=_classes(splits, jobs),
+        notes=[*source.notes, *notes],
     )
     store.write(REPORT, json.dumps(dataclasses.asdict(report), indent=1).encode())
 

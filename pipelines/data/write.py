@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from infra.errors import UserError
 from pipelines.data.layout import ShardJob, plan_shards, stored_form
 from pipelines.data.manifest import MANIFEST, Manifest, Stored, check_shards, load_manifest
 from pipelines.data.prepare_config import MAX_MEGAPIXELS, PrepareConfig
 from pipelines.data.report import read_report, write_report
-from pipelines.data.samples import Samples, Source
+from pipelines.data.samples import TRAIN, Samples, Source
 from pipelines.data.shard_file import BadImage, BadImages, Written, write_shard
 from pipelines.data.sources.index import PROGRESS
 from pipelines.data.sources.parquet import Copy, ParquetRows
@@ -32,12 +35,13 @@ _JOB = f"{PROGRESS}/job.json"
 _REJECTED = f"{PROGRESS}/rejected.json"
 _COPIES = f"{PROGRESS}/copies"
 _REASONS_TOLD = 5
+_REPAIR = "Repair or replace them: a data set needs images of every split and class"
 
 _UNSAID = {"validation": 0.0, "max_megapixels": MAX_MEGAPIXELS}
 """What settings are where a manifest does not say them: an earlier version made it, or they have their default."""
 
-Progress = Callable[[int, int, int], None]
-"""Called with (rows written, rows in all, bytes written)."""
+Progress = Callable[[int, int, int, float], None]
+"""Called with (rows written, rows in all, bytes written, seconds since the first row of this run was read or 0)."""
 
 Bad = dict[str, list[BadImage]]
 """Images that cannot be used, by split."""
@@ -174,6 +178,7 @@ class _Writing:
     def __init__(self, source: Source, store: Store, config: PrepareConfig, progress: Progress) -> None:
         self.source, self.store, self.config, self.progress = source, store, config, progress
         self.splits = _readable(source, store)
+        self.began: float | None = None  # monotonic seconds: when the first task of this run began to read
 
     def run(self) -> list[Written]:
         """All shards in id order, and the report beside them.
@@ -191,7 +196,7 @@ class _Writing:
             record = {split: [dataclasses.asdict(image) for image in images] for split, images in bad.items()}
             self.store.write(_REJECTED, json.dumps(record).encode())
         self._drop_others(jobs)
-        write_report(self.store, self.source.listing, self.splits, bad, jobs, written)
+        write_report(self.store, self.source, bad, jobs, written, self._lost_classes(bad))
         return written
 
     def _plan(self, bad: Bad) -> list[ShardJob]:
@@ -211,32 +216,62 @@ class _Writing:
         """Shards in the order of `jobs`: those that an earlier run finished, the others as they get done."""
         done = _finished(self.store, jobs)
         bad: Bad = {}
-        self._tell(done)
+        total = sum(len(job.positions) for job in jobs)
+        self._tell(done, total)
         for result in _write_each(self.store, self.splits, [job for job in jobs if job.path not in done]):
+            began = time.monotonic() - result["took"]
+            self.began = began if self.began is None else min(began, self.began)
             if "bad" in result:
                 bad.setdefault(result["split"], []).extend(BadImage(**image) for image in result["bad"])
             else:
                 written = Written.from_json(result["written"])
                 done[written.shard.path] = written
-                self._tell(done)
+                self._tell(done, total)
         return [done[job.path] for job in jobs if job.path in done], bad
 
-    def _tell(self, done: Mapping[str, Written]) -> None:
+    def _tell(self, done: Mapping[str, Written], total: int) -> None:
         shards = [written.shard for written in done.values()]
-        self.progress(sum(shard.rows for shard in shards), self.source.total_rows, sum(shard.bytes for shard in shards))
+        seconds = time.monotonic() - self.began if self.began is not None else 0.0
+        self.progress(sum(shard.rows for shard in shards), total, sum(shard.bytes for shard in shards), seconds)
 
     def _allow(self, bad: Bad) -> None:
-        """Raise UserError where more images are bad than may be left out."""
+        """Raise UserError where more images are bad than may be left out, or a split or a class would be empty."""
+        for split, found in bad.items():
+            rows = len(self.source.splits[split])
+            if len(found) == rows:
+                raise UserError(f"all {rows:,} images of split {split} cannot be used: {_told(found)}. {_REPAIR}")
+        for name, members in self._emptied(bad, TRAIN).items():
+            raise UserError(
+                f"all {len(members):,} training images of class {name} cannot be used: {_told(members)}. {_REPAIR}"
+            )
         images = sorted((image for each in bad.values() for image in each), key=lambda image: image.key)
         if len(images) <= self.config.max_bad_images:
             return
-        told = "; ".join(f"{image.key} ({image.reason})" for image in images[:_REASONS_TOLD])
-        more = f" and {len(images) - _REASONS_TOLD:,} more" if len(images) > _REASONS_TOLD else ""
         raise UserError(
-            f"{len(images):,} of {self.source.total_rows:,} images cannot be used: {told}{more}. Repair or remove "
+            f"{len(images):,} of {self.source.total_rows:,} images cannot be used: {_told(images)}. Repair or remove "
             f"them, empty {self.store.description}, and run again; or leave them out with --set "
             f"prepare.max_bad_images={len(images)}"
         )
+
+    def _emptied(self, bad: Bad, split: str) -> dict[str, list[BadImage]]:
+        """The classes of a split of which no image can be used, with their images."""
+        labels = self.source.splits[split].labels
+        found = bad.get(split, [])
+        of_bad = labels[[image.position for image in found]] if found else labels[:0]
+        counts, lost = (np.bincount(each, minlength=len(self.source.class_names)) for each in (labels, of_bad))
+        return {
+            self.source.class_names[label]: [image for image, its in zip(found, of_bad, strict=True) if its == label]
+            for label in np.flatnonzero((lost == counts) & (lost > 0)).tolist()
+        }
+
+    def _lost_classes(self, bad: Bad) -> list[str]:
+        """Notes on held-out splits that have no image left of a class."""
+        notes = []
+        for split in self.source.splits:
+            if names := list(self._emptied(bad, split)):
+                told = ", ".join(names[:_REASONS_TOLD]) + (", …" if len(names) > _REASONS_TOLD else "")
+                notes.append(f"left out: every {split} image of {len(names):,} of the classes ({told})")
+        return notes
 
     def _drop_others(self, jobs: Sequence[ShardJob]) -> None:
         """Remove shards that were written before so many images were left out that there are fewer."""
@@ -244,6 +279,12 @@ class _Writing:
         for job in self._plan({}):
             if job.path not in planned:
                 self.store.delete(job.path)
+
+
+def _told(images: Sequence[BadImage]) -> str:
+    """The first of them with their reasons."""
+    told = "; ".join(f"{image.key} ({image.reason})" for image in images[:_REASONS_TOLD])
+    return f"{told} and {len(images) - _REASONS_TOLD:,} more" if len(images) > _REASONS_TOLD else told
 
 
 def _place(image: BadImage) -> int:
@@ -282,7 +323,7 @@ def _finished(store: Store, jobs: Sequence[ShardJob]) -> dict[str, Written]:
 
 
 def _write_each(store: Store, splits: Mapping[str, Samples], jobs: list[ShardJob]) -> Iterator[dict[str, Any]]:
-    """Write shards as tasks; yields {"written": record} of a shard, or {"bad": its bad images}."""
+    """Write shards as tasks; yields {"written": record} of a shard or {"bad": its bad images}, each with "took": s."""
     if not jobs:
         return iter(())
     import ray
@@ -290,10 +331,13 @@ def _write_each(store: Store, splits: Mapping[str, Samples], jobs: list[ShardJob
     samples = {split: ray.put(samples) for split, samples in splits.items()}  # once, for all tasks of a node
 
     def write(job: ShardJob) -> dict[str, Any]:
+        began = time.monotonic()
+        result: dict[str, Any]
         try:
             written = write_shard(store, job, ray.get(samples[job.split]))
-            return {"written": written.to_json().decode()}
+            result = {"written": written.to_json().decode()}
         except BadImages as error:
-            return {"split": job.split, "bad": [dataclasses.asdict(image) for image in error.images]}
+            result = {"split": job.split, "bad": [dataclasses.asdict(image) for image in error.images]}
+        return {**result, "took": time.monotonic() - began}
 
     return spread(write, jobs)

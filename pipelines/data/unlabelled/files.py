@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from infra.errors import UserError
 from infra.storage import Store
 from pipelines.data.manifest import Stored
-from pipelines.data.sources.place import IMAGE_SUFFIXES, Place
+from pipelines.data.sources.place import IMAGE_SUFFIXES, Place, by_suffix, left_out, printable
 from pipelines.data.unlabelled.images import Part, Picture, even_parts
 from pipelines.data.views import IMAGE_FILE
 
@@ -27,19 +27,30 @@ class Folder:
     paths: tuple[str, ...]
     sizes: tuple[int, ...]  # bytes
     named: bool  # the file itself was named, not its folder
+    notes: tuple[str, ...] = ()  # on files that are left out
 
     @classmethod
     def of(cls, place: Place) -> Folder:
         """All files of a named one, and of a folder those whose names end like an image's."""
         paths = list(place.files) if place.is_file else place.ending(*IMAGE_SUFFIXES)
+        rest = place.besides(paths)
         if not paths:
-            raise UserError(f"{place.text} holds no images: their names end in {', '.join(IMAGE_SUFFIXES)}")
+            found = f" (found {by_suffix(rest)})" if rest else ""
+            raise UserError(f"{place.text} holds no images{found}: their names end in {', '.join(IMAGE_SUFFIXES)}")
         sizes = tuple(place.files[path] for path in paths)
-        return cls(text=place.text, store=place.store, paths=tuple(paths), sizes=sizes, named=place.is_file)
+        notes = tuple(f"{note} below {place.text}" for note in left_out(rest))
+        return cls(
+            text=printable(place.text),
+            store=place.store,
+            paths=tuple(paths),
+            sizes=sizes,
+            named=place.is_file,
+            notes=notes,
+        )
 
     def shown(self, path: str) -> str:
         """A file as the user would name it."""
-        return self.text if self.named else f"{self.text}/{path}"
+        return self.text if self.named else printable(f"{self.text}/{path}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +68,11 @@ class ImageFiles:
     def description(self) -> str:
         """How many files, and where."""
         return f"{sum(len(folder.paths) for folder in self.folders):,} image files"
+
+    @property
+    def notes(self) -> list[str]:
+        """What is left out."""
+        return [note for folder in self.folders for note in folder.notes]
 
     @property
     def fingerprint(self) -> str:

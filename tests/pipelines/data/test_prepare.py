@@ -42,7 +42,7 @@ def contents(store: LocalStore, manifest: Manifest) -> dict[str, tuple[int, str,
 
 def test_files_become_shards_of_their_own_bytes(folder: Path, store: LocalStore) -> None:
     source = open_source(str(folder))
-    calls: list[tuple[int, int, int]] = []
+    calls: list[tuple[int, int, int, float]] = []
     manifest = prepare(source, store, CONFIG, lambda *progress: calls.append(progress))
     rows = contents(store, manifest)
     expected = {s.key: (s.split, s.label, s.image) for split in source.splits.values() for s in split.read()}
@@ -53,8 +53,9 @@ def test_files_become_shards_of_their_own_bytes(folder: Path, store: LocalStore)
     assert labels[:81] != sorted(labels[:81])
     assert (manifest.stored.form, manifest.class_names) == ("original", ("a", "b", "c"))
     assert [shard.rows for shard in manifest.shards] == [27, 27, 27, 3, 3, 3]
-    assert calls[0] == (0, 90, 0)
-    assert calls[-1] == (90, 90, manifest.total_bytes)
+    assert calls[0] == (0, 90, 0, 0.0)
+    assert calls[-1][:3] == (90, 90, manifest.total_bytes)
+    assert all(seconds > 0 for _, _, _, seconds in calls[1:])
     assert load_manifest(store) == manifest
     assert [path for path, _ in store.list()] == sorted(
         ["manifest.json", "report.json", *(shard.path for shard in manifest.shards)]
@@ -84,7 +85,7 @@ def test_an_interrupted_run_goes_on_without_rewriting_a_finished_shard(
 ) -> None:
     source = open_source(str(folder))
 
-    def kill_after_two_shards(done: int, total: int, size: int) -> None:
+    def kill_after_two_shards(done: int, total: int, size: int, seconds: float) -> None:
         if done >= 54:
             raise Killed
 
@@ -94,7 +95,7 @@ def test_an_interrupted_run_goes_on_without_rewriting_a_finished_shard(
     shards = [Path(path).name.removesuffix(".json") for path, _ in store.list("_progress") if path.endswith("t.json")]
     assert len(shards) >= 2
     before = {name: Path(store.uri, name).stat().st_mtime_ns for name in shards}
-    calls: list[tuple[int, int, int]] = []
+    calls: list[tuple[int, int, int, float]] = []
     manifest = prepare(source, store, CONFIG, lambda *progress: calls.append(progress))
     assert {name: Path(store.uri, name).stat().st_mtime_ns for name in shards} == before
     assert calls[0][0] == sum(shard.rows for shard in manifest.shards if shard.path in shards)
@@ -108,7 +109,7 @@ def test_a_shard_that_lost_bytes_or_its_record_is_written_again(folder: Path, st
     progress = Path(store.uri, "_progress")
     aside = store.sub("aside")
 
-    def keep_records(done: int, total: int, size: int) -> None:
+    def keep_records(done: int, total: int, size: int, seconds: float) -> None:
         if done == total:
             for path, _ in store.list("_progress"):
                 aside.write(path, store.read(path))
@@ -185,7 +186,7 @@ def test_the_validation_split_has_its_own_ids_between_the_others(folder: Path, s
 
 
 def test_an_unfinished_data_set_is_not_mixed_with_another(folder: Path, store: LocalStore) -> None:
-    def kill(done: int, total: int, size: int) -> None:
+    def kill(done: int, total: int, size: int, seconds: float) -> None:
         raise Killed
 
     with pytest.raises(Killed):

@@ -18,7 +18,7 @@ from pipelines.data.kinds import kinds_of
 from pipelines.data.layout import plan_shards, stored_form
 from pipelines.data.prepare_config import PrepareConfig
 from pipelines.data.read import read_rows
-from pipelines.data.report import find_duplicates, read_report
+from pipelines.data.report import find_duplicates, read_report, report_lines
 from pipelines.data.sources import open_source
 from pipelines.data.write import find_prepared, prepare
 
@@ -106,7 +106,7 @@ def test_a_run_killed_after_bad_images_were_found_goes_on(spoilt: Path, tmp_path
     class Killed(Exception):
         pass
 
-    def kill_in_the_second_round(done: int, total: int, size: int) -> None:
+    def kill_in_the_second_round(done: int, total: int, size: int, seconds: float) -> None:
         if store.exists("_progress/rejected.json"):
             raise Killed
 
@@ -273,3 +273,40 @@ def test_a_finished_data_set_does_not_list_archives_again(tmp_path: Path, monkey
     put(archives, built.imagenet_files(per_class=7))
     with pytest.raises(UserError, match="made from another source: choose another destination"):
         find_prepared(open_source(str(archives)), store, CONFIG)
+
+
+@pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize(
+    ("spoilt", "told"),
+    [
+        ("*/*/*.jpg", r"all \d+ images of split \w+ cannot be used: \w+/red/0\.jpg \(not an image \(0 bytes\)\); "),
+        ("val/*/*.jpg", r"all 4 images of split test cannot be used: val/green/0\.jpg"),
+        ("train/red/*.jpg", r"all 6 training images of class red cannot be used: train/red/0\.jpg"),
+    ],
+)
+def test_a_budget_never_empties_a_split_or_a_class(tmp_path: Path, spoilt: str, told: str) -> None:
+    counts = {"train": 6, "val": 2}
+    names = [(f"{split}/{name}", counts[split]) for split in counts for name in ("green", "red")]
+    files = {f"{folder}/{n}.jpg": jpeg(n) for folder, count in names for n in range(count)}
+    root, store = put(tmp_path / "in", files), store_at(tmp_path / "out")
+    for path in root.glob(spoilt):
+        path.write_bytes(b"")
+    with pytest.raises(UserError, match=told.replace("red/0", "(red|green)/0")):
+        prepare(open_source(str(root)), store, PrepareConfig(max_bad_images=16))
+    assert not store.exists("manifest.json")
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_what_is_left_out_is_said_in_the_report(tmp_path: Path) -> None:
+    counts = {"train": 6, "val": 2}
+    names = [(f"{split}/{name}", counts[split]) for split in counts for name in ("green", "red")]
+    files = {f"{folder}/{n}.jpg": jpeg(n) for folder, count in names for n in range(count)}
+    root, store = put(tmp_path / "in", {**files, "train/red/x.heic": b"x"}), store_at(tmp_path / "out")
+    for path in (root / "val" / "red").iterdir():
+        path.write_bytes(b"")
+    manifest = prepare(open_source(str(root)), store, PrepareConfig(max_bad_images=2))
+    assert manifest.splits == {"train": 12, "test": 2}
+    assert report_lines(store)[:2] == [
+        "left out: 1 file of other kinds (1 .heic)",
+        "left out: every test image of 1 of the classes (red)",
+    ]

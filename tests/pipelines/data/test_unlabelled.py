@@ -13,10 +13,12 @@ import pytest
 from infra.errors import UserError
 from infra.storage import LocalStore
 from pipelines.data.decode import CropConfig, decode_rgb
+from pipelines.data.unlabelled.files import ImageFiles
 from pipelines.data.unlabelled.find import find_images
 from pipelines.data.unlabelled.images import Images, Picture, decoded
 
 from ..conftest import COLOURS, SIZE, Coloured, picture
+from .built import jpeg, put
 
 CROP = CropConfig(image_size=SIZE, eval_resize=SIZE)
 
@@ -149,7 +151,7 @@ def test_what_is_not_there_or_does_not_go_together(album: Path, table: Path, col
     for texts, split, reason in (
         ([f"{tmp_path}/none.png"], None, f"there is no image file {tmp_path}/none.png"),
         ([f"{tmp_path}/empty"], None, "is empty"),
-        ([f"{tmp_path}/texts"], None, "texts holds no images: their names end in .jpg"),
+        ([f"{tmp_path}/texts"], None, "texts holds no images (found 1 .txt): their names end in .jpg"),
         ([f"{tmp_path}/texts.parquet"], None, "has no image column"),
         ([str(album), colours.store.uri], None, "is a data set or Parquet: name it alone"),
         ([str(album), str(table)], None, "is a data set or Parquet: name it alone"),
@@ -161,3 +163,32 @@ def test_what_is_not_there_or_does_not_go_together(album: Path, table: Path, col
     (table / "x.png").write_bytes(encoded(0))
     with pytest.raises(UserError, match=r"holds both a.parquet and x.png"):
         find_images([str(table)])
+
+
+def test_a_name_that_is_not_utf8_is_shown_escaped_and_the_image_is_read(tmp_path: Path) -> None:
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "caf\udce9.jpg").write_bytes(jpeg(1))
+    images = find_images([str(tmp_path / "album")])
+    (seen,) = images.read(images.parts[0])
+    assert (seen.path, seen.record) == (f"{tmp_path}/album/caf\\xe9.jpg", jpeg(1))
+    assert seen.path.encode()
+    named = find_images([f"{tmp_path}/album/caf\udce9.jpg"])
+    assert next(named.read(named.parts[0])).path == seen.path
+
+
+def test_files_of_other_kinds_are_counted_and_junk_is_not(tmp_path: Path) -> None:
+    put(tmp_path / "album", {"a.jpg": jpeg(1), "b.jfif": jpeg(2), "c.heic": b"x", "d.txt": b"x", "Thumbs.db": b"x"})
+    images = find_images([str(tmp_path / "album")])
+    assert isinstance(images, ImageFiles)
+    assert [seen.path.rpartition("/")[2] for part in images.parts for seen in images.read(part)] == ["a.jpg", "b.jfif"]
+    assert images.notes == [f"left out: 2 files of other kinds (1 .heic, 1 .txt) below {tmp_path}/album"]
+    put(tmp_path / "none", {"c.heic": b"x"})
+    with pytest.raises(UserError, match=r"/none holds no images \(found 1 \.heic\): their names end in \.jpg, "):
+        find_images([str(tmp_path / "none")])
+
+
+def test_somebody_elses_manifest_does_not_hide_the_pictures(tmp_path: Path) -> None:
+    put(tmp_path, {"album/1.jpg": jpeg(1), "manifest.json": b'{"name": "My photos", "icons": [], "start_url": "/"}'})
+    images = find_images([str(tmp_path)])
+    assert isinstance(images, ImageFiles)
+    assert len(images.folders[0].paths) == 1
