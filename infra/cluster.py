@@ -25,6 +25,7 @@ from infra.capacity import most_of, unknown_may_come
 from infra.cluster_rules import broken_rules
 from infra.errors import UserError, run
 from infra.ray_start import check_head, ray_folder, use_own_token
+from infra.storage import environment_of_s3
 
 # Ray's own start takes every core it finds; data tasks need some beside the workers even on the smallest machine.
 _LEAST_LOCAL_CPUS = 4
@@ -85,6 +86,8 @@ def _start(ray) -> None:  # type: ignore[no-untyped-def]
     paths = [_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    for name, value in environment_of_s3().items():
+        os.environ.setdefault(name, value)
     if os.environ.get("RAY_ADDRESS", "local") != "local":
         _join(ray, os.environ["RAY_ADDRESS"])
     else:
@@ -201,7 +204,7 @@ def in_job() -> bool:
 
 def _code() -> dict[str, object] | None:
     """A job's working directory is on its cluster already; a driver that joins by itself brings its path along."""
-    return None if in_job() else {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"]}}
+    return None if in_job() else {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"], **environment_of_s3()}}
 
 
 def wrong_with(file: Path) -> list[str]:

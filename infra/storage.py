@@ -124,6 +124,18 @@ def pyarrow_filesystem(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return pyarrow.fs.LocalFileSystem(), path
 
 
+def environment_of_s3() -> dict[str, str]:
+    """Return the variables that pyarrow needs, in all processes, where S3 is served below a path, as behind a gateway.
+
+    By itself it sends uploads in pieces with a checksum after them, which gateways may not understand; boto3 does not.
+    """
+    from infra.s3 import configured_endpoint
+
+    if urlsplit(configured_endpoint()).path.strip("/"):
+        return {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
+    return {}
+
+
 def _arrow_s3() -> pyarrow.fs.S3FileSystem:
     """S3 as pyarrow sees it, from the same environment as boto3; the AWS SDK in it finds the credentials by itself."""
     import pyarrow.fs
@@ -133,7 +145,7 @@ def _arrow_s3() -> pyarrow.fs.S3FileSystem:
     endpoint = urlsplit(configured_endpoint())
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return pyarrow.fs.S3FileSystem(
-        endpoint_override=endpoint.netloc or None,
+        endpoint_override=f"{endpoint.netloc}{endpoint.path.rstrip('/')}" or None,
         scheme=endpoint.scheme or "https",
         region=region or ("us-east-1" if endpoint.netloc else None),
         connect_timeout=5,
