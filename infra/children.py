@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +17,12 @@ from http import HTTPStatus
 from pathlib import Path
 
 from infra.errors import UserError
+from infra.storage import open_store
 
 HOST = "127.0.0.1"
 _STOP_TIMEOUT_S = 10.0
 _ATTEMPTS = 200
+_LEAST_BYTES = 16 << 20  # logs, databases and their journals begin at once
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +36,20 @@ class Child:
     ready: Callable[[], bool]
     timeout_s: float
     cwd: Path | None = None
+
+
+def make_folder(folder: str | Path) -> Path:
+    """Make the folder that a server keeps its state in; returns its absolute path.
+
+    Raises:
+        UserError: it cannot be made or written, or its disk is full.
+    """
+    folder = Path(folder).absolute()
+    open_store(str(folder)).check_access(write=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (free := shutil.disk_usage(folder).free) < _LEAST_BYTES:
+        raise UserError(f"{free >> 20} MiB are free in {folder}: free some space, or name a folder on another disk")
+    return folder
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.children import HOST, Child, answers, end_when_told, pick_port, running, serve_until_told
+from infra.children import HOST, Child, answers, end_when_told, make_folder, pick_port, running, serve_until_told
 from infra.errors import run
 
 DATABASE = "MLFLOW_BACKEND_STORE_URI"
@@ -57,8 +57,7 @@ def serve_mlflow(
     Raises:
         UserError: the port is taken, or the server does not start (the message names its log).
     """
-    folder = Path(folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     port = pick_port(port, _USUAL_PORT)
     given = {**os.environ, **(environment or {})}
     database = given.get(DATABASE) or f"sqlite:///{folder / 'mlflow.db'}"

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.children import HOST, Child, answers, end_when_told, pick_port, running, serve_until_told
+from infra.children import HOST, Child, answers, end_when_told, make_folder, pick_port, running, serve_until_told
 from infra.errors import UserError, run
 
 _USUAL_PORT = 9090
@@ -58,7 +58,7 @@ def serve_prometheus(
     """
     if not installed():
         raise UserError("there is no `prometheus` here: install it (on Debian: apt-get install prometheus)")
-    folder = Path(folder).absolute()
+    folder = make_folder(folder)
     consoles = folder / "consoles"
     consoles.mkdir(parents=True, exist_ok=True)
     _write_configuration(folder / "prometheus.yml", targets or ray_targets())

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.children import HOST, Child, answers, end_when_told, is_free, running, serve_until_told
+from infra.children import HOST, Child, answers, end_when_told, is_free, make_folder, running, serve_until_told
 from infra.errors import UserError, run
 from infra.ray_start import short_folder
 
@@ -65,8 +65,7 @@ def serve_s3(
     Raises:
         UserError: the binary is missing, or the server is not ready within 30 s (the message names its log).
     """
-    folder = Path(folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(folder)
     ports = dict(zip(_ROLES, _free_ports(len(_ROLES)), strict=True))
     if port is not None:
         ports["s3"] = port

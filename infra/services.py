@@ -26,7 +26,7 @@ from pathlib import Path
 
 import psutil
 
-from infra.children import end_when_told, pick_port
+from infra.children import end_when_told, make_folder, pick_port
 from infra.errors import UserError, run
 from infra.mlflow_address import redact
 from infra.mlflow_server import DATABASE, serve_mlflow
@@ -95,8 +95,8 @@ class Services:
         """Have another process `run`, and come back when all services are ready."""
         if self.alive() and self.environment.exists():
             return
-        self.stop()
         self._make_folder()
+        self.stop()
         command = [sys.executable, "-m", "infra.services", "run", "--folder", str(self.folder)]
         with (self.folder / "services.log").open("wb") as log:
             process = subprocess.Popen(
@@ -142,7 +142,7 @@ class Services:
         """Those on record that run, by name; a pid that went to another process since is not one of ours."""
         try:
             record = json.loads(self._record.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         found = {}
         for name, (pid, began) in record.items():
@@ -153,11 +153,7 @@ class Services:
         return found
 
     def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.folder.chmod(0o700)
-        except OSError as error:
-            raise UserError(f"cannot keep the services' state in {self.folder}: {error.strerror}") from error
+        make_folder(self.folder).chmod(0o700)
 
     def _note(self, processes: dict[str, int], name: str, pid: int) -> None:
         processes[name] = pid
