@@ -8,6 +8,7 @@ scored as one, the mean of their probabilities.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from pipelines import cli
 from pipelines.comparison_report import ComparisonReport
 from pipelines.evaluated import evaluate_split
 from pipelines.evaluation_report import EvaluationReport
+from pipelines.output_files import check_file, check_folder, write_file
 from pipelines.recipe import parse_overrides
 from pipelines.scoring import ViewName, Views
 from pipelines.targets import Request, open_targets
@@ -47,6 +49,7 @@ def main() -> None:
         size=arguments.size,
         crop=parse_overrides(arguments.settings),
     )
+    _check_outputs(arguments)
     targets = open_targets(request, console.print)
     infra.cluster.connect(min_cpus=1)
     reports = []
@@ -56,9 +59,9 @@ def main() -> None:
     report = reports[0] if len(reports) == 1 else ComparisonReport(old=reports[0], new=reports[1])
     report.show(console)
     if arguments.json:
-        _write("--json", arguments.json, (json.dumps(report.as_json(), indent=1) + "\n").encode())
+        write_file("--json", arguments.json, (json.dumps(report.as_json(), indent=1) + "\n").encode())
     if arguments.predictions:
-        _write("--predictions", arguments.predictions, report.predictions)
+        write_file("--predictions", arguments.predictions, report.predictions)
     if arguments.plots:
         _write_plots(arguments.plots, report.figures())
 
@@ -93,20 +96,21 @@ def _scales(text: str) -> tuple[int, ...]:
         raise UserError(f"--scales takes numbers of pixels such as 224,256,384, got {text!r}") from None
 
 
-def _write(option: str, file: str, content: bytes) -> None:
-    try:
-        Path(file).write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{option} {file}: cannot be written: {error.strerror}") from error
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Fail before minutes of scoring, not after them."""
+    for option in ("json", "predictions"):
+        if file := getattr(arguments, option):
+            check_file(f"--{option}", file)
+    if arguments.plots:
+        check_folder("--plots", arguments.plots)
 
 
 def _write_plots(folder: str, figures: Mapping[str, Figure]) -> None:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            figure.savefig(Path(folder, f"{name}.png"))
-    except OSError as error:
-        raise UserError(f"--plots {folder}: cannot be written: {error.strerror}") from error
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        image = io.BytesIO()
+        figure.savefig(image, format="png")
+        write_file("--plots", f"{folder}/{name}.png", image.getvalue())
 
 
 if __name__ == "__main__":

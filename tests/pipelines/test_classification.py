@@ -115,7 +115,8 @@ def test_kill_9_and_the_same_command_goes_on(registry: Registry, tmp_path: Path)
         kills.append(sorted(out.glob("*.parquet")))
     times = {file: file.stat().st_mtime_ns for file in kills[-1]}
     assert 4 <= len(times) < 32
-    subprocess.run(command, env=environment, check=True, timeout=240)
+    ended = subprocess.run(command, env=environment, check=True, timeout=240, stderr=subprocess.PIPE, text=True)
+    assert "core_worker" not in ended.stderr
     assert {file: file.stat().st_mtime_ns for file in times} == times
     rows = pq.read_table(out).to_pylist()
     assert [row["id"] for row in rows] == list(range(4000))
