@@ -145,8 +145,8 @@ def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) 
     collector = Collector(store=store, layout=layout, class_names=model.metadata["class_names"])
     missing = layout.missing(store)
     if missing:
-        # Ray's core takes every actor of Ray Data for one whose arguments may be lost (ray-project/ray issue 53727), and
-        # says so on stderr as an error. This process holds them to the end.
+        # Ray's core says of every actor of Ray Data, as an error, that its arguments may get lost, which this process
+        # holds to the end (ray-project/ray issue 53727).
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         infra.cluster.connect(min_cpus=1)
         console.print(f"classifying {wanted.images.description} with {model.version.uri}")

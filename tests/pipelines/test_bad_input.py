@@ -359,6 +359,36 @@ def test_unwritable_destination(shell: Shell) -> None:
     assert (shell.folder / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("place", ["/proc/nope", "/dev/null/x", "dangling", "x" * 300])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("prepare", "mnist5k", "PLACE"),
+        ("train", "demo.toml", "--set", "run.home=PLACE"),
+        ("reproduce", "degradation_fashion", "--set", "run.home=PLACE"),
+        ("tune", "depth_fashion", "--set", "run.home=PLACE"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_odd_destination(shell: Shell, command: tuple[str, ...], place: str) -> None:
+    """In /proc every name is absent, also after it was made: `prepare` waited for it for ever."""
+    (shell.folder / "dangling").symlink_to("gone")
+    before = shell.files()
+    pipeline, *arguments = [part.replace("PLACE", place) for part in command]
+    refused(shell(pipeline, *arguments), place)
+    assert shell.files() == before
+
+
+def test_no_ray_where_the_environment_names_one(shell: Shell) -> None:
+    """Ray itself waits for 14 minutes."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        ended = shell.with_environment(RAY_ADDRESS=address)("prepare", "mnist5k", "out")
+    refused(ended, f"no Ray cluster answers at {address} (RAY_ADDRESS)", "unset it to start Ray on this machine")
+    assert not (shell.folder / "out" / "manifest.json").exists()
+
+
 def test_wrong_s3_endpoint(shell: Shell, closed_endpoint: str) -> None:
     wrong = shell.with_environment(
         AWS_ENDPOINT_URL=closed_endpoint, AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b", AWS_DEFAULT_REGION="here"
