@@ -21,6 +21,7 @@ from infra.champion_log import ChampionLog, Move, Why, check_log, log_of, now
 from infra.errors import UserError
 from infra.gate import VERDICT, Decision
 from infra.mlflow_client import Tracking, connect, patient, told_in_one_line
+from infra.nearest import nearest
 from infra.version import CHAMPION, Version, check_name, find_version, verify
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def settle(tracking: Tracking, name: str) -> Standing:
     client = patient(connect(tracking))
     with told_in_one_line(tracking):
         if not client.search_registered_models(f"name = '{name}'"):
-            raise UserError(f"MLflow at {tracking.description} has no model {name!r}")
+            known = sorted(model.name for model in client.search_registered_models())
+            raise UserError(f"MLflow at {tracking.description} has no model {name!r}{nearest(name, known)}")
         moves, finished = _finish_last(client, log_of(client, tracking, name), name)
         return Standing(champion=find_version(client, name, CHAMPION), moves=tuple(moves), finished=finished)
 

@@ -75,10 +75,12 @@ def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or
         if most < needed and not unknown_may_come():
             ray.shutdown()
             told = str(have) if most == have else f"{most}, with every node that may come"
-            raise UserError(
-                f"the run needs {needed} {kind}s at once and the cluster has {told}: "
-                f"lower {settings}, or join a larger cluster by RAY_ADDRESS"
+            remedy = (
+                f"lower {settings if kind == 'CPU' else 'run.num_workers'}, or join a larger cluster by RAY_ADDRESS"
             )
+            if kind == "GPU" and not most:
+                told, remedy = "none", "set run.use_gpu=false, or join a cluster that has them by RAY_ADDRESS"
+            raise UserError(f"the run needs {needed} {kind}s at once and the cluster has {told}: {remedy}")
 
 
 def _start(ray) -> None:  # type: ignore[no-untyped-def]

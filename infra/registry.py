@@ -24,6 +24,7 @@ from infra.errors import UserError
 from infra.exported import Program, RequestReader, Shapes, file_sha256s, open_program, predict, save_program
 from infra.gate import Score
 from infra.mlflow_client import Tracking, connect, patient, told_in_one_line
+from infra.nearest import nearest
 from infra.version import CHAMPION, FILES_TAG, NAME, Version, check_name, find_version, verified, version_of
 
 if TYPE_CHECKING:
@@ -217,6 +218,7 @@ def _resolve(client: MlflowClient, tracking: Tracking, uri: str) -> Version:
             return found
         known = sorted(model.name for model in client.search_registered_models())
     if name not in known:
-        raise UserError(f"MLflow at {tracking.description} has no model {name!r}; it has: {', '.join(known) or 'none'}")
+        hint = f"{nearest(name, known)}; it has: {', '.join(known) or 'none'}"
+        raise UserError(f"MLflow at {tracking.description} has no model {name!r}{hint}")
     which = f"alias {alias!r}" if alias else f"version {number}"
     raise UserError(f"the model {name!r} at {tracking.description} has no {which}")

@@ -24,6 +24,9 @@ def run(main: Callable[[], int | None]) -> None:
     errors.run(main, "interrupted; nothing finished is lost: run the same command again")
 
 
+_KEYS = "all keys: docs/recipe-keys.md"
+
+
 def console() -> Console:
     """Prints text as it is: what users name may hold [brackets] and :colons:, which rich would read as markup."""
     return Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
@@ -40,7 +43,10 @@ def recipe_parser(description: str) -> argparse.ArgumentParser:
 
 def add_set(parser: argparse.ArgumentParser) -> None:
     """Add `--set section.key=value`, given any number of times."""
-    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="section.key=value")
+    told = "change a key of the recipe, again for more: --set schedule.length=3 --set data.uri=data/photos"
+    parser.add_argument(
+        "--set", action="append", default=[], dest="settings", metavar="section.key=value", help=f"{told} ({_KEYS})"
+    )
 
 
 def local_home(home: str) -> str:

@@ -21,13 +21,17 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from infra.errors import UserError
+from infra.nearest import closest, nearest
 from pipelines import paths
 from pipelines.cli import DEMO
 from pipelines.data.prepare_config import PrepareConfig
+from pipelines.field_docs import field_docs, first_sentence
 from pipelines.paths import Here
 from pipelines.recipe_sections import DataConfig, RunConfig
-from pipelines.toml_file import find_file, first_line, nearest, read_toml
+from pipelines.synonyms import our_key
+from pipelines.toml_file import find_file, first_line, read_toml
 from resnet_core.config import (
+    VARIANTS,
     AugmentConfig,
     ComputeConfig,
     CurriculumConfig,
@@ -170,7 +174,7 @@ DEFAULTS: dict[str, Any] = {"name": ""} | {
     for field in dataclasses.fields(section)
 }
 
-_PATHS = {
+PATHS = {
     f"{name}.{field.name}": str(field.type)
     for name, section in SECTIONS.items()
     for field in dataclasses.fields(section)
@@ -194,7 +198,7 @@ def located(recipe: Recipe, here: Here) -> Recipe:
     """Return the recipe with absolute paths, as seen from `here`."""
     flat = recipe.flat()
     changed = {}
-    for key, kind in _PATHS.items():
+    for key, kind in PATHS.items():
         if kind == "Source" and flat[key] == _EMBEDDED:
             continue
         path = paths.absolute(flat[key], here.disk if kind == "NodeFolder" else here.folder)
@@ -231,7 +235,8 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, Any]:
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or "." not in key:
-            raise UserError(f"--set {setting}: expected section.key=value")
+            hint = "" if "." in key else _meant(key.strip())
+            raise UserError(f"--set {setting}: expected section.key=value{hint}")
         try:
             overrides[key.strip()] = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
@@ -250,12 +255,20 @@ def _named_by_data(recipe: Recipe, own_uri: str) -> Recipe:
     return recipe.model_copy(update={"name": f"{recipe.name}-{name}"})
 
 
+def shipped_recipes() -> list[str]:
+    """Return the names of the shipped recipes."""
+    return sorted(file.stem for file in RECIPES.glob("*.toml"))
+
+
 def _find(name: str) -> Path:
     file = find_file(name, RECIPES)
     if file is not None:
         return file
-    shipped = sorted(recipe.stem for recipe in RECIPES.glob("*.toml"))
-    raise UserError(f"no recipe {name}{nearest(Path(name).stem, shipped)}; the shipped ones are in {RECIPES}")
+    shipped = shipped_recipes()
+    if name in VARIANTS:
+        raise UserError(f"no recipe {name}: it is a network. Name a recipe and add --set model.name={name}")
+    hint = nearest(Path(name).stem, shipped)
+    raise UserError(f"no recipe {name}{hint}; `python pipelines/train.py --list` shows the shipped ones")
 
 
 def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -266,9 +279,8 @@ def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         elif isinstance(content, Mapping):
             flat.update({f"{section}.{key}": value for key, value in content.items()})
         else:
-            raise UserError(
-                f"{where}: {section} = {content!r} stands outside a section; sections: {', '.join(SECTIONS)}"
-            )
+            hint = _meant(section) or f"; sections: {', '.join(SECTIONS)}"
+            raise UserError(f"{where}: {section} = {content!r} stands outside a section{hint}")
     return flat
 
 
@@ -287,14 +299,33 @@ def _check_key(key: str, where: str) -> None:
     section, dot, field = key.partition(".")
     if not dot:
         if key != "name":
-            raise UserError(f"{where}: unknown key {key}")
+            raise UserError(f"{where}: unknown key {key}{_meant(key)}")
         return
     if section not in SECTIONS:
-        raise UserError(
-            f"{where}: unknown section {section}{nearest(section, SECTIONS)}; sections: {', '.join(SECTIONS)}"
-        )
-    fields = [each.name for each in dataclasses.fields(SECTIONS[section])]
-    if field not in fields:
-        raise UserError(
-            f"{where}: unknown key {key}{nearest(field, fields, f'{section}.')}; keys of {section}: {', '.join(fields)}"
-        )
+        likely = closest(section, SECTIONS)
+        within = likely and field in _fields(likely)
+        hint = nearest(section, SECTIONS) if within else _meant(key) or nearest(section, SECTIONS)
+        raise UserError(f"{where}: unknown section {section}{hint}; sections: {', '.join(SECTIONS)}")
+    if field not in _fields(section):
+        hint = _meant(key) or f"; keys of {section}: {', '.join(_fields(section))}"
+        raise UserError(f"{where}: unknown key {key}{hint}")
+
+
+def _fields(section: str) -> list[str]:
+    return [each.name for each in dataclasses.fields(SECTIONS[section])]
+
+
+def _meant(key: str) -> str:
+    """Return a hint at the key that an unknown one most likely means, with what that key is; "" if none is close."""
+    section, _, field = key.rpartition(".")
+    keys = [known for known in DEFAULTS if "." in known]
+    near = closest(field, _fields(section)) if section in SECTIONS else ""
+    found = (
+        our_key(field)
+        or next((known for known in keys if known.partition(".")[2] == field), "")
+        or (f"{section}.{near}" if near else "")
+    )
+    if not found:
+        return ""
+    name, _, field = found.partition(".")
+    return f" (did you mean {found}?): {first_sentence(field_docs(SECTIONS[name])[field])}"

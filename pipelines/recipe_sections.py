@@ -32,7 +32,7 @@ class DataConfig(CropConfig):
     uri: Location = ""
     """Folder or s3://bucket/prefix that holds manifest.json."""
     source: Source = ""
-    """If there is no data set at `uri` yet, prepare it from this SOURCE first; "" = never."""
+    """Source to prepare the data set from if there is none at `uri` yet; "" = never."""
     train_split: str = "train"
     """Split that is trained on."""
     eval_split: str = "validation"
@@ -48,9 +48,9 @@ class DataConfig(CropConfig):
     """Samples of the whole run that may be unreadable, oversized, undecodable or mislabelled: they are left out, named
     in the run's quarantine.parquet (docs/bad-data.md). One more stops the run; 0 = the first does."""
     cache_dir: NodeFolder = ""
-    """Folder on each node's own disk that keeps what data tasks have read of shards; "" = none."""
+    """Folder on each node's own disk that keeps what data tasks have read of shards; "" = no cache."""
     cache_gb: float = 50.0
-    """Most that is kept there, 10^9 bytes; what was used longest ago makes room."""
+    """Size limit of the cache, 10^9 bytes; what was used longest ago makes room."""
     device_cache: bool = False
     """Keep the whole training split on every worker's device; raw pixels only, and no data tasks at all."""
     ordered: bool = False
@@ -91,21 +91,26 @@ class RunConfig:
     register_as: str = ""
     """Registered model that the best checkpoint becomes a version of; "" = do not register."""
     gate_margin: float = MARGIN
-    """Of accuracy, 0 to 1: a challenger becomes champion only if its test images exclude, at 95 % confidence, that it
-    is worse by this much (docs/decisions/0016-the-gate.md); 1 = they need not."""
+    """Loss of accuracy, 0 to 1, that a challenger's test images must rule out at 95 % confidence before it becomes
+    champion (docs/decisions/0016-the-gate.md); 1 = always champion."""
     seed: int = 0
+    """Seed of everything random: weights, order, crops, mixing."""
     num_workers: int | tuple[int, int] = 1
-    """Ray Train workers; 0 = in this process (Ray's local mode). [min, max] = as many as there is room for."""
+    """Training processes; 0 = in this process (Ray's local mode). [min, max] = as many as there is room for."""
     cpus_per_worker: int = 1
+    """CPUs that each worker holds."""
     use_gpu: bool = False
+    """Give each worker one GPU."""
     max_failures: int = 3
-    """Worker-group restarts inside one command; further ones need the command again."""
+    """Restarts of the workers inside one command; after more, run the command again."""
     log_every_steps: int = 50
+    """Steps between two points of loss and speed."""
     eval_every_epochs: int = 1
+    """Epochs between two evaluations."""
     eval_at: tuple[float, ...] = ()
-    """Evaluations in place of those after epochs, in schedule.unit; the last step has one in any case."""
+    """Times of evaluations, in schedule.unit, in place of `eval_every_epochs`; the end always has one."""
     checkpoint_every_steps: int = 0
-    """Checkpoints between evaluations; 0 = only at evaluations."""
+    """Steps between two checkpoints besides those at evaluations; 0 = only at evaluations."""
     keep_best: int = 1
     """Checkpoints kept for their accuracy, besides the newest two."""
     relative_to: str = ""

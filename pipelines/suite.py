@@ -28,7 +28,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infra.errors import UserError
-from pipelines.toml_file import find_file, first_line, nearest, read_toml
+from infra.nearest import nearest
+from pipelines.toml_file import find_file, first_line, read_toml
 
 SUITES = Path(__file__).parent / "suites"
 Measure = Literal[
@@ -54,15 +55,17 @@ class Entry(_Table):
     """One row: a recipe, trained once per seed; or, with members, an ensemble of what others trained."""
 
     name: str
+    """Name of the row; runs are called after it."""
     recipe: str = ""
-    """File or shipped name; "" = the suite's."""
+    """Recipe: file or shipped name; "" = the suite's."""
     seeds: tuple[int, ...] | None = None
-    """In place of the suite's."""
+    """Seeds in place of the suite's."""
     set: Settings = {}
+    """Keys that are changed for this entry: {section = {key = value}}."""
     members: tuple[str, ...] = ()
     """Entries whose runs, of all seeds, answer together: the mean of their probabilities. Nothing is trained."""
     published: dict[Measure, float] = {}
-    """Percent."""
+    """Published figure of each measure, percent."""
 
 
 class Picture(_Table):
@@ -71,7 +74,7 @@ class Picture(_Table):
     name: str
     """Stem of its file."""
     panels: Annotated[dict[str, tuple[str, ...]], Field(min_length=1)]
-    """Title -> entries drawn together."""
+    """Panels: title -> entries drawn together."""
 
     @property
     def entries(self) -> list[str]:
@@ -95,19 +98,25 @@ class Suite(_Table):
     name: str
     """Stem of the file it was read from."""
     title: str
+    """Heading of the table."""
     recipe: str = ""
-    """Of entries that name none."""
+    """Recipe of entries that name none."""
     seeds: tuple[int, ...] = (0,)
+    """Seeds that every entry is trained with."""
     set: Settings = {}
-    """On top of every entry's recipe."""
+    """Keys that are changed in every entry's recipe."""
     measures: tuple[Measure, ...] = ("test_error",)
+    """What is measured of each run, percent."""
     train_images: int = Field(0, ge=0)
     """train_error: about how many images of the training split are scored, a random part of it; 0 = all."""
     equal_compute: str = ""
     """Stretch every entry's schedule to this entry's budget, multiply-adds times images; "" = schedules as given."""
     entry: Annotated[tuple[Entry, ...], Field(min_length=1)]
+    """Rows of the table."""
     curves: tuple[Curves, ...] = ()
+    """Figures of training and test error."""
     responses: tuple[Responses, ...] = ()
+    """Figures of the layers' responses."""
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

@@ -1,11 +1,13 @@
 """Train: `python pipelines/train.py [RECIPE] [--set section.key=value …]`.
 
-RECIPE is a TOML file or the name of a shipped one; without it, the embedded demo. After any interruption the same
-command goes on from the last checkpoint, in the same MLflow run; once finished it says so and does nothing.
+RECIPE is a TOML file or the name of a shipped one (`--list`); without it, the embedded demo. `--show` prints a recipe
+with all its keys, `--keys` what each means. After any interruption the same command goes on from the last checkpoint,
+in the same MLflow run; once finished it says so and does nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    arguments = cli.recipe_parser("Train, evaluate and register the model that a recipe describes.").parse_args()
+    arguments = _parser().parse_args()
+    if _shown(arguments):
+        return
     console = cli.console()
     console.print(f"starting {arguments.recipe}")  # before the imports, which take seconds on a busy machine
     from pipelines.driver import train
@@ -32,6 +36,33 @@ def main() -> None:
 
     recipe = load_recipe(arguments.recipe, parse_overrides(arguments.settings))
     _summarise(console, recipe, train(recipe, console))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = cli.recipe_parser("Train, evaluate and register the model that a recipe describes.")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="show the shipped recipes; train nothing")
+    told = "show the recipe with --set and every default, as TOML that train.py takes; train nothing"
+    instead.add_argument("--show", action="store_true", help=told)
+    instead.add_argument("--keys", action="store_true", help="show every key with its meaning (docs/recipe-keys.md)")
+    return parser
+
+
+def _shown(arguments: argparse.Namespace) -> bool:
+    """Print what was asked for in place of training; return whether anything was."""
+    if arguments.list:
+        from pipelines.recipe_list import listing
+
+        sys.stdout.write(listing())
+    elif arguments.show:
+        from pipelines.recipe import load_recipe, parse_overrides
+
+        sys.stdout.write(load_recipe(arguments.recipe, parse_overrides(arguments.settings)).to_toml())
+    elif arguments.keys:
+        from pipelines.recipe_keys import to_markdown
+
+        sys.stdout.write(to_markdown())
+    return bool(arguments.list or arguments.show or arguments.keys)
 
 
 def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:

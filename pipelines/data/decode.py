@@ -62,36 +62,36 @@ class CropConfig:
     """How a stored image becomes S x S inputs: crop, policy, and how many of them."""
 
     image_size: int = 224
-    """S, pixels."""
+    """Side of the images that the network sees, pixels."""
     decoder: Decoder = "fast"
-    """fast: `pipelines.data.views`, at most two levels of 255 from exact; exact: Pillow throughout, to the bit."""
+    """Image decoder: fast = at most two levels of 255 from exact; exact = Pillow throughout, to the bit."""
     interpolation: Interpolation = "bilinear"
-    """Of whatever is resized; always with antialiasing, as in Pillow."""
+    """Filter of every resize, always with antialiasing."""
     train_crop: TrainCrop = "random_resized"
-    """random_resized: random region, resized (Inception); scale_jitter: resized at random, then random crop (He et al.
-    2015, 3.4); pad: zero-pad, then random crop (CIFAR); center: as eval."""
+    """Training crop. random_resized: random region, resized (Inception). scale_jitter: resized at random, then random
+    crop (He et al. 2015, 3.4). pad: zero-pad, then random crop (CIFAR). center: as in evaluation."""
     scale: tuple[float, float] = (0.08, 1.0)
-    """random_resized: region's share of the image's area."""
+    """Region's share of the image's area, [low, high], for random_resized."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """random_resized: region's width over height."""
+    """Region's width over height, [low, high], for random_resized."""
     jitter_min: int = 256
-    """scale_jitter: least pixels of the resized shorter side, which is uniform and never below image_size."""
+    """Least pixels of the resized shorter side, for scale_jitter; never below image_size."""
     jitter_max: int = 480
-    """scale_jitter: most pixels of it, itself included."""
+    """Most pixels of the resized shorter side, for scale_jitter."""
     pad: int = 4
-    """pad: zero pixels on each side."""
+    """Zero pixels on each side, for the crop "pad"."""
     eval_resize: int = 256
-    """Evaluation and "center": pixels of the shorter side before the centre crop."""
+    """Shorter side before the centre crop, pixels; in evaluation, and for the crop "center"."""
     policy: Policy = ""
-    """What changes a training crop at random, image by image (`pipelines.data.policies`); "" = nothing does."""
+    """Random changes of each training crop; "" = none."""
     policy_ops: int = 2
-    """rand_augment: operations drawn per image; each is applied with probability one half."""
+    """Operations drawn per image, for rand_augment; each is applied with probability one half."""
     policy_magnitude: float = 9.0
-    """rand_augment: strength of the operations in [0, 10], as timm counts it."""
+    """Strength of the operations in [0, 10], as timm counts it, for rand_augment."""
     policy_magnitude_std: float = 0.0
-    """rand_augment: deviation of the strength, drawn anew for each operation."""
+    """Deviation of the strength, drawn anew for each operation, for rand_augment."""
     policy_increasing: bool = False
-    """rand_augment: every operation grows with the strength; else some shrink, as first published."""
+    """Let every operation grow with the strength, for rand_augment; else some shrink, as first published."""
     repeats: int = 1
     """Views of a training sample that share a step, each with its own crop and policy (Hoffer et al. 2020)."""
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from infra.errors import UserError
+from infra.nearest import nearest
 from pipelines.data.shards import RowGroup, Shard, Shards, Span
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class Manifest:
     def require_split(self, split: str) -> None:
         """Raise UserError where the data set has no such split."""
         if split not in self.splits:
-            raise UserError(f"data set {self.name} has no split {split!r}: it has {', '.join(self.splits)}")
+            hint = nearest(split, self.splits)
+            raise UserError(f"data set {self.name} has no split {split!r}{hint}: it has {', '.join(self.splits)}")
 
     def to_json(self) -> str:
         """Stable text: keys sorted, one shard a line."""

@@ -19,9 +19,9 @@ class PrepareConfig:
     form: Literal["auto", "original", "jpeg", "raw"] = "auto"
     """Stored form; auto = the original bytes of image files, raw pixels of arrays."""
     size: int = 0
-    """jpeg: pixels of the shorter side at most; raw: side; 0 = the size that arrays have."""
+    """Pixels of the shorter side at most, for jpeg; side, for raw; 0 = the size that arrays have."""
     quality: int = 90
-    """jpeg: Pillow's quality, 1 to 100."""
+    """Quality of jpeg, 1 to 100."""
     shard_mb: int = 128
     """Wanted size of a shard, MiB."""
     min_shards: int = 4

@@ -24,12 +24,17 @@ class Distribution(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     uniform: tuple[float, float] | None = None
+    """Range: [low, high]."""
     log_uniform: tuple[float, float] | None = None
+    """Range whose logarithm is uniform: [low, high], above 0."""
     int_uniform: tuple[int, int] | None = None
+    """Range of integers, both ends included: [low, high]."""
     choice: Annotated[tuple[Value, ...], Field(min_length=1)] | None = None
+    """List of values."""
     settings: Annotated[dict[str, dict[str, Value]], Field(min_length=1)] | None = None
+    """Settings that change together, by name: {NAME = {"section.key" = value}}."""
     points: Annotated[int, Field(ge=0)] = 0
-    """Of a range, in a grid: this many, evenly from end to end; of "log_uniform", by a constant ratio."""
+    """Points of a range in a grid, evenly from end to end; by a constant ratio for log_uniform."""
 
     @property
     def kind(self) -> str:

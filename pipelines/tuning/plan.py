@@ -13,7 +13,6 @@ from infra.errors import UserError
 from pipelines.budget import at_equal_compute, compute, stretched, time_at
 from pipelines.paths import Here, here
 from pipelines.recipe import Recipe, build_recipe, load_recipe, located
-from pipelines.toml_file import nearest
 from pipelines.tuning.space import POPULATION, Space, flattened
 
 Values = Mapping[str, Any]
@@ -126,19 +125,19 @@ class Plan:
         try:
             recipe = self.recipe(values)
         except UserError as error:
-            told = ", ".join(f"{key} = {value!r}" for key, value in values.items())
-            raise UserError(f"space {self.space.name}: with {told}: {error}{self._hint(error)}") from error
+            raise UserError(f"space {self.space.name}: with {_told(values)}: {error}") from error
         epochs = recipe.schedule.length if recipe.schedule.unit == "epochs" else 0
         if self.space.budget.reports < epochs:
             raise UserError(
                 f"space {self.space.name}: budget.reports = {self.space.budget.reports} is less than one an epoch: "
-                f"a trial has {math.ceil(epochs)} epochs"
+                f"a trial has {epochs:.3g} epochs with {_told(values)}{self._stretched(epochs)}. "
+                f"Set budget.reports = {math.ceil(epochs)} or more"
             )
 
-    def _hint(self, error: UserError) -> str:
-        keys = [key for key in self.base.flat() if "." in key]
-        unknown = [key for key in self.space.space if "." in key and key not in keys and key in str(error)]
-        return nearest(unknown[0], keys) if unknown and "did you mean" not in str(error) else ""
+    def _stretched(self, epochs: float) -> str:
+        """Say why a trial has more epochs than the recipe, if it has."""
+        length = self.base.schedule.length
+        return f" at the compute of the recipe's {length:.3g} (budget.equal_compute)" if epochs != length else ""
 
     def _probes(self) -> Iterable[Values]:
         offered = {key: distribution.extremes() for key, distribution in self.space.space.items()}
@@ -158,3 +157,7 @@ class Plan:
         times = [float(round(time)) if whole else round(time, 6) for time in times]
         distinct = sorted({time for time in times if 0 < time < recipe.schedule.length})
         return build_recipe({}, {**recipe.flat(), "run.eval_at": distinct}, where=self.space.name)
+
+
+def _told(values: Values) -> str:
+    return ", ".join(f"{key} = {value!r}" for key, value in values.items())

@@ -29,7 +29,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from infra.errors import UserError
-from pipelines.toml_file import find_file, first_line, nearest, read_toml
+from infra.nearest import nearest
+from pipelines.synonyms import our_study_key
+from pipelines.toml_file import find_file, first_line, read_toml
 from pipelines.tuning.distributions import Distribution
 
 SPACES = Path(__file__).parents[1] / "spaces"
@@ -49,11 +51,12 @@ class Budget(_Table):
     """What the study may cost."""
 
     trials: Annotated[int, Field(ge=0)] = 0
-    """0 = as many as the grid has points."""
+    """Trials of the study; 0 = as many as the grid has points."""
     reports: Annotated[int, Field(ge=1)]
-    """Evaluations of a whole trial, each after the same share of its compute: what schedulers count in."""
+    """Evaluations of a whole trial, after equal shares of its compute; schedulers count in them."""
     equal_compute: bool = True
-    """Every trial computes what the recipe does; false = schedules as given, so that trials differ in cost."""
+    """Stretch every trial's schedule to the recipe's compute; false = schedules as given, so that trials differ in
+    cost."""
     concurrent: Annotated[int, Field(ge=0)] = 0
     """Trials at once; 0 = as many as the cluster has CPUs and GPUs for."""
 
@@ -62,36 +65,39 @@ class SchedulerTable(_Table):
     """Who stops trials, or changes them on the way."""
 
     name: SchedulerName = "none"
+    """Scheduler; docs/tuning.md says what each does."""
     grace: Annotated[int, Field(ge=1)] = 1
-    """Reports before a trial may be stopped: the first rung of "asha"; what "median" leaves alone."""
+    """Reports before a trial may be stopped, for "asha" and "median"."""
     eta: Annotated[float, Field(gt=1)] = 3.0
-    """Of "asha" and "hyperband": one of so many trials goes on at each rung, and the next is so much later."""
+    """For "asha" and "hyperband": one of so many trials survives a rung, and the next rung is so many times later."""
     interval: Annotated[int, Field(ge=1)] = 1
-    """Of "pbt" and "pb2": reports between two changes."""
+    """Reports between two changes, for "pbt" and "pb2"."""
     quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """Of "pbt" and "pb2": the share of the trials that goes on from another's weights."""
+    """Share of the trials that continue from another's weights, for "pbt" and "pb2"."""
     resample: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Of "pbt": the chance that a changed key is drawn anew, in place of times 0.8 or 1.2."""
+    """Chance that a changed key is drawn anew and not multiplied by 0.8 or 1.2, for "pbt"."""
 
 
 class SearcherTable(_Table):
     """Who proposes settings."""
 
     name: SearcherName = "random"
+    """Searcher: random draws, all points of the grid, or Optuna's TPE."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of what is drawn."""
     startup: Annotated[int, Field(ge=1)] = 8
-    """Of "tpe": trials drawn at random before the model is asked."""
+    """Trials drawn at random before the model is asked, for "tpe"."""
     objectives: tuple[Literal["accuracy", "compute"], ...] = ("accuracy",)
-    """Of "tpe": with compute as well, the front of both is searched; it needs equal_compute = false."""
+    """Goals, for "tpe": with compute as well, the front of both is searched, which needs equal_compute = false."""
 
 
 class Final(_Table):
     """What --finalize makes of the winner."""
 
     compute: Annotated[float, Field(gt=0)] = 1.0
-    """Times a trial's compute, every duration alike; 1 = the trial itself."""
+    """Compute of the final run, in a trial's; every duration is multiplied alike."""
     set: Settings = {}
-    """On top of the winner's recipe."""
+    """Keys that are changed on top of the winner's recipe."""
 
 
 class Space(_Table):
@@ -100,14 +106,21 @@ class Space(_Table):
     name: str
     """Stem of the file it was read from."""
     title: str
+    """Heading of tables and figures."""
     recipe: str
-    """File or shipped name."""
+    """Recipe of all trials: file or shipped name."""
     set: Settings = {}
+    """Keys of the recipe that are changed for all trials: [set.section]."""
     space: Annotated[dict[str, Distribution], Field(min_length=1)]
+    """What differs between trials, by key."""
     budget: Budget
+    """What the study may cost."""
     scheduler: SchedulerTable = SchedulerTable()
+    """Who stops trials, or changes them on the way."""
     searcher: SearcherTable = SearcherTable()
+    """Who proposes values."""
     final: Final = Final()
+    """What --finalize trains."""
 
     @property
     def grid_size(self) -> int:
@@ -208,5 +221,7 @@ def _unknown_key(place: list[str]) -> str:
     prefix = ".".join(place[:-1])
     known = [name for name in table.model_fields if not (table is Space and name == "name")]
     dotted = f"{prefix}." if prefix else ""
-    found = f"unknown key {dotted}{place[-1]}{nearest(place[-1], known, dotted)}"
+    other = our_study_key(place[0], place[-1]) if len(place) > 1 else ""
+    hint = f" (did you mean {dotted}{other}?)" if other else nearest(place[-1], known, dotted)
+    found = f"unknown key {dotted}{place[-1]}{hint}"
     return f"{found}; keys{f' of {prefix}' if prefix else ''}: {', '.join(known)}"

@@ -25,19 +25,19 @@ class AugmentConfig:
     flip: bool = False
     """Mirror each training image with probability one half."""
     mean: Rgb = IMAGENET_MEAN
-    """Per channel, with images in [0, 1]."""
+    """Mean per channel, of images in [0, 1]; it is subtracted."""
     std: Rgb = IMAGENET_STD
-    """Per channel, with images in [0, 1]."""
+    """Standard deviation per channel, of images in [0, 1]; images are divided by it."""
     pixel_mean: bool = False
     """Subtract the training split's mean image instead of `mean`, in training and scoring (He et al. 2015, 3.4)."""
     lighting: float = 0.0
     """Deviation of the noise along the principal components of colour; 0.1 in AlexNet; 0 = off."""
     color_jitter: float = 0.0
-    """Brightness, contrast and saturation of an image each change by a factor in [1 - x, 1 + x]; 0 = off."""
+    """Jitter of brightness, contrast and saturation, each by a factor in [1 - x, 1 + x]; 0 = off."""
     mixup_alpha: float = 0.0
-    """The share of an image's partner comes from Beta(alpha, alpha) (Zhang et al. 2018); 0 = no mixup."""
+    """Mixup: an image's share comes from Beta(alpha, alpha) (Zhang et al. 2018); 0 = off."""
     cutmix_alpha: float = 0.0
-    """The area of the box pasted from an image's partner does (Yun et al. 2019); 0 = no cutmix."""
+    """CutMix: the area of the pasted box comes from Beta(alpha, alpha) (Yun et al. 2019); 0 = off."""
     mix_prob: float = 1.0
     """Chance that a batch is mixed at all."""
     cutmix_share: float = 0.5

@@ -17,9 +17,10 @@ class ComputeConfig:
     """How a worker computes; none of it changes what is computed, beyond rounding."""
 
     precision: PrecisionChoice = "auto"
-    """bf16 = autocast: weights, norms' statistics and the loss stay fp32. auto = bf16 where every worker's device
-    computes it in hardware; a run goes on in what it began with."""
+    """Arithmetic: bf16 = autocast, with weights, norm statistics and the loss in fp32. auto = bf16 where every worker's
+    device computes it in hardware; a resumed run keeps its precision."""
     channels_last: bool = True
+    """Keep activations in channels-last order, which convolutions are faster in."""
     compile: CompileChoice = "auto"
     """torch.compile of what a step calls; auto = on a GPU whose host has the compilers."""
     microbatch_size: int = 0

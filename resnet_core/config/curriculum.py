@@ -15,7 +15,7 @@ class CurriculumConfig:
     """Phases of a run, each with its image size and its depth; a list that is empty leaves that alone."""
 
     until: tuple[float, ...] = ()
-    """Where each phase but the last ends, in schedule.unit."""
+    """End of each phase but the last, in schedule.unit."""
     image_size: tuple[int, ...] = ()
     """Side of the training images in each phase, pixels; evaluation stays at data.image_size."""
     model: tuple[ModelName, ...] = ()

@@ -36,11 +36,13 @@ class ModelConfig:
     """
 
     name: ModelName = "resnet20"
+    """Published network, such as resnet50; its sources are in resnet_core/config/variants.py."""
     num_classes: int = 0
     """Outputs of the last layer; 0 = as many as the data set has (filled in by the pipeline)."""
     depths: tuple[int, ...] = ()
-    """Blocks per stage, as (n, n, n) of the paper's 6n + 2 layers; () = as the name has it."""
+    """Blocks per stage, as [n, n, n] of the paper's 6n + 2 layers; [] = as the name has it."""
     in_channels: int = 3
+    """Channels of the images; 3, since data sets store RGB."""
     init_from: Location = ""
     """Weights to start from: a safetensors file by our, torchvision's or timm's names, or the folder of a run, whose
     best checkpoint counts; also s3://…. Set `new_head` for other classes."""
@@ -51,24 +53,27 @@ class ModelConfig:
     prior_bias: bool = False
     """Start the last layer's biases at -log(num_classes), as a loss of one sigmoid per class wants them (Composer)."""
     shortcut: Literal[Published, ShortcutOption] = ""
-    """A = zero padding where the shape changes, B = projection there, C = projections everywhere (Section 4.1)."""
+    """Shortcut where the shape changes: A = zero padding, B = projection, C = projections everywhere (Section 4.1)."""
     stride_on: Literal[Published, StrideOn] = ""
     """Which convolution of a bottleneck halves the image: 1x1 = the paper's (v1), 3x3 = torchvision's (v1.5)."""
     block_order: Literal[Published, BlockOrder] = ""
-    """pre = norm and activation in front of each convolution (v2, He et al. 2016)."""
+    """Order inside a block: pre = norm and activation before each convolution (v2, He et al. 2016)."""
     stem: Literal[Published, Stem] = ""
-    """deep = three 3x3 convolutions (ResNet-C and -D); cifar = one 3x3 at full size, no pooling."""
+    """First layers: deep = three 3x3 convolutions (ResNet-C and -D); cifar = one 3x3 at full size, no pooling."""
     projection: Literal[Published, Projection] = ""
-    """avgpool = average pooling before a projection, in the place of its stride (ResNet-D)."""
+    """How a shortcut halves the image: avgpool = average pooling before the projection, not its stride (ResNet-D)."""
     attention: Literal[Published, AttentionKind] = ""
-    """At the end of every residual branch; SE and CBAM have 1/16 as many channels inside, in ResNet-RS 1/4."""
+    """Attention at the end of every residual branch; SE and CBAM have 1/16 as many channels inside, in ResNet-RS
+    1/4."""
     activation: ActivationKind = "relu"
+    """Activation function of the whole network."""
     blur_pool: bool = False
     """Blur in front of convolutions of stride two (Zhang 2019), where FFCV's ImageNet recipe does."""
     drop_path: float = 0.0
     """Stochastic depth: the largest chance that a branch is left out for an image (Huang et al. 2016)."""
     drop_path_shape: DropPathShape = "linear"
-    """Over depth: linear = climbing to `drop_path` at the last block; uniform = the same everywhere."""
+    """How stochastic depth grows over depth: linear = up to `drop_path` at the last block; uniform = the same
+    everywhere."""
     dropout: float = 0.0
     """Chance that a feature is left out before the last layer."""
     activation_checkpointing: bool = False

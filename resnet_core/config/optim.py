@@ -24,34 +24,39 @@ class OptimConfig:
     lr_per_256: float = 0.1
     """Peak learning rate per 256 images of the global batch (linear scaling, Goyal et al. 2017)."""
     optimizer: OptimizerName = "sgd"
+    """Optimizer: SGD with momentum, LARS, LAMB or AdamW."""
     momentum: float = 0.9
-    """Of "sgd" and "lars"."""
+    """Momentum of "sgd" and "lars"."""
     momentum_form: MomentumForm = "torch"
-    """ "torch": v := m v + g, w -= lr v. "caffe": v := m v + lr g, w -= v, as the paper's; the two part where the rate
-    changes."""
+    """How the rate enters momentum. torch: v := m v + g, w -= lr v. caffe: v := m v + lr g, w -= v, as the paper's.
+    They differ where the rate changes."""
     nesterov: bool = False
+    """Nesterov momentum, for "sgd"."""
     beta1: float = 0.9
-    """Of "lamb" and "adamw", as are beta2 and eps: decay of the gradient's mean."""
+    """Decay of the gradient's mean, for "lamb" and "adamw", as are beta2 and eps."""
     beta2: float = 0.999
     """Decay of the squared gradient's mean."""
     eps: float = 1e-8
-    """Added to a divisor; of "lars" too. "lamb" is published with 1e-6."""
+    """Number added to a divisor, for "lars" too. "lamb" is published with 1e-6."""
     trust_coefficient: float = 0.001
-    """Of "lars": the rate of a tensor as a share of its norm over its gradient's (eta)."""
+    """Rate of a tensor as a share of its norm over its gradient's (eta), for "lars"."""
     weight_decay: float = 1e-4
+    """Weight decay of all weights but norms and biases (see decay_norm_and_bias)."""
     decay_norm_and_bias: bool = False
-    """Treat norm scales, norm shifts and biases as any other weight, as fb.resnet.torch does: otherwise they are
-    neither decayed nor, by "lars" and "lamb", scaled to their norm."""
+    """Treat norm scales, norm shifts and biases as any other weight, as fb.resnet.torch does. Otherwise they are not
+    decayed, nor scaled to their norm by "lars" and "lamb"."""
     clip_norm: float = 0.0
-    """Longest gradient over all parameters; a longer one is scaled down to it. 0 = any."""
+    """Longest gradient over all parameters: a longer one is scaled down to it. 0 = any."""
     sam_rho: float = 0.0
-    """Sharpness-aware steps (Foret et al. 2021): how far away the gradient is taken; 0 = where the weights are."""
+    """Distance at which sharpness-aware steps take the gradient (Foret et al. 2021). 0 = off."""
     sam_every: int = 1
     """Steps from one sharpness-aware step to the next, each of which costs two gradients."""
     loss: Loss = "cross_entropy"
+    """Training loss."""
     label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes; 0 = off."""
     bce_threshold: float = 0.0
-    """Of "bce": smoothed and mixed targets above it become 1, the others 0; 0 = they stay as they are."""
+    """Smoothed and mixed targets above this become 1, the others 0, for "bce"; 0 = they stay as they are."""
     ema_decay: float = 0.0
     """Share of the averaged weights kept at each update of the average; 0 = no average."""
     ema_every: int = 1
@@ -59,9 +64,8 @@ class OptimConfig:
     ema_warmup: bool = False
     """Keep at most (1 + t) / (10 + t) at update t = 0, 1, …, so that the average soon forgets its start."""
     average_from: float = 0.0
-    """In schedule.unit: from there on, the equal average of the weights after each step; 0 = no such average.
-    BatchNorm's statistics are those of the last step: set exact_bn_images with it (Izmailov et al. 2018, Section 3.2).
-    """
+    """Start of an equal average of the weights after each step, in schedule.unit; 0 = no average. BatchNorm's
+    statistics are those of the last step: set exact_bn_images with it (Izmailov et al. 2018, Section 3.2)."""
     exact_bn_images: int = 0
     """Training images over which BatchNorm's statistics are computed anew after the last step, as in the paper's
     release; 0 = keep the moving averages."""

@@ -19,34 +19,39 @@ class ScheduleConfig:
     """How long to train, and the learning rate on the way as a factor of its peak."""
 
     unit: Unit = "epochs"
-    """Of length, warmup, milestones, points and drop_path_ramp."""
+    """Unit of length, warmup, milestones, points and drop_path_ramp."""
     length: float = 90.0
+    """Length of the training, in schedule.unit: epochs by default."""
     warmup: float = 0.0
-    """Climb from warmup_start_factor to the peak."""
+    """Length of the climb from warmup_start_factor to the peak, in schedule.unit."""
     warmup_start_factor: float = 0.0
+    """Where the warm-up begins, as a share of the peak rate."""
     warmup_shape: WarmupShape = "linear"
-    """"constant" stays at warmup_start_factor until the warm-up ends; "exponential" climbs by a constant ratio."""
+    """How the rate climbs: constant = stays at warmup_start_factor until the warm-up ends; exponential = by a constant
+    ratio."""
     warmup_until_error: float = 0.0
     """In place of `warmup`: stay at warmup_start_factor until the recorded training error is below this (0.8 for the
     paper's ResNet-110, Section 4.2); 0 = off."""
     shape: Shape = "cosine"
+    """Learning rate after the warm-up, as a factor of its peak."""
     milestones: tuple[float, ...] = ()
-    """Where the shape "step" multiplies the rate by gamma."""
+    """Times at which the shape "step" multiplies the rate by gamma, in schedule.unit."""
     gamma: float = 0.1
-    """Of "step" and "plateau"."""
+    """Factor of the rate, for "step" and "plateau"."""
     end_factor: float = 0.0
-    """Where "cosine", "linear", "poly" and "one_cycle" arrive when the run ends, and the least of "plateau"."""
+    """Factor at the end of the run, for "cosine", "linear", "poly" and "one_cycle"; the least factor of "plateau"."""
     power: float = 1.0
-    """Of "poly": the share of the way that is left, to this power; 1 is "linear"."""
+    """Power of the share of the run that is left, for "poly"; 1 is "linear"."""
     points: tuple[float, ...] = ()
-    """Where "piecewise", which has no warm-up besides, has its factors; straight in between, level outside."""
+    """Times of the factors of "piecewise", in schedule.unit; straight in between, level outside; no warm-up besides."""
     factors: tuple[float, ...] = ()
+    """Factors of the peak rate at `points`, for "piecewise"."""
     patience: int = 10
-    """Evaluations in a row without progress that "plateau" bears; one more multiplies the rate by gamma."""
+    """Evaluations in a row without progress before "plateau" multiplies the rate by gamma."""
     threshold: float = 1e-4
-    """Progress is a test error below the best one by more than this share of all images."""
+    """Progress, for "plateau": the test error falls by more than this share of all images."""
     drop_path_ramp: float = 0.0
-    """Stochastic depth climbs linearly from none to its rates over this; 0 = at its rates from the first step on."""
+    """Time over which stochastic depth climbs linearly to its rates, in schedule.unit; 0 = full from the first step."""
 
     def __post_init__(self) -> None:
         self._check_choices()

@@ -44,6 +44,8 @@ def test_who_asks_for_more_is_told_how_much_there_may_be(ray_local: None, monkey
     monkeypatch.setattr("ray.shutdown", lambda: None)  # of all tests of this process
     with pytest.raises(UserError, match="needs 5 CPUs at once and the cluster has 4: lower"):
         cluster.connect(min_cpus=THERE + 1)
+    with pytest.raises(UserError, match=r"needs 1 GPUs at once and the cluster has none: set run\.use_gpu=false, or"):
+        cluster.connect(min_cpus=1, gpus=1)
     told(monkeypatch, gpu=GPU)
     with pytest.raises(UserError, match="needs 9 GPUs at once and the cluster has 8, with every node that may come: "):
         cluster.connect(min_cpus=1, gpus=9)

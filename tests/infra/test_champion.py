@@ -116,6 +116,11 @@ def test_a_model_that_is_not_there_is_not_created(tracking: Tracking) -> None:
     assert connect(tracking).search_registered_models() == []
 
 
+def test_a_model_that_is_not_there_is_answered_with_the_nearest(tracking: Tracking, versions: list[Version]) -> None:
+    with pytest.raises(UserError, match=r"has no model 'Digit' \(did you mean digits\?\)"):
+        roll_back(tracking, "Digit")
+
+
 def test_a_model_made_in_mlflow_gets_a_log(tracking: Tracking) -> None:
     client = connect(tracking)
     client.create_registered_model(NAME)

@@ -248,6 +248,7 @@ def test_a_file_beside_the_program_is_read_back_and_checked(tracking: Tracking, 
     ("uri", "line"),
     [
         ("models:/letters@champion", "has no model 'letters'; it has: digits"),
+        ("models:/Digit/1", r"has no model 'Digit' \(did you mean digits\?\); it has: digits"),
         ("models:/digits@champion", "the model 'digits' at sqlite:.* has no alias 'champion'"),
         ("models:/digits/7", "the model 'digits' at sqlite:.* has no version 7"),
         ("digits", "'digits' is not a registered model: give models:/NAME@champion"),

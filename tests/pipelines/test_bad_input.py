@@ -137,7 +137,7 @@ def flip_a_byte(file: Path) -> None:
     ("recipe", "named"),
     [
         ("mnist5l", ["no recipe mnist5l", "did you mean mnist5k?"]),
-        ("gone.toml", ["no recipe gone.toml", "the shipped ones are in ", "pipelines/recipes"]),
+        ("gone.toml", ["no recipe gone.toml", "`python pipelines/train.py --list` shows the shipped ones"]),
     ],
 )
 def test_unknown_recipe(shell: Shell, recipe: str, named: list[str]) -> None:
@@ -150,6 +150,9 @@ def test_unknown_recipe(shell: Shell, recipe: str, named: list[str]) -> None:
     ("setting", "named"),
     [
         ("optim.lr_per_265=0.1", ["unknown key optim.lr_per_265", "did you mean optim.lr_per_256?"]),
+        ("schedule.epochs=3", ["unknown key schedule.epochs", "did you mean schedule.length?"]),
+        ("model.name=ResNet50", ["model.name", "got 'ResNet50' (did you mean resnet50?)"]),
+        ("lr=0.1", ["--set lr=0.1", "expected section.key=value", "did you mean optim.lr_per_256?"]),
         ("optin.momentum=0.5", ["unknown section optin", "did you mean optim?"]),
         ("optim.lr_per_256=fast", ["optim.lr_per_256", "'fast'"]),
         ("data.ordered=1", ["data.ordered", "got 1"]),
@@ -159,7 +162,20 @@ def test_unknown_recipe(shell: Shell, recipe: str, named: list[str]) -> None:
         ("run.name=..", ["run.name must name a folder", "'..'"]),
         ('run.name="a\\nb"', ["run.name must name a folder"]),
     ],
-    ids=["key", "section", "type", "flag", "range", "workers", "no value", "parent folder", "newline"],
+    ids=[
+        "key",
+        "other's key",
+        "network",
+        "other's key alone",
+        "section",
+        "type",
+        "flag",
+        "range",
+        "workers",
+        "no value",
+        "parent folder",
+        "newline",
+    ],
 )
 def test_bad_setting(shell: Shell, setting: str, named: list[str]) -> None:
     before = shell.files()

@@ -51,7 +51,7 @@ def test_settings_are_toml_and_bare_words_are_strings():
         ("run.keep_best", 0, "run.keep_best must be at least 1"),
         ("data.max_bad_samples", -1, "data.max_bad_samples must be at least 0, got -1"),
         ("data.cache_gb", 0.0, "data.cache_gb must be above 0, got 0.0"),
-        ("model.name", "resnet21", "model.name: input should be 'resnet18'"),
+        ("model.name", "resnet21", "model.name: must be one of 39 names .*, got .resnet21. .did you mean resnet20?."),
     ],
 )
 def test_a_key_that_cannot_be_is_refused_by_name(key, value, told):

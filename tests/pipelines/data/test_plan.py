@@ -149,6 +149,8 @@ def test_unknown_split_and_foreign_ledger() -> None:
     manifest = layout_only([[4]])
     with pytest.raises(UserError, match="has no split 'test': it has train"):
         eval_items(manifest, "test", 0, 1, image_size=28)
+    with pytest.raises(UserError, match=r"has no split 'Training' \(did you mean train\?\)"):
+        eval_items(manifest, "Training", 0, 1, image_size=28)
     with pytest.raises(ValueError, match="5 rows, split train has 4"):
         list(plan_items(Plan(manifest=manifest, split="train", seed=0, total_samples=4, sizes=((0, 28),)), Ledger(5)))
 

@@ -124,6 +124,29 @@ def test_fewer_reports_than_epochs_are_refused(spaces: Spaces) -> None:
         plan.check()
 
 
+def test_a_trial_that_equal_compute_stretches_says_so(spaces: Spaces) -> None:
+    """A shallower network than the recipe's trains longer than schedule.length."""
+    deep = {"schedule.unit": "epochs", "schedule.length": 3, "model.depths": [2, 1, 1]}
+    plan = Plan(load_space(str(spaces.write())), deep)
+    with pytest.raises(UserError) as told:
+        plan.check()
+    assert "a trial has 4.16 epochs with " in str(told.value)
+    assert "depths = [1, 1, 1] at the compute of the recipe's 3 (budget.equal_compute)" in str(told.value)
+    assert str(told.value).endswith("Set budget.reports = 5 or more")
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ('[scheduler]\nname = "asha"\nreduction_factor = 3', r"reduction_factor \(did you mean scheduler\.eta\?\)"),
+        ('[searcher]\nsearch_alg = "tpe"', r"search_alg \(did you mean searcher\.name\?\)"),
+    ],
+)
+def test_keys_of_ray_tune_are_answered_with_ours(spaces: Spaces, more: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        spaces.plan(more)
+
+
 def test_a_space_that_is_not_there() -> None:
     with pytest.raises(UserError, match=r"no space depth_fashon \(did you mean depth_fashion\?\)"):
         load_space("depth_fashon")
