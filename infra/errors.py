@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from infra import interruption
+
 USER_ERROR_STATUS = 2
-_INTERRUPTED_STATUS = 130
 _PERMISSION = "check its permissions, or choose another place"
 _SPACE = "free some space there, or choose another place, and run the same command again"
 # What a machine refuses whatever the program does, and what helps.
@@ -63,24 +64,26 @@ def of_the_machine(error: BaseException | None) -> UserError | None:
 
 
 def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
-    """Call `main` and exit; a `UserError` becomes one line on stderr and status 2, a bug keeps its traceback.
+    """Call `main` and exit.
 
-    What a full disk or a missing right raises, wherever, becomes one line too.
+    A `UserError` becomes one line on stderr and status 2, as does what a full disk or a missing right raises, wherever;
+    Ctrl-C becomes one line and status 130; a bug keeps its traceback.
     """
+    interruption.listen()
+    interruption.begin(interrupted)
     try:
         sys.exit(main() or 0)
-    except UserError as error:
-        _refuse(error)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"{interrupted}\n")
-        sys.exit(_INTERRUPTED_STATUS)
+    except KeyboardInterrupt as error:
+        _leave(str(error) or interrupted, interruption.STATUS)
     except Exception as error:
-        found = of_the_machine(error)
+        if interruption.raised():  # what became of a Ctrl-C on its way
+            _leave(interrupted, interruption.STATUS)
+        found = error if isinstance(error, UserError) else of_the_machine(error)
         if found is None:
             raise
-        _refuse(found)
+        _leave(f"error: {found}", USER_ERROR_STATUS)
 
 
-def _refuse(error: UserError) -> NoReturn:
-    sys.stderr.write(f"error: {error}\n")
-    sys.exit(USER_ERROR_STATUS)
+def _leave(line: str, status: int) -> NoReturn:
+    sys.stderr.write(f"{line}\n")
+    sys.exit(status)

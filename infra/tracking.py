@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
 
-__all__ = ["Record", "RunInfo", "Tracker", "Tracking", "resolve_tracking"]
+__all__ = ["Record", "RunInfo", "Status", "Tracker", "Tracking", "resolve_tracking"]
 
 _MAX_METRICS_PER_BATCH = 1000  # these two are MLflow's own limits
 _MAX_DIGEST_CHARS = 36
 _LONGEST_PAUSE_S = 30.0
 _PAUSE_WHEN_FINISHING_S = 1.0
 _PATIENCE_AFTER_FAILURE_S = 10.0
+_PATIENCE_WHEN_KILLED_S = 1.0
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -158,6 +159,11 @@ class Tracker:
             delivered = self.finish(status, timeout_s if status == "FINISHED" else _PATIENCE_AFTER_FAILURE_S)
         if not delivered:
             raise self.away()
+
+    def killed(self) -> None:
+        """Set the status KILLED now, which stays if this process ends before it finishes the run; waits a second."""
+        self._enqueue(lambda: self._client.set_terminated(self.run_id, "KILLED"))
+        self.drain(_PATIENCE_WHEN_KILLED_S)
 
     def finish(self, status: Status, timeout_s: float) -> bool:
         """Deliver the rest, then set the run's status; False where that took longer than ``timeout_s``.

@@ -14,14 +14,16 @@ from pipelines import paths
 DEMO = "mnist5k"
 """The recipe that runs where none is named."""
 
+_INTERRUPTED = "interrupted; nothing finished is lost: run the same command again"
 
-def run(main: Callable[[], int | None]) -> None:
+
+def run(main: Callable[[], int | None], interrupted: str = _INTERRUPTED) -> None:
     """Call `main` and exit, as `infra.errors.run` does.
 
     No process of a pipeline, and none that it starts, unpickles what MLflow stores.
     """
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    errors.run(main, "interrupted; nothing finished is lost: run the same command again")
+    errors.run(main, interrupted)
 
 
 _KEYS = "all keys: docs/recipe-keys.md"

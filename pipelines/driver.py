@@ -17,6 +17,7 @@ from rich.console import Console
 
 import infra.cluster
 from infra.errors import UserError
+from infra.interruption import AGAIN, explained
 from infra.mlflow_run import NOTE
 from infra.storage import Store, open_store
 from infra.tracking import RunInfo, Tracker, Tracking, resolve_tracking
@@ -50,8 +51,15 @@ def train(recipe: Recipe, console: Console, parent_run_id: str = "", reporting: 
     Raises:
         UserError: whatever the user can put right; everything committed so far is kept.
     """
-    began = time.monotonic()
     folder = _open_run(recipe)
+    with explained(lambda: _kept(folder)):
+        return _train(recipe, console, folder, parent_run_id, reporting)
+
+
+def _train(
+    recipe: Recipe, console: Console, folder: RunFolder, parent_run_id: str, reporting: Reporting | None
+) -> Outcome:
+    began = time.monotonic()
     store = open_store(recipe.data.uri)
     if recipe.data.uri.startswith("s3://"):  # what is wrong is told at once, not after a minute of patience
         store.check_access(write=False)
@@ -94,6 +102,13 @@ def _open_run(recipe: Recipe) -> RunFolder:
     home = open_store(recipe.run.home)
     home.check_access(write=True)
     return RunFolder(home.sub(recipe.run_name))
+
+
+def _kept(folder: RunFolder) -> str:
+    """The line after a Ctrl-C."""
+    steps = folder.steps()
+    where = f"at step {steps[-1]}" if steps else "before the first checkpoint"
+    return f"interrupted {where}: the same command resumes"
 
 
 def _warm_tracker(tracking: Tracking) -> None:
@@ -244,7 +259,7 @@ def _fit(
 
     from pipelines.carrier import carrying
     from pipelines.launch import launch
-    from pipelines.leaving import Cause, stop_on_sigterm
+    from pipelines.leaving import Cause, stop_on_signals
     from pipelines.mailbox import Mailbox
     from pipelines.progress_line import ProgressLine
     from pipelines.room import Standstill
@@ -259,12 +274,19 @@ def _fit(
         global_batch_size=batch,
         first_step=done_steps,
     )
-    with carrying(mailbox, tracker, line, Standstill(recipe.run)), stop_on_sigterm(mailbox.stop.remote):
+
+    def stop() -> bool:
+        training: bool = ray.get(mailbox.stop.remote())
+        tracker.killed()
+        console.print(f"stopping: {'committing a checkpoint' if training else 'no step is under way'} ({AGAIN})")
+        return training
+
+    with carrying(mailbox, tracker, line, Standstill(recipe.run)), stop_on_signals(stop) as asked:
         cause = Cause.PREEMPTED
         while cause == Cause.PREEMPTED:  # on the nodes that stay, from the checkpoint just committed
             cause = launch(recipe, stream, start_uri(recipe.model), mailbox, reporting)
-    if cause == Cause.STOPPED:
-        raise KeyboardInterrupt
+        if cause == Cause.STOPPED or asked.is_set():
+            raise KeyboardInterrupt
 
 
 def _code_version() -> dict[str, str]:

@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, get_args
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from infra.interruption import listen
+
+    listen()
 
 from rich.text import Text
 

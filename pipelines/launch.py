@@ -37,10 +37,17 @@ class _Failures(ray.train.UserCallback):
                 raise found  # an error of the controller itself is not tried again
         rank, error = next(iter(worker_exceptions.items()))
         text = f"worker {rank} failed ({type(error).__name__}): going on from the last checkpoint"
-        self._mailbox.put.remote(Event(text=text))
+        self._mailbox.put.remote(Event(text=text, training=False))
 
 
-class _TrialTrainer(TorchTrainer):
+class _Trainer(TorchTrainer):
+    """Leaves Ctrl-C to `leaving.stop_on_signals`: Train's own handler kills the workers, and commits nothing."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Keep the handler there is."""
+
+
+class _TrialTrainer(_Trainer):
     """Of a trial, which Tune may stop at any time, and whose study keeps its placement groups (`tuning/groups.py`).
 
     Train's own cleaner is detached and would outlive it: where no dashboard runs, it never learns that it is gone.
@@ -71,7 +78,7 @@ def launch(
     told = reporting.callbacks if reporting else ()
     reports = reporting is not None
     job = Job(recipe=recipe, stream=stream, start_uri=start_uri, mailbox=mailbox, reports=reports)
-    trainer = (_TrialTrainer if reports else TorchTrainer)(
+    trainer = (_TrialTrainer if reports else _Trainer)(
         train_worker,  # type: ignore[arg-type]  # what rank 0 returns is the run's result
         train_loop_config={"job": job},
         torch_config=NodeAddress(),

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
 import ray
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.preemption import PreemptionContext
+
+from infra.interruption import asking
 
 if TYPE_CHECKING:
     import torch
@@ -75,32 +77,10 @@ def _notices() -> PreemptionContext | None:
         return None
 
 
-@contextmanager
-def stop_on_sigterm(stop: Callable[[], object]) -> Iterator[None]:
-    """In the driver: SIGTERM, which is how Ray stops a job, asks the workers to leave; a second one ends the process.
+def stop_on_signals(stop: Callable[[], bool]) -> AbstractContextManager[threading.Event]:
+    """In the driver: Ctrl-C, or SIGTERM, which is how Ray stops a job, asks the workers to leave.
 
-    Only where this is the process's main thread: a trial of a study has its own way to be stopped.
+    Only where this is the process's main thread: a trial of a study has its own way to be stopped. `infra.interruption`
+    says what a second signal does.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    asked = threading.Event()
-
-    def ask(*_: object) -> None:
-        signal.signal(signal.SIGTERM, before)
-        asked.set()
-
-    def tell() -> None:  # not from the handler, which may have interrupted Ray in the middle of anything
-        asked.wait()
-        if not done.is_set():
-            stop()
-
-    done = threading.Event()
-    before = signal.signal(signal.SIGTERM, ask)
-    threading.Thread(target=tell, name="stop", daemon=True).start()
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        done.set()
-        asked.set()
+    return asking(stop, signal.SIGTERM, signal.SIGINT)

@@ -25,6 +25,7 @@ class Event:
     """Something a person should read, one line."""
 
     text: str
+    training: bool | None = None  # steps are taken from now on, or no more
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,16 +45,19 @@ class Mailbox:
 
     def __init__(self) -> None:
         self._messages: list[Message] = []
-        self._stopping = False
+        self._stopping = self._training = False
 
     def put(self, message: Message) -> bool:
         """Whether somebody stops the run."""
         self._messages.append(message)
+        if isinstance(message, Event) and message.training is not None:
+            self._training = message.training
         return self._stopping
 
-    def stop(self) -> None:
-        """Ask the workers to leave."""
+    def stop(self) -> bool:
+        """Ask the workers to leave; whether they are training, and so have something to commit."""
         self._stopping = True
+        return self._training
 
     def take(self) -> list[Message]:
         """All messages there are."""

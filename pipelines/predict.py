@@ -16,11 +16,15 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from infra.interruption import listen
+
+    listen()
 
 import numpy as np
 
 import infra.cluster
 from infra.errors import USER_ERROR_STATUS, UserError
+from infra.interruption import explained
 from infra.mlflow_client import resolve_tracking
 from infra.registry import CHAMPION, LoadedModel, load
 from infra.storage import Store, open_store
@@ -148,19 +152,25 @@ def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) 
         # Ray's core says of every actor of Ray Data, as an error, that its arguments may get lost, which this process
         # holds to the end (ray-project/ray issue 53727).
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        infra.cluster.connect(min_cpus=1)
-        console.print(f"classifying {wanted.images.description} with {model.version.uri}")
-        with PredictBar(console, total=layout.total, found=layout.total - sum(map(layout.rows, missing))) as bar:
-            for block in classify(wanted, layout, missing):
-                bad.tell(block)
-                collector.add(block)
-                bar.classified(len(block["id"]))
-        console.print(bar.told)
+        with explained(lambda: _kept(layout, store)):
+            infra.cluster.connect(min_cpus=1)
+            console.print(f"classifying {wanted.images.description} with {model.version.uri}")
+            with PredictBar(console, total=layout.total, found=layout.written(store)) as bar:
+                for block in classify(wanted, layout, missing):
+                    bad.tell(block)
+                    collector.add(block)
+                    bar.classified(len(block["id"]))
+            console.print(bar.told)
     elif store.exists(SUMMARY):
         console.print("nothing to do: it is finished")
     images, unclassified = write_summary(store, layout)
     told = f", {unclassified:,} of them not classified: see the column reason" if unclassified else ""
     console.print(f"{counted(images, 'image')} in {counted(len(layout.files), 'file')} at {store.description}{told}")
+
+
+def _kept(layout: Layout, store: Store) -> str:
+    """The line after a Ctrl-C."""
+    return f"interrupted: {layout.written(store):,} of {layout.total:,} images are kept: the same command resumes"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,9 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from infra.interruption import listen
+
+    listen()
 
 from rich.table import Table
 

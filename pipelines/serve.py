@@ -16,9 +16,13 @@ from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from infra.interruption import listen
+
+    listen()
 
 import infra.cluster
 from infra.errors import UserError
+from infra.interruption import asking
 from infra.mlflow_client import resolve_tracking
 from infra.registry import CHAMPION
 from pipelines import cli
@@ -51,16 +55,23 @@ def main() -> None:
         poll_s=arguments.poll_s,
     )
     serve.start(proxy_location="HeadOnly", http_options={"host": arguments.host, "port": arguments.port})
-    stop = _on_signal()
-    try:
-        serve.run(serving.application(), name=_APPLICATION, route_prefix="/")
-        address = f"http://{arguments.host}:{arguments.port}"
-        print(f"serving {version.uri} at {address}/invocations, health at {address}/health", flush=True)
-        print(f"metrics at {_metrics_address()}", flush=True)
-        stop.wait()
-        print("stopping: requests that are under way get their answers", flush=True)
-    finally:
-        serve.delete(_APPLICATION)  # after its answers; a Ray that was started here ends with this process
+    stop, serves = threading.Event(), threading.Event()
+
+    def ask() -> bool:
+        stop.set()
+        return serves.is_set()
+
+    with asking(ask, signal.SIGINT, signal.SIGTERM):
+        try:
+            serve.run(serving.application(), name=_APPLICATION, route_prefix="/")
+            serves.set()
+            address = f"http://{arguments.host}:{arguments.port}"
+            print(f"serving {version.uri} at {address}/invocations, health at {address}/health", flush=True)
+            print(f"metrics at {_metrics_address()}", flush=True)
+            stop.wait()
+            print("stopping: requests that are under way get their answers", flush=True)
+        finally:
+            serve.delete(_APPLICATION)  # after its answers; a Ray that was started here ends with this process
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,14 +105,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"cannot listen at {arguments.host}:{arguments.port}: {error}; give another --port") from None
 
 
-def _on_signal() -> threading.Event:
-    """Set by Ctrl-C and by what service managers send."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
 def _metrics_address() -> str:
     import ray
 
@@ -110,4 +113,4 @@ def _metrics_address() -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "interrupted")

@@ -8,11 +8,13 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 
+from infra.interruption import Interrupted
 from infra.storage import Store, open_store
 from infra.tracking import Record, RunInfo, Tracker, resolve_tracking
 from pipelines import cli
@@ -57,10 +59,8 @@ class Reproduction:
             self.console.print(f"suite {self.suite.name} is finished: nothing to do")
             return str(state["run_id"])
         tracker = self._start_tracker(state)
-        with tracker.finished_after(DELIVERY_PATIENCE_S):
-            for place, run in enumerate(wanted, 1):
-                self.console.print(f"{place} of {len(wanted)}: {run.name}")
-                self._take((run, train(run.recipe, self.console, parent_run_id=tracker.run_id)))
+        with self._told(wanted), tracker.finished_after(DELIVERY_PATIENCE_S):
+            self._train(wanted, tracker.run_id)
             for entry in self.suite.entry:
                 self._take_ensemble(entry)
             self._write()
@@ -68,6 +68,22 @@ class Reproduction:
             self._publish(tracker, times)
         self._remember(tracker.run_id, self._digest, times)
         return tracker.run_id
+
+    def _train(self, wanted: Sequence[SuiteRun], run_id: str) -> None:
+        """Bring the runs to their ends, one after another, and measure each."""
+        for place, run in enumerate(wanted, 1):
+            self.console.print(f"{place} of {len(wanted)}: {run.name}")
+            self._take((run, train(run.recipe, self.console, parent_run_id=run_id)))
+
+    @contextmanager
+    def _told(self, wanted: Sequence[SuiteRun]) -> Iterator[None]:
+        """A Ctrl-C says how much of the suite is kept."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            where = str(error).partition(":")[0] or "interrupted"
+            finished = sum(map(bool, map(outcome_of, wanted)))
+            raise Interrupted(f"{where}, {finished} of {len(wanted)} runs finished: the same command resumes") from None
 
     def _recall(self) -> None:
         """What was measured before, of all entries."""

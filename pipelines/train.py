@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from infra.interruption import listen
+
+    listen()
 
 from pipelines import cli
 

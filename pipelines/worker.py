@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ray.actor import ActorHandle
     from torch import Tensor
 
+    from infra.records import Record
     from pipelines.feed import Feed
     from pipelines.scoring import EvalData
     from pipelines.sink import Sink
@@ -88,7 +89,7 @@ class _Worker:
         self.shown = RunMetrics(recipe.run_name, self.rank, self.world_size)
         self.sampler = None
         if context.get_local_rank() == 0:
-            self.sampler = Sampler(context.get_node_rank(), lambda record: self._send(Recorded(record=record)))
+            self.sampler = Sampler(context.get_node_rank(), self._sampled)
 
     def _open_feed(self) -> Feed:
         """It takes seconds to start, which it does while the model is built."""
@@ -120,7 +121,8 @@ class _Worker:
         recipe = self.recipe
         self.step = step_config(recipe, None if sink.mean_image is None else self._tensor(sink.mean_image))
         precision = recipe.compute.precision
-        self._tell(Event(text=f"training on {self.world_size} worker(s) in {precision} from step {state.step}"))
+        text = f"training on {self.world_size} worker(s) in {precision} from step {state.step}"
+        self._tell(Event(text=text, training=True))
         self.asked_at = time.monotonic()
         fit(
             state,
@@ -145,7 +147,7 @@ class _Worker:
         sink.wait()
         if self.leaving.cause:
             barrier()  # nobody goes before rank 0 has committed
-            self._tell(Event(text=f"checkpoint of step {state.step} committed before leaving"))
+            self._tell(Event(text=f"checkpoint of step {state.step} committed before leaving", training=False))
         return self.leaving.cause
 
     def close(self) -> None:
@@ -271,14 +273,18 @@ class _Worker:
 
     def _tell(self, message: Message) -> None:
         if self.rank == 0:
-            self._send(message)
+            self.leaving.hear(self._send(message))
+
+    def _sampled(self, record: Record) -> None:
+        self._send(Recorded(record=record))
 
     def _say(self, text: str) -> None:
         """As `_tell`, from any rank."""
         self._send(Event(text=text))
 
-    def _send(self, message: Message) -> None:
-        self.job.mailbox.put.remote(message)
+    def _send(self, message: Message) -> ray.ObjectRef[bool]:
+        reply: ray.ObjectRef[bool] = self.job.mailbox.put.remote(message)
+        return reply
 
     def _progress(self, step: int) -> None:
         """Tell the driver where the run is, at most once a second."""
@@ -287,5 +293,4 @@ class _Worker:
             self.told_at = now
             self.shown.alive(step)
             rate = self.feed.times.images * self.world_size / max(now - self.asked_at, 1e-9)
-            if self.rank == 0:
-                self.leaving.hear(self.job.mailbox.put.remote(Progress(step=step, images_per_second=rate)))
+            self._tell(Progress(step=step, images_per_second=rate))

@@ -94,6 +94,10 @@ class Layout:
         """Images of a file."""
         return sum(part.rows for part in self.files[file])
 
+    def written(self, store: Store) -> int:
+        """Images of the files that are there."""
+        return self.total - sum(map(self.rows, self.missing(store)))
+
     @property
     def total(self) -> int:
         """Images of all files."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from infra.errors import UserError
+from infra.interruption import explained
 from pipelines.data.layout import ShardJob, plan_shards, stored_form
 from pipelines.data.manifest import MANIFEST, Manifest, Stored, check_shards, load_manifest
 from pipelines.data.prepare_config import MAX_MEGAPIXELS, PrepareConfig
@@ -89,7 +90,9 @@ def prepare(source: Source, store: Store, config: PrepareConfig, progress: Progr
     if manifest is None:
         stored = stored_form(source, config)
         _claim(source, store, stored, config)
-        written = _Writing(source, store, config, progress).run()
+        writing = _Writing(source, store, config, progress)
+        with explained(writing.kept):
+            written = writing.run()
         manifest = Manifest(
             class_names=source.class_names,
             stored=stored,
@@ -179,6 +182,7 @@ class _Writing:
         self.source, self.store, self.config, self.progress = source, store, config, progress
         self.splits = _readable(source, store)
         self.began: float | None = None  # monotonic seconds: when the first task of this run began to read
+        self.rows = 0  # written, as far as is known here
 
     def run(self) -> list[Written]:
         """All shards in id order, and the report beside them.
@@ -198,6 +202,10 @@ class _Writing:
         self._drop_others(jobs)
         write_report(self.store, self.source, bad, jobs, written, self._lost_classes(bad))
         return written
+
+    def kept(self) -> str:
+        """The line after a Ctrl-C."""
+        return f"interrupted: {self.rows:,} of {self.source.total_rows:,} images are kept: the same command resumes"
 
     def _plan(self, bad: Bad) -> list[ShardJob]:
         rejected = {split: [image.position for image in images] for split, images in bad.items()}
@@ -231,8 +239,9 @@ class _Writing:
 
     def _tell(self, done: Mapping[str, Written], total: int) -> None:
         shards = [written.shard for written in done.values()]
+        self.rows = sum(shard.rows for shard in shards)
         seconds = time.monotonic() - self.began if self.began is not None else 0.0
-        self.progress(sum(shard.rows for shard in shards), total, sum(shard.bytes for shard in shards), seconds)
+        self.progress(self.rows, total, sum(shard.bytes for shard in shards), seconds)
 
     def _allow(self, bad: Bad) -> None:
         """Raise UserError where more images are bad than may be left out, or a split or a class would be empty."""

@@ -338,3 +338,14 @@ def _wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_run_that_is_asked_to_stop_is_killed_already(tracking: Tracking) -> None:
+    """Whatever becomes of the process after that; a run that still ends well is finished."""
+    tracker = _start(tracking)
+    tracker.killed()
+    assert connect(tracking).get_run(tracker.run_id).info.status == "KILLED"
+    tracker.log(_record(1))
+    assert tracker.finish("FINISHED", timeout_s=30)
+    assert connect(tracking).get_run(tracker.run_id).info.status == "FINISHED"
+    assert _steps(tracking, tracker.run_id, "train/loss") == [1]

@@ -1,4 +1,4 @@
-"""Leaving before the last step: the ranks agree, SIGTERM asks once, and the state that is saved is the one reached."""
+"""Leaving before the last step: the ranks agree, a signal asks once, and the state that is saved is the one reached."""
 
 from __future__ import annotations
 
@@ -9,33 +9,61 @@ import time
 
 import pytest
 
-from pipelines.leaving import Cause, Leaving, stop_on_sigterm
+from pipelines.leaving import Cause, Leaving, stop_on_signals
 
 
-def test_the_first_sigterm_asks_and_the_handler_before_is_back() -> None:
-    asked = threading.Event()
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_sigterm(asked.set):
-        assert signal.getsignal(signal.SIGTERM) is not before
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert asked.wait(5)
-        assert signal.getsignal(signal.SIGTERM) is before
-    assert signal.getsignal(signal.SIGTERM) is before
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_asks_and_the_second_does_what_it_did_before(
+    number: signal.Signals,
+) -> None:
+    asked, seconds = threading.Event(), []
+    before = signal.signal(number, lambda *_: seconds.append(number))
+
+    def stop() -> bool:
+        asked.set()
+        return True
+
+    try:
+        mine = signal.getsignal(number)
+        with stop_on_signals(stop) as came:
+            assert not came.is_set()
+            os.kill(os.getpid(), number)
+            assert asked.wait(5)
+            assert came.is_set()
+            assert seconds == []
+            os.kill(os.getpid(), number)
+            assert seconds == [number]
+        assert signal.getsignal(number) is mine
+    finally:
+        signal.signal(number, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_where_nothing_is_to_be_committed_the_block_is_left_at_once(number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt), stop_on_signals(lambda: False):
+        os.kill(os.getpid(), number)
+        threading.Event().wait(60)
 
 
 def test_nothing_is_asked_where_nobody_sent_a_signal() -> None:
-    asked = threading.Event()
-    with stop_on_sigterm(asked.set):
+    asked: list[bool] = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return True
+
+    with stop_on_signals(stop) as came:
         pass
     time.sleep(0.1)
-    assert not asked.is_set()
+    assert asked == []
+    assert not came.is_set()
 
 
 def test_a_thread_beside_the_main_one_leaves_signals_alone() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def inside() -> None:
-        with stop_on_sigterm(lambda: None):
+        with stop_on_signals(lambda: True):
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=inside)
@@ -64,6 +92,9 @@ def test_the_mailbox_answers_whether_somebody_stops_the_run(ray_local: None) -> 
 
     mailbox = Mailbox.remote()
     assert ray.get(mailbox.put.remote(Event(text="one"))) is False
-    ray.get(mailbox.stop.remote())
-    assert ray.get(mailbox.put.remote(Event(text="two"))) is True
-    assert [message.text for message in ray.get(mailbox.take.remote())] == ["one", "two"]
+    assert ray.get(mailbox.stop.remote()) is False, "no step is under way yet"
+    assert ray.get(mailbox.put.remote(Event(text="two", training=True))) is True
+    assert ray.get(mailbox.stop.remote()) is True
+    assert ray.get(mailbox.put.remote(Event(text="three", training=False))) is True
+    assert ray.get(mailbox.stop.remote()) is False
+    assert [message.text for message in ray.get(mailbox.take.remote())] == ["one", "two", "three"]
