@@ -74,9 +74,11 @@ def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoR
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt as error:
+        interruption.quiet()
         _leave(str(error) or interrupted, interruption.STATUS)
     except Exception as error:
         if interruption.raised():  # what became of a Ctrl-C on its way
+            interruption.quiet()
             _leave(interrupted, interruption.STATUS)
         found = error if isinstance(error, UserError) else of_the_machine(error)
         if found is None:

@@ -6,6 +6,7 @@ Ctrl-C ends it. Afterwards the first raises KeyboardInterrupt, unless somebody k
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -68,6 +69,13 @@ def begin(ended: str) -> None:
 def raised() -> bool:
     """Whether a Ctrl-C was raised: an exception may be what became of it on its way."""
     return _ctrl_c.raised
+
+
+def quiet() -> None:
+    """From now on threads tell nothing: those that Ray Data left behind lose their Ray while the process ends."""
+    logging.disable()
+    threading.excepthook = lambda arguments: None
+    sys.unraisablehook = lambda arguments: None
 
 
 @contextmanager

@@ -103,6 +103,32 @@ def test_what_it_became_on_its_way_is_no_error(tmp_path: Path, error: str) -> No
         assert "Traceback" not in terminal.text
 
 
+LEFT_BEHIND = """
+import atexit, logging
+gone = threading.Event()
+def left_behind():
+    gone.wait()
+    logging.getLogger("ray").error("no Ray")
+    raise RuntimeError("no Ray")
+def main():
+    thread = threading.Thread(target=left_behind, daemon=True)
+    thread.start()
+    atexit.register(lambda: (gone.set(), thread.join()))
+    print("working", flush=True)
+    forever()
+run(main, "interrupted: 3 things are kept")
+"""
+
+
+def test_a_thread_that_loses_its_ray_at_the_end_tells_nothing(tmp_path: Path) -> None:
+    with script(tmp_path, LEFT_BEHIND) as terminal:
+        terminal.wait_for(r"working\n")
+        terminal.press()
+        assert terminal.ended() == 130
+        assert terminal.lines[-1] == "interrupted: 3 things are kept"
+        assert "no Ray" not in terminal.text
+
+
 ASKING = """
 import signal
 def main():
