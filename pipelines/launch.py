@@ -12,7 +12,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 
 from infra.storage import pyarrow_filesystem
 from pipelines.data.ingest import IngestConfig, Stream, remaining
-from pipelines.failures import user_error
+from pipelines.failures import Repeats, last_word, of_worker, user_error
 from pipelines.leaving import Cause
 from pipelines.mailbox import Event
 from pipelines.recipe import Recipe
@@ -25,16 +25,20 @@ if TYPE_CHECKING:
 
 
 class _Failures(ray.train.UserCallback):
-    """On Train's controller: a user's error ends the run, any other failure is told and tried again."""
+    """On Train's controller: a user's error ends the run, and one that repeats; any other is told and tried again."""
 
     def __init__(self, mailbox: ActorHandle[Any]) -> None:
         self._mailbox = mailbox
+        self._repeats = Repeats()
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         for error in worker_exceptions.values():
             found = user_error(error)
             if found is not None:
                 raise found  # an error of the controller itself is not tried again
+        repeated = self._repeats.find(worker_exceptions)
+        if repeated is not None:
+            raise last_word(repeated)
         rank, error = next(iter(worker_exceptions.items()))
         text = f"worker {rank} failed ({type(error).__name__}): going on from the last checkpoint"
         self._mailbox.put.remote(Event(text=text, training=False))
@@ -69,6 +73,7 @@ def launch(
 
     Raises:
         UserError: a worker or a data task met one.
+        Exception: what a worker raised twice in a row at the same step.
         ray.train.TrainingFailedError: more failures than `run.max_failures`.
     """
     run = recipe.run
@@ -102,7 +107,7 @@ def launch(
     try:
         cause: Cause = trainer.fit().return_value  # type: ignore[attr-defined]  # annotated as Train V1's
     except Exception as error:
-        found = user_error(error)
+        found = user_error(error) or of_worker(error)
         if found is None:
             raise
         raise found from None

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import ray
 import ray.train
 
 from infra.storage import open_store
@@ -15,7 +16,7 @@ from pipelines.data.ingest import Stream
 from pipelines.data.ledger import Ledger
 from pipelines.data.ordered import opened
 from pipelines.data.stages import DataTimes
-from pipelines.failures import told_plainly
+from pipelines.failures import note, told_plainly
 from pipelines.leaving import Cause, Leaving
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.monitoring import RunMetrics
@@ -60,12 +61,18 @@ class Job:
 def train_worker(config: dict[str, Any]) -> Cause:
     """One rank of the run, from whatever the run folder holds to its last step, or to where there is cause to leave."""
     job: Job = config["job"]
+    worker: _Worker | None = None
     with told_plainly():
-        worker = _Worker(job)
         try:
+            worker = _Worker(job)
             return worker.run()
+        except Exception as error:
+            start, rank = ray.get_runtime_context().get_actor_id(), ray.train.get_context().get_world_rank()
+            note(error, start=start or "", rank=rank, step=worker.at if worker else 0)
+            raise
         finally:
-            worker.close()
+            if worker:
+                worker.close()
 
 
 class _Worker:
@@ -85,6 +92,7 @@ class _Worker:
         self.folder = RunFolder(open_store(job.stream.run_uri))
         self.asked_at = time.monotonic()
         self.told_at = 0.0
+        self.at = 0  # the step that is under way
         self.leaving = Leaving(self.device)
         self.shown = RunMetrics(recipe.run_name, self.rank, self.world_size)
         self.sampler = None
@@ -159,6 +167,7 @@ class _Worker:
         """The feed's shares, with the driver told of the progress between them."""
         for step, share in enumerate(self.feed.shares(start), start):
             self.sink.watch()
+            self.at = step
             yield share
             self._progress(step + 1)
 

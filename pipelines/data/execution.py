@@ -1,4 +1,4 @@
-"""How the pipelines have Ray Data execute: silently, and on no more CPUs than there should be for it."""
+"""How the pipelines have Ray Data execute: silently, without busy waiting, on no more CPUs than it may hold."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 
 def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:
-    """The same dataset, without Ray's progress bars and reports, since the pipelines show their own progress.
+    """Return the same dataset without Ray's progress bars, reports, and busy waiting.
 
-    What goes wrong comes out as an exception, and need not be told twice.
+    The pipelines show their own progress. What goes wrong comes out as an exception, and need not be told twice.
     """
     from ray.util.debug import log_once
+
+    from pipelines.ray_internals import paused
 
     log_once("ray_data_progress_manager_disabled")  # Ray warns once that the bars are off; this was the once
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     dataset.context.enable_progress_bars = False
     dataset.context.print_on_execution_start = False
-    return dataset
+    return paused(dataset)
 
 
 def within(dataset: ray.data.Dataset, *, held: float = 0.0, most: float = math.inf) -> ray.data.Dataset:
