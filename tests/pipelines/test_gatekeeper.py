@@ -203,7 +203,8 @@ def test_what_was_rolled_back_does_not_come_in_again(tracking: Tracking, colours
     version, decision = offer(tracking, colours.data, run_id, 2)
     assert (version.number, decision.promote) == (2, False)
     assert decision.reason.startswith("it was rolled back at 20")
-    assert decision.reason.endswith("and only --promote brings it back")
+    assert "; to use it all the same: " in decision.reason
+    assert "pipelines/register.py --promote colours 2 --home " in decision.reason
     third, decision = offer(tracking, colours.data, run_id, 3)
     assert decision.promote
     present = champion(tracking, NAME)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -199,6 +200,20 @@ def test_arrays_in_python(registry: Registry) -> None:
     (one,) = model.predict(images[0])
     np.testing.assert_allclose(list(one["probabilities"].values()), expected[0], atol=1e-6)
     assert [model.predict(given)[0]["class"] for given in (FILE, [FILE], IMAGE, [{"image": IMAGE}])] == ["lime"] * 4
+
+
+def test_the_snippet_of_the_docs(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[3] / "docs/serving.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert "models:/photos@champion" in snippet and "28, 28" in snippet
+    registry.champion_is(registry.first)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.tracking.uri)
+    monkeypatch.chdir(tmp_path)
+    Path("shirt.png").write_bytes(FILE)
+    exec(snippet.replace("photos@", "served@").replace("28, 28", f"{SIZE}, {SIZE}"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 8
 
 
 @pytest.mark.parametrize(
