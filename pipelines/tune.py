@@ -1,4 +1,4 @@
-"""Tune: `python pipelines/tune.py SPACE [--set section.key=value …] [--list] [--finalize]`.
+"""Tune: `python pipelines/tune.py SPACE [--set section.key=value …] [--list] [--retry-failed] [--finalize]`.
 
 SPACE is a TOML file of what differs between the trials of a study, or the name of a shipped one (docs/tuning.md). Every
 trial is what `train.py` makes of its recipe: its own folder, its own MLflow run below the study's. After any
@@ -44,11 +44,17 @@ def main() -> None:
     if arguments.list:
         console.print(_listing(study))
         return
+    if arguments.retry_failed:
+        study.ledger.retry_failed()
     run_id = study.run()
     console.print(to_markdown(plan, study.ledger.trials))
     winner = best(study.ledger.trials)
     if winner is None:
-        raise UserError(f"no trial of study {plan.space.name} has reported anything: {study.ledger.trials[0].reason}")
+        reason = study.ledger.trials[0].reason
+        raise UserError(
+            f"no trial of study {plan.space.name} has reported anything: {reason}. Once that is put right, "
+            "--retry-failed tries them again"
+        )
     if arguments.finalize:
         from pipelines.tuning.finalize import finalize
 
@@ -60,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Search a space of recipes under a budget of compute.")
     parser.add_argument("space", nargs="?", metavar="SPACE", help=f"file, or shipped name: {', '.join(shipped())}")
     parser.add_argument("--list", action="store_true", help="show the study's trials and where they stand; run nothing")
+    told = "try trials that failed again, each from its last checkpoint, under its number"
+    parser.add_argument("--retry-failed", action="store_true", help=told)
     told = "write the winner's recipe, train it at the full budget, and offer it to the registry's gate"
     parser.add_argument("--finalize", action="store_true", help=told)
     cli.add_set(parser)
@@ -73,7 +81,9 @@ def _listing(study: Study) -> Table:
     for trial in ranked(study.ledger.trials):
         values = [str(trial.present[key]) for key in keys]
         reports = f"{trial.last}/{space.budget.reports}"
-        table.add_row(f"{trial.number:03d}", trial.state, reports, f"{trial.accuracy:.2%}", *values)
+        table.add_row(
+            f"{trial.number:03d}", trial.state, reports, f"{trial.accuracy:.2%}" if trial.reports else "-", *values
+        )
     planned = space.trials - len(study.ledger)
     if planned:
         table.add_row("…", "not begun", f"{planned} trials")

@@ -103,6 +103,17 @@ class Ledger:
         """Trials that an earlier process began and did not bring to an end."""
         return [trial for trial in self.trials if not trial.over]
 
+    @property
+    def failed(self) -> list[Trial]:
+        """Trials that ended with an error."""
+        return [trial for trial in self.trials if trial.state == "failed"]
+
+    def retry_failed(self) -> None:
+        """Have failed trials run again: under their numbers, in their run folders, from their last checkpoints."""
+        for trial in self.failed:
+            trial.state, trial.reason = "running", ""
+            self.keep(trial)
+
     def add(self, values: dict[str, Any], compute: float) -> Trial:
         """A new trial, in storage before anything runs."""
         trial = Trial(number=len(self.trials), values=values, compute=compute)

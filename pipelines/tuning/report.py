@@ -60,6 +60,9 @@ def to_markdown(plan: Plan, trials: Sequence[Trial]) -> str:
 def _caption(plan: Plan, trials: Sequence[Trial]) -> str:
     states = {state: sum(trial.state == state for trial in trials) for state in ("finished", "stopped", "failed")}
     counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    failed = [trial for trial in trials if trial.state == "failed"]
+    if failed:
+        counts += f" (trial {failed[0].number:03d}: {failed[0].reason})"
     return (
         f"{len(trials)} trials: {counts}. They computed {spent_share(plan, trials):.0%} of what all of them in full "
         "would have. Accuracy: of each trial's last report; compute: its share of the whole trial."

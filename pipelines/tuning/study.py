@@ -72,7 +72,7 @@ class Study:
         """
         state = self._state()
         if self.over and state["delivered"] == self._delivery:
-            self.console.print(f"study {self.plan.space.name} is finished: nothing to do")
+            self.console.print(f"study {self.plan.space.name} is finished: nothing to do{self._failures()}")
             return str(state["run_id"])
         run = self.plan.base.run
         workers, _ = run.workers
@@ -88,6 +88,14 @@ class Study:
             publish(self.plan, self.ledger, self.store, tracker)
         self._remember({**state, "run_id": tracker.run_id, "delivered": self._delivery})
         return tracker.run_id
+
+    def _failures(self) -> str:
+        """Say how many trials failed, why the first did, and what tries them again; "" if none failed."""
+        failed = self.ledger.failed
+        if not failed:
+            return ""
+        first = f"trial {failed[0].number:03d}: {failed[0].reason}"
+        return f". {len(failed)} of {len(self.ledger)} trials failed ({first}): --retry-failed tries them again"
 
     def _tune(self, run_id: str, samples: int) -> None:
         from ray import tune

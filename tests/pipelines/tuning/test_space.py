@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
+from rich.console import Console
 
 from infra.errors import UserError
+from pipelines import tune
 from pipelines.budget import compute, time_at
 from pipelines.recipe import build_recipe, load_recipe
 from pipelines.tuning.distributions import Distribution
 from pipelines.tuning.plan import Plan
+from pipelines.tuning.report import to_markdown
 from pipelines.tuning.space import load_space, shipped
+from pipelines.tuning.study import Study
 from tests.pipelines.tuning.conftest import Spaces
 
 
@@ -145,6 +152,38 @@ def test_a_trial_that_equal_compute_stretches_says_so(spaces: Spaces) -> None:
 def test_keys_of_ray_tune_are_answered_with_ours(spaces: Spaces, more: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         spaces.plan(more)
+
+
+def test_failed_trials_are_named_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a finished study says of them, and what --retry-failed makes of the ledger; nothing is trained here."""
+    plan = Spaces(tmp_path, data="nowhere").plan(**{"trials = 4": "trials = 2"})
+    study = Study(plan, Console(soft_wrap=True))
+    for rate in (0.5, 1.0):
+        trial = study.ledger.add({"optim.lr_per_256": rate, "model.depths": [1, 1, 1]}, 1.0)
+        trial.state, trial.reason = "failed", "no manifest.json in nowhere"
+        study.ledger.keep(trial)
+    assert "(trial 000: no manifest.json in nowhere)" in to_markdown(plan, study.ledger.trials)
+    study._remember({**study._state(), "run_id": "1", "delivered": study._delivery})
+    assert study.run() == "1"
+    told = " ".join(capsys.readouterr().out.split())
+    assert "is finished: nothing to do. 2 of 2 trials failed (trial 000: no manifest.json in nowhere)" in told
+    assert told.endswith("--retry-failed tries them again")
+    monkeypatch.setattr(sys, "argv", ["tune.py", str(tmp_path / "study.toml"), "--list"])
+    tune.main()
+    listed = capsys.readouterr().out
+    assert listed.count("failed") == 2 and "0.00%" not in listed
+    monkeypatch.setattr(sys, "argv", ["tune.py", str(tmp_path / "study.toml")])
+    with pytest.raises(UserError, match=r"no trial of study study has reported anything: no manifest.* --retry-failed"):
+        tune.main()
+    Study(plan, Console(quiet=True)).ledger.retry_failed()
+    again = Study(plan, Console(quiet=True))
+    assert [(trial.number, trial.state, trial.reason) for trial in again.ledger.interrupted] == [
+        (0, "running", ""),
+        (1, "running", ""),
+    ]
+    assert not again.over
 
 
 def test_a_space_that_is_not_there() -> None:
