@@ -38,10 +38,10 @@ audit: $(READY) ## look every locked dependency up in the database of known vuln
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
 services: $(READY) ## start S3, MLflow and Prometheus for development, on loopback (SERVICES=… for another folder)
-	$(BIN)/python -m infra.services start --folder $(SERVICES)
+	$(BIN)/python -m infra.services start --folder "$(SERVICES)"
 
 services-stop: $(READY) ## stop them; their state stays in the folder
-	$(BIN)/python -m infra.services stop --folder $(SERVICES)
+	$(BIN)/python -m infra.services stop --folder "$(SERVICES)"
 
 ui: $(READY) ## show the runs kept in runs/ (RUNS=… for another folder) at http://127.0.0.1:5000 (PORT=… for another port)
 	@test -f "$(RUNS)/mlflow.db" || { echo "error: no $(RUNS)/mlflow.db yet: run make demo first" >&2; exit 2; }

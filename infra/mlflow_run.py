@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ def _experiment(client: MlflowClient, tracking: Tracking, info: RunInfo) -> str:
             if found is None:
                 raise error
     if found.lifecycle_stage != "active":
-        restore = f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        restore = _mlflow(tracking, f"experiments restore --experiment-id {found.experiment_id}")
         raise UserError(f"the MLflow experiment {name!r} was deleted: `{restore}`, or choose another name")
     if _MODEL_TRAINING[0] not in found.tags:  # of an earlier version of ours, or made by hand
         client.set_experiment_tag(found.experiment_id, *_MODEL_TRAINING)
@@ -104,9 +105,17 @@ def _revive(client: MlflowClient, tracking: Tracking, run_id: str) -> Run:
             f"MLflow at {tracking.description} has no run {run_id}, which this job began: {hint}"
         ) from error
     if run.info.lifecycle_stage != "active":
-        raise UserError(f"the MLflow run {run_id} was deleted: `mlflow runs restore --run-id {run_id}`")
+        restore = _mlflow(tracking, f"runs restore --run-id {run_id}")
+        raise UserError(f"the MLflow run {run_id} was deleted: `{restore}`")
     client.update_run(run_id, status="RUNNING")
     return run
+
+
+def _mlflow(tracking: Tracking, arguments: str) -> str:
+    """The command of MLflow's own, which looks elsewhere unless the environment names the place."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return f"mlflow {arguments}"
+    return f"env MLFLOW_TRACKING_URI={shlex.quote(tracking.uri)} mlflow {arguments}"
 
 
 def _describe(client: MlflowClient, run_id: str, params: Mapping[str, object], tags: Mapping[str, str]) -> None:

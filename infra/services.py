@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from infra.mlflow_server import DATABASE, serve_mlflow
 from infra.prometheus_server import installed, serve_prometheus
 from infra.s3_server import serve_s3
 
+_FOLDER = Path("runs/services")
 _S3_PORT = 8333
 _BUCKET = "resnet-ray"
 _START_TIMEOUT_S = 240.0
@@ -61,7 +63,7 @@ class Services:
             UserError: they run already, or one does not start.
         """
         if self.alive():
-            raise UserError(f"the services of {self.folder} run already: make services-stop ends them")
+            raise UserError(f"the services of {self.folder} run already: `{self._make('services-stop')}` ends them")
         self._make_folder()
         end_when_told()
         processes: dict[str, int] = {}
@@ -134,9 +136,15 @@ class Services:
     def status(self) -> str:
         """What runs and where, as `start` tells it."""
         if not (self.alive() and self.environment.exists()):
-            raise UserError(f"no services run from {self.folder}: make services starts them")
+            raise UserError(f"no services run from {self.folder}: `{self._make('services')}` starts them")
         told = (line[2:] for line in self.environment.read_text().splitlines() if line.startswith("# "))
-        return "\n".join([*told, f"use them    . {os.path.relpath(self.environment)}"])
+        place = os.path.relpath(self.environment)
+        return "\n".join([*told, f"use them    . {shlex.quote(place if '/' in place else f'./{place}')}"])
+
+    def _make(self, target: str) -> str:
+        """The shell command that makes this target for this folder."""
+        default = self.folder == _FOLDER.absolute()
+        return shlex.join(["make", target, *([] if default else [f"SERVICES={self.folder}"])])
 
     def _processes(self) -> dict[str, psutil.Process]:
         """Those on record that run, by name; a pid that went to another process since is not one of ours."""
@@ -200,7 +208,7 @@ def _ended(process: psutil.Process) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m infra.services", description="S3, MLflow and Prometheus here.")
     parser.add_argument("action", choices=["start", "stop", "status", "run"])
-    parser.add_argument("--folder", type=Path, default=Path("runs/services"), help="default: runs/services")
+    parser.add_argument("--folder", type=Path, default=_FOLDER, help=f"default: {_FOLDER}")
     arguments = parser.parse_args()
     services = Services(folder=arguments.folder.absolute())
     match arguments.action:

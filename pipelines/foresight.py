@@ -44,6 +44,13 @@ def data_warnings(store: Store, manifest: Manifest) -> list[str]:
     return [f"warning: {line}" for line in _class_warnings(store, manifest)]
 
 
+def epochs(steps: int, steps_per_epoch: float) -> str:
+    """How many epochs these steps are: a whole number where no step is missing to it."""
+    found = steps / steps_per_epoch
+    whole = abs(found - round(found)) * steps_per_epoch < 1 and round(found) > 0
+    return f"{found:.0f}" if whole else f"{found:.2f}".rstrip("0").rstrip(".")
+
+
 def _data_line(recipe: Recipe, manifest: Manifest) -> str:
     splits = ", ".join(f"{rows:,} {split}" for split, rows in manifest.splits.items())
     what = f"{splits} images of {len(manifest.class_names):,} classes, stored as {_form(manifest.stored)}"
@@ -73,10 +80,9 @@ def _model_line(recipe: Recipe) -> str:
 def _run_line(recipe: Recipe, manifest: Manifest) -> str:
     samples, batch = manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size
     steps = total_steps(recipe.schedule, samples, batch)
-    epochs = f"{steps * batch / samples:.2f}".rstrip("0").rstrip(".")
     parts = [
         f"{steps:,} steps",
-        f"{epochs} epochs of {samples / batch:,.0f}",
+        f"{epochs(steps, samples / batch)} epochs of {samples / batch:,.0f}",
         f"batch {batch:,}",
         f"peak rate {recipe.optim.peak_lr:.3g}",
         f"{_workers(recipe)} on {'GPU' if recipe.run.use_gpu else 'CPU'}",

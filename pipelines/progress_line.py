@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from pipelines.foresight import epochs
 from pipelines.mailbox import Event, Message, Progress, Recorded
 from pipelines.telemetry import waiting
 from resnet_core.reaction import held_out
@@ -81,7 +82,7 @@ class ProgressLine:
         loss = self._latest.get("train/loss")
         left_s = (self.total_steps - self._step) * self.global_batch_size / self._rate
         ended = self._step == self.total_steps
-        length = f"{self.total_steps / self.steps_per_epoch:.2f}".rstrip("0").rstrip(".")
+        length = epochs(self.total_steps, self.steps_per_epoch)
         parts = [
             f"epoch {length if ended else format(self._step / self.steps_per_epoch, '.2f')}/{length}",
             f"step {self._step}/{self.total_steps}",

@@ -106,7 +106,7 @@ def test_a_second_start_changes_nothing(services: Services):
     before = services.environment.read_text()
     services.start()
     assert services.environment.read_text() == before
-    with pytest.raises(UserError, match="run already"):
+    with pytest.raises(UserError, match="run already: `make services-stop SERVICES="):
         services.run()
 
 
@@ -141,5 +141,5 @@ def test_stop_leaves_nothing(tmp_path: Path, how: signal.Signals):
     assert [process for process in processes if runs(process)] == []
     assert not services.environment.exists() and not (folder / "processes.json").exists()
     assert (folder / "s3" / "mine").is_dir()
-    with pytest.raises(UserError, match="no services run"):
+    with pytest.raises(UserError, match=r"no services run .*: `make services SERVICES="):
         services.status()

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -179,12 +181,19 @@ def test_a_run_that_mlflow_does_not_know(tracking: Tracking) -> None:
         _start(tracking, run_id="0123abcd")
 
 
-def test_a_deleted_run_is_named(tracking: Tracking) -> None:
+def test_a_deleted_run_is_named_with_the_command_that_brings_it_back(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = _start(tracking)
     tracker.finish("FINISHED", timeout_s=30)
     connect(tracking).delete_run(tracker.run_id)
-    with pytest.raises(UserError, match=f"run {tracker.run_id} was deleted: `mlflow runs restore"):
+    with pytest.raises(UserError, match=f"run {tracker.run_id} was deleted: `env MLFLOW_TRACKING_URI=") as refused:
         _start(tracking, run_id=tracker.run_id)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    restore = str(refused.value).split("`")[1]  # runs as it stands
+    subprocess.run(restore, shell=True, env={**os.environ, "PATH": path}, check=True, capture_output=True)
+    _start(tracking, run_id=tracker.run_id).finish("FINISHED", timeout_s=30)
 
 
 def test_where_tracking_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
