@@ -93,7 +93,10 @@ def _multiply_adds(model: ModelConfig, size: int) -> int:
     from resnet_core.models.cost import cost
 
     if not model.num_classes:
-        raise UserError("equal_compute: multiply-adds depend on the classes: give set.model.num_classes")
+        raise UserError(
+            "equal_compute: multiply-adds depend on the number of classes: prepare the data set first, or give "
+            "set.model.num_classes"
+        )
     return cost(model.variant, size=size, num_classes=model.num_classes).multiply_adds
 
 

@@ -10,7 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from infra.errors import UserError
+from infra.storage import open_store
 from pipelines.budget import at_equal_compute, compute, stretched, time_at
+from pipelines.data.manifest import MANIFEST, load_manifest
 from pipelines.paths import Here, here
 from pipelines.recipe import Recipe, build_recipe, load_recipe, located
 from pipelines.tuning.space import POPULATION, Space, flattened
@@ -44,7 +46,7 @@ class Plan:
         # a study trains many models to compare them; a recipe's own registration is not asked for
         settings = {"run.register_as": "", **flattened(self.space.set), **self.overrides}
         try:
-            return load_recipe(self.space.recipe, settings)
+            return _with_classes(load_recipe(self.space.recipe, settings))
         except UserError as error:
             raise UserError(f"space {self.space.name}: {error}") from error
 
@@ -161,3 +163,12 @@ class Plan:
 
 def _told(values: Values) -> str:
     return ", ".join(f"{key} = {value!r}" for key, value in values.items())
+
+
+def _with_classes(recipe: Recipe) -> Recipe:
+    """Fill in model.num_classes, which decides the multiply-adds, from the data set where there is one already."""
+    store = open_store(recipe.data.uri)
+    if recipe.model.num_classes or not store.exists(MANIFEST):
+        return recipe
+    classes = len(load_manifest(store).class_names)
+    return build_recipe({}, {**recipe.flat(), "model.num_classes": classes}, where=recipe.name)

@@ -17,12 +17,25 @@ from pipelines.tuning.plan import Plan
 from pipelines.tuning.report import to_markdown
 from pipelines.tuning.space import load_space, shipped
 from pipelines.tuning.study import Study
+from tests.pipelines.conftest import Coloured
 from tests.pipelines.tuning.conftest import Spaces
 
 
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_spaces_have_recipes_that_can_be_trained(name: str) -> None:
-    Plan(load_space(name), {}).check()
+    own_images = {"model.num_classes": 10} if name == "my_images" else {}  # else the data set tells
+    Plan(load_space(name), own_images).check()
+
+
+def test_the_number_of_classes_comes_from_the_data_set(colours: Coloured) -> None:
+    plan = Plan(load_space("my_images"), {"data.uri": colours.store.uri})
+    plan.check()
+    assert plan.base.model.num_classes == 3
+
+
+def test_a_space_of_a_data_set_that_is_not_there_yet_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="prepare the data set first"):
+        Plan(load_space("my_images"), {"data.uri": str(tmp_path / "none")}).check()
 
 
 def test_values_of_shares() -> None:
