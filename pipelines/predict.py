@@ -27,6 +27,7 @@ from infra.errors import USER_ERROR_STATUS, UserError
 from infra.interruption import explained
 from infra.mlflow_client import resolve_tracking
 from infra.registry import CHAMPION, LoadedModel, load
+from infra.stderr import left_out
 from infra.storage import Store, open_store
 from pipelines import cli
 from pipelines.chosen_model import chosen_model, described
@@ -43,6 +44,9 @@ from pipelines.data.unlabelled.images import Images, decoded
 _PRINTED_ROWS = 64  # images at once
 _NAMED_BAD = 20  # lines for images that are not classified; the column reason has all
 _ACTORS = os.cpu_count() or 1
+# Ray's core says of each actor of Ray Data, as an error, that its arguments may get lost (ray-project/ray issue 53727).
+# This process holds them to the end.
+_FALSE_ALARM = b"has constructor arguments in the object store and max_restarts > 0"
 
 
 def main() -> int:
@@ -149,13 +153,10 @@ def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) 
     collector = Collector(store=store, layout=layout, class_names=model.metadata["class_names"])
     missing = layout.missing(store)
     if missing:
-        # Ray's core says of every actor of Ray Data, as an error, that its arguments may get lost, which this process
-        # holds to the end (ray-project/ray issue 53727).
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         with explained(lambda: _kept(layout, store)):
             infra.cluster.connect(min_cpus=1)
             console.print(f"classifying {wanted.images.description} with {model.version.uri}")
-            with PredictBar(console, total=layout.total, found=layout.written(store)) as bar:
+            with left_out(_FALSE_ALARM), PredictBar(console, total=layout.total, found=layout.written(store)) as bar:
                 for block in classify(wanted, layout, missing):
                     bad.tell(block)
                     collector.add(block)
