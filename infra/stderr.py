@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _STDERR = 2
+_PATIENCE_S = 5.0  # a process that the block has started may hold the pipe
 
 
 @contextmanager
@@ -25,9 +26,10 @@ def left_out(mark: bytes) -> Iterator[None]:
         yield
     finally:
         sys.stderr.flush()
-        os.dup2(kept, _STDERR)  # closes the pipe's last writer
-        thread.join()
-        os.close(kept)
+        os.dup2(kept, _STDERR)  # ends the pipe
+        thread.join(_PATIENCE_S)
+        if not thread.is_alive():
+            os.close(kept)
 
 
 def _forward(reader: int, kept: int, mark: bytes) -> None:
