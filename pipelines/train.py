@@ -8,10 +8,8 @@ in the same MLflow run; once finished it says so and does nothing.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -20,12 +18,6 @@ if not __package__:
     listen()
 
 from pipelines import cli
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from pipelines.outcome import Outcome
-    from pipelines.recipe import Recipe
 
 
 def main() -> None:
@@ -36,9 +28,10 @@ def main() -> None:
     console.print(f"starting {arguments.recipe}")  # before the imports, which take seconds on a busy machine
     from pipelines.driver import train
     from pipelines.recipe import load_recipe, parse_overrides
+    from pipelines.summary import summarise
 
     recipe = load_recipe(arguments.recipe, parse_overrides(arguments.settings))
-    _summarise(console, recipe, train(recipe, console))
+    summarise(console, recipe, train(recipe, console))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,34 +59,6 @@ def _shown(arguments: argparse.Namespace) -> bool:
 
         sys.stdout.write(to_markdown())
     return bool(arguments.list or arguments.show or arguments.keys)
-
-
-def _summarise(console: Console, recipe: Recipe, outcome: Outcome) -> None:
-    from pipelines.data.quarantine import QUARANTINE
-    from pipelines.next_command import command, home_option, ui_command
-    from pipelines.paths import shown
-    from pipelines.verdict import promote_command, registered
-
-    for line in outcome.lines():
-        console.print(line)
-    if outcome.data_limit:
-        console.print(f"data        {outcome.data_limit}")
-    if outcome.retries:
-        console.print(f"storage     {outcome.retries:,} requests had to be repeated")
-    if outcome.bad_samples:
-        report = f"{recipe.run.home}/{recipe.run_name}/{QUARANTINE}"
-        console.print(f"bad data    {outcome.bad_samples:,} samples left out, named in {shown(report)}")
-    if outcome.model:
-        console.print(f"registered  {registered(outcome.model, champion=outcome.champion, reason=outcome.reason)}")
-    console.print(f"run folder  {shown(f'{recipe.run.home}/{recipe.run_name}')}   (MLflow run {outcome.run_id})")
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
-        console.print(f"MLflow UI   {ui_command(recipe.run.home)}")
-    if outcome.model:
-        model = f"{outcome.model.rpartition('/')[0]}@champion" if outcome.champion else outcome.model
-        options = ["--model", model, *home_option(recipe.run.home)]
-        console.print(f"classify    {command('predict', shown(outcome.example), *options)}")
-        if not outcome.champion:
-            console.print(f"promote     {promote_command(outcome.model, recipe.run.home)}")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from infra.errors import UserError
 from pipelines import cli
+from pipelines.next_command import command
 from pipelines.paths import shown
 from pipelines.recipe import parse_overrides
 from pipelines.tuning.plan import Plan
@@ -60,6 +61,9 @@ def main() -> None:
 
         finalize(study, winner, run_id)
     console.print(f"table and figures  {shown(study.store.description)}   (MLflow run {run_id})")
+    if not arguments.finalize:
+        settings = [part for text in arguments.settings for part in ("--set", text)]
+        console.print(f"train the winner   {command('tune', arguments.space, *settings, '--finalize')}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,9 +6,9 @@ from infra.errors import UserError
 from pipelines.driver import train
 from pipelines.next_command import command
 from pipelines.paths import shown
+from pipelines.summary import summarise
 from pipelines.tuning.ledger import Trial, run_name
 from pipelines.tuning.study import Study
-from pipelines.verdict import registered
 
 WINNER = "winner.toml"
 
@@ -33,8 +33,4 @@ def finalize(study: Study, winner: Trial, run_id: str) -> None:
     study.console.print(f"winner      trial {winner.number:03d}: {shown(f'{study.store.description}/{WINNER}')}")
     outcome = train(recipe, study.console, parent_run_id=run_id)
     study.console.print(f"final       trained with its own seed; the trial had {winner.accuracy:.2%} in the study")
-    for line in outcome.lines():
-        study.console.print(line)
-    if outcome.model:
-        line = registered(outcome.model, champion=outcome.champion, reason=outcome.reason)
-        study.console.print(f"registered  {line}")
+    summarise(study.console, recipe, outcome)
