@@ -11,6 +11,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _FILES = (
     "infra/__init__.py",
     "infra/errors.py",
+    "infra/interruption.py",
+    "infra/nearest.py",
     "pipelines/__init__.py",
     "pipelines/data/__init__.py",
     "pipelines/data/boxes.py",
