@@ -282,7 +282,7 @@ def _fit(
         return training
 
     with carrying(mailbox, tracker, line, Standstill(recipe.run)), stop_on_signals(stop) as asked:
-        cause = Cause.PREEMPTED
+        cause = Cause.STOPPED if reporting and reporting.enter(mailbox) else Cause.PREEMPTED
         while cause == Cause.PREEMPTED:  # on the nodes that stay, from the checkpoint just committed
             cause = launch(recipe, stream, start_uri(recipe.model), mailbox, reporting)
         if cause == Cause.STOPPED or asked.is_set():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray.train
 
 if TYPE_CHECKING:
+    from ray.actor import ActorHandle
+
     from pipelines.sink import Sink
     from resnet_core.state import TrainState
 
@@ -22,6 +24,8 @@ class Reporting:
     once: str  # names its MLflow run among all of the experiment: a trial has one, whatever was killed when
     tags: Mapping[str, str]  # of its MLflow run
     callbacks: tuple[Any, ...] = ()  # of Ray Train's controller: one that hands reports on to Tune
+    enter: Callable[[ActorHandle[Any]], bool] = lambda mailbox: False
+    """Tell the study by which mailbox the run is stopped; whether the study is being stopped already."""
     data_cpus: float = math.inf  # most that the run's data tasks hold at once, so that no trial starves another
 
 

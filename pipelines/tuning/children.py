@@ -12,7 +12,7 @@ from rich.console import Console
 
 from infra.errors import UserError
 from infra.storage import open_store
-from infra.tracking import RunInfo, Tracker, resolve_tracking
+from infra.tracking import RunInfo, Status, Tracker, resolve_tracking
 from pipelines import cli
 from pipelines.checkpoint import RUN, RunFolder
 from pipelines.tuning.ledger import Ledger, State, Trial, run_name
@@ -20,11 +20,20 @@ from pipelines.tuning.plan import Plan
 
 _PATIENCE_S = 60.0
 _DYING_S = 3.0  # a stopped trial's own driver may still be delivering
-_NAMES: dict[State, str] = {"stopped": "stopped early", "finished": "finished", "failed": "failed"}
+_NAMES: dict[State, str] = {
+    "running": "interrupted",
+    "stopped": "stopped early",
+    "finished": "finished",
+    "failed": "failed",
+}
+_STATUS: dict[State, Status] = {"running": "KILLED", "stopped": "FINISHED", "finished": "FINISHED", "failed": "FAILED"}
 
 
 class Children:
-    """Closes the runs of trials that are over, behind the study; those of an earlier process's trials as well."""
+    """Closes the runs of trials that are over or interrupted, behind the study.
+
+    Those of an earlier process's trials as well.
+    """
 
     def __init__(self, plan: Plan, ledger: Ledger, console: Console) -> None:
         self._plan, self._console = plan, console
@@ -68,7 +77,7 @@ class Children:
         newest = folder.newest(self._console.print)
         for record in newest.records if newest else ():
             tracker.log(record)
-        tracker.finish("FAILED" if trial.state == "failed" else "FINISHED", _PATIENCE_S)
+        tracker.finish(_STATUS[trial.state], _PATIENCE_S)
 
 
 def trial_name(trial: Trial) -> str:

@@ -48,6 +48,7 @@ class Journal(TrialScheduler):
         self._inner: Any = build_scheduler(plan, self._decide)
         self._seen = dict.fromkeys(range(plan.space.trials), 0)  # by this process, trial -> last report
         self._added: set[int] = set()
+        self.stopping = False  # the study: a trial that ends now goes on with the next command
         if not self._repeats:
             self._tell_again()
 
@@ -126,6 +127,8 @@ class Journal(TrialScheduler):
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         known = self._ledger.trials[trial.config[NUMBER]]
+        if self.stopping and known.last < self._reports:
+            return
         self._end(known, "finished")
         stand = self._stand(known.number, trial)
         if known.reports:
@@ -135,6 +138,8 @@ class Journal(TrialScheduler):
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """A trial that was waiting is stopped."""
+        if self.stopping:
+            return
         number = trial.config[NUMBER]
         self._end(self._ledger.trials[number], "stopped")
         self._inner.on_trial_remove(tune_controller, self._stand(number, trial))
@@ -144,6 +149,8 @@ class Journal(TrialScheduler):
         self._inner.on_trial_error(tune_controller, self._stand(trial.config[NUMBER], trial))
 
     def failed(self, trial: Any) -> None:
+        if self.stopping:
+            return
         lines = Path(trial.error_file).read_text().split("\n") if trial.error_file else []
         reason = next((line for line in reversed(lines) if line.strip()), "its process was lost")
         self._end(self._ledger.trials[trial.config[NUMBER]], "failed", reason)

@@ -35,9 +35,11 @@ class Progress(Callback):
         known = self._ledger.trials[trial.config[NUMBER]]
         reports = self._plan.space.budget.reports
         told = known.reason if known.state == "failed" else f"accuracy {known.accuracy:.2%} at {known.last}/{reports}"
-        self._console.print(f"trial {known.number:03d} {known.state}: {told}")
+        state = known.state if known.over else "interrupted"
+        self._console.print(f"trial {known.number:03d} {state}: {told}")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._journal.failed(trial)
         known = self._ledger.trials[trial.config[NUMBER]]
-        self._console.print(f"trial {known.number:03d} failed: {known.reason}")
+        if known.over:
+            self._console.print(f"trial {known.number:03d} failed: {known.reason}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from rich.console import Console
 import infra.cluster
 from infra.capacity import most_of
 from infra.errors import UserError
+from infra.interruption import asking, explained
 from infra.storage import open_store
 from infra.tracking import RunInfo, Tracker, resolve_tracking
 from pipelines import cli
@@ -43,6 +45,7 @@ _QUIET = {
     "TUNE_WARN_THRESHOLD_S": "5",
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
     "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which ends the trials and commits nothing: `stopping.py` instead
 }
 # Tune copies these into its actors' runtime_env, which Ray shows in logs and dashboard; where trials run, they are set.
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
@@ -81,9 +84,9 @@ class Study:
         manifest = find_data(self.plan.base, open_store(self.plan.base.data.uri), self.console)
         samples = manifest.splits[self.plan.base.data.train_split]
         tracker = self._start_tracker(state)
-        with tracker.finished_after(DELIVERY_PATIENCE_S):
+        with explained(self._kept), tracker.finished_after(DELIVERY_PATIENCE_S):
             if not self.over:
-                self._tune(tracker.run_id, samples)
+                self._tune(tracker, samples)
             write_report(self.plan, self.ledger, self.store)
             publish(self.plan, self.ledger, self.store, tracker)
         self._remember({**state, "run_id": tracker.run_id, "delivered": self._delivery})
@@ -97,7 +100,12 @@ class Study:
         first = f"trial {failed[0].number:03d}: {failed[0].reason}"
         return f". {len(failed)} of {len(self.ledger)} trials failed ({first}): --retry-failed tries them again"
 
-    def _tune(self, run_id: str, samples: int) -> None:
+    def _kept(self) -> str:
+        """The line after a Ctrl-C."""
+        over = len(self.ledger) - len(self.ledger.interrupted)
+        return f"interrupted, {over} of {self.plan.space.trials} trials are over: the same command resumes"
+
+    def _tune(self, tracker: Tracker, samples: int) -> None:
         from ray import tune
         from ray.tune.execution import class_cache
 
@@ -105,6 +113,7 @@ class Study:
         from pipelines.tuning.journal import SYNCHRONOUS, Journal
         from pipelines.tuning.progress import Progress
         from pipelines.tuning.search import PlannedTrials
+        from pipelines.tuning.stopping import Stops, stop_study
         from pipelines.tuning.trial import TrialJob
 
         space, recipe = self.plan.space, self.plan.base
@@ -115,11 +124,12 @@ class Study:
         job = TrialJob(
             plan=self.plan,
             study_uri=self.store.uri,
-            parent_run_id=run_id,
+            parent_run_id=tracker.run_id,
             samples_per_epoch=samples,
             repeats=space.scheduler.name in SYNCHRONOUS,
             data_cpus=data_cpus(recipe, at_once),
             keeper=GroupKeeper.remote(),  # type: ignore[attr-defined]  # Ray adds it
+            stops=Stops.remote(),  # type: ignore[attr-defined]
         )
         self.console.print(f"{space.trials} trials, {at_once} at once: {shown(self.store.description)}")
         with Children(self.plan, self.ledger, self.console) as children, tempfile.TemporaryDirectory() as scratch:
@@ -139,9 +149,18 @@ class Study:
                     verbose=0,
                 ),
             )
-            tuner.fit()
-        if not self.over:
-            raise KeyboardInterrupt  # Tune takes Ctrl-C for an end like any other
+
+            def stop() -> bool:
+                journal.stopping = True
+                tracker.killed()
+                return stop_study(job.stops, self.console)
+
+            with asking(stop, signal.SIGTERM, signal.SIGINT):
+                tuner.fit()
+            if not self.over:
+                for trial in self.ledger.interrupted:
+                    children.close(trial)
+                raise KeyboardInterrupt  # Tune takes a stop for an end like any other
 
     def _start_tracker(self, state: dict[str, Any]) -> Tracker:
         """The study's own run in MLflow, above those of its trials."""

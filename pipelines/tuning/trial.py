@@ -43,10 +43,12 @@ class TrialJob:
     repeats: bool  # the scheduler is told everything anew
     data_cpus: float  # a trial's share
     keeper: ActorHandle[Any]  # of placement groups
+    stops: ActorHandle[Any]  # of the study
 
 
 def run_trial(job: TrialJob, number: int) -> None:
     """Bring a trial to its end, from wherever it stands; reports go to Tune, whose process this is."""
+    import ray
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
@@ -69,6 +71,7 @@ def run_trial(job: TrialJob, number: int) -> None:
         tags={"study": study, "trial": f"{number:03d}", **_told(trial.present)},
         callbacks=(TuneReportCallback(), HoldGroup(job.keeper)),
         data_cpus=job.data_cpus,
+        enter=lambda mailbox: bool(ray.get(job.stops.enter.remote(number, mailbox))),
     )
     try:
         if trial.changes and not folder.steps():
@@ -78,6 +81,10 @@ def run_trial(job: TrialJob, number: int) -> None:
     except UserError as error:
         tune.report({FAILED: str(error), "accuracy": 0.0})
         return
+    except KeyboardInterrupt:  # the study is stopped; this trial goes on with the next command
+        pass
+    finally:
+        job.stops.leave.remote(number)
     _report_missed(job, trial, recipe, folder)
 
 

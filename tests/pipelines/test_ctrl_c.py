@@ -23,6 +23,7 @@ from pipelines.data.ledger import Ledger
 from .conftest import COLOURS, coloured, picture
 from .registered import Registry
 from .terminal import ROOT, Terminal
+from .tuning.conftest import Spaces
 
 RECIPE = """
 [model]
@@ -223,6 +224,33 @@ def test_predict_keeps_finished_files(shell: Shell, registry: Registry, tmp_path
     shell.to_the_end("predict", *command)
     assert {file: file.stat().st_mtime_ns for file in times} == times
     assert pq.read_table(out)["id"].to_pylist() == list(range(2000))
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_tune_has_its_trials_commit(shell: Shell) -> None:
+    Spaces(shell.folder, str(shell.folder / "data"), workers=1).write(**{"trials = 4": "trials = 3"})
+    longer = ["study.toml", "--set", "schedule.length=400", "--set", "run.log_every_steps=1"]
+    with shell.terminal("tune", *longer) as terminal:
+        terminal.wait_until(lambda: any(shell.run_folder(f"study-{n:03d}").steps() for n in range(3)))
+        terminal.press()
+        terminal.wait_for(r"stopping: [1-9] trials commit a checkpoint \(Ctrl-C again ends at once\)")
+        check_end(terminal, "interrupted, 0 of 3 trials are over: the same command resumes")
+    steps = {n: found[-1] for n in range(3) if (found := shell.run_folder(f"study-{n:03d}").steps())}
+    assert any(step % 100 for step in steps.values()), "no trial has left between two reports"
+    trials = [json.loads(file.read_text()) for file in sorted(shell.folder.glob("runs/studies/study/trials/*.json"))]
+    assert {trial["state"] for trial in trials} == {"running"}
+    statuses = shell.mlflow()
+    assert statuses["study"] == "KILLED"
+    assert {statuses[name] for name in statuses if name.startswith("study-")} == {"KILLED"}
+    shell.to_the_end("tune", *longer)
+    trials = [json.loads(file.read_text()) for file in sorted(shell.folder.glob("runs/studies/study/trials/*.json"))]
+    assert [trial["number"] for trial in trials] == [0, 1, 2]
+    assert [[report["report"] for report in trial["reports"]] for trial in trials] == [[1, 2, 3, 4]] * 3
+    for number in steps:
+        *whole, _ = Ledger.from_arrays(shell.newest(f"study-{number:03d}").ledger).report().values()
+        assert {epoch.never for epoch in whole} == {0}
+    assert {status for name, status in shell.mlflow().items() if name.startswith("study")} == {"FINISHED"}
 
 
 SUITE = """
