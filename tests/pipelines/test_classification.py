@@ -38,7 +38,9 @@ def command(
         monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, [*arguments, *model])])
         assert predict.main() == 0
         said = capsys.readouterr()
-        return [*said.out.splitlines(), *said.err.splitlines()]
+        named, *rest = said.err.splitlines()
+        assert named.startswith("model: models:/")
+        return [*said.out.splitlines(), *rest]
 
     return run
 
