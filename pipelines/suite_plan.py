@@ -12,6 +12,7 @@ from typing import Any
 
 from infra.errors import UserError
 from pipelines.budget import at_equal_compute
+from pipelines.paths import shown
 from pipelines.recipe import Recipe, build_recipe, load_recipe
 from pipelines.suite import Entry, Settings, Suite
 
@@ -55,7 +56,7 @@ def plan_runs(suite: Suite, overrides: Mapping[str, Any]) -> list[SuiteRun]:
     ]
     homes = sorted({run.recipe.run.home for run in runs})
     if len(homes) > 1:
-        raise UserError(f"suite {suite.name}: its runs must share one run.home, got {', '.join(homes)}")
+        raise UserError(f"suite {suite.name}: its runs must share one run.home, got {', '.join(map(shown, homes))}")
     return runs
 
 

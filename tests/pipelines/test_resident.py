@@ -154,7 +154,12 @@ def test_views_of_a_sample_share_a_step(stream, resident):
 def test_only_raw_pixels_cropped_on_the_device_can_stay_there(tmp_path):
     with pytest.raises(UserError, match=r'data\.device_cache needs data\.decode_on = "device"'):
         load_recipe("mnist5k", {"data.uri": "x", "data.device_cache": True})
-    settings = {"data.decode_on": "device", "data.device_cache": True, "run.home": str(tmp_path / "runs")}
+    settings = {
+        "data.source": "",
+        "data.decode_on": "device",
+        "data.device_cache": True,
+        "run.home": str(tmp_path / "runs"),
+    }
     (tmp_path / "images" / "a").mkdir(parents=True)
     from tests.pipelines.data.conftest import encoded, picture
 
