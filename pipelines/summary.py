@@ -52,8 +52,17 @@ def _next(recipe: Recipe, outcome: Outcome) -> Iterator[str]:
         if not outcome.champion:
             yield f"promote     {promote_command(outcome.model, recipe.run.home)}"
     if recipe.name in shipped():  # a space of the same name searches this recipe
-        home = setting("run.home", shown(recipe.run.home)) if shown(recipe.run.home) != "runs" else []
-        yield f"tune        {command('tune', recipe.name, *setting('data.uri', shown(recipe.data.uri)), *home)}"
+        yield f"tune        {command('tune', recipe.name, *_same_places(recipe))}"
+
+
+def _same_places(recipe: Recipe) -> list[str]:
+    """The settings by which a study uses the run's data set, home and registered model."""
+    data, home, model = shown(recipe.data.uri), shown(recipe.run.home), recipe.run.register_as
+    return [
+        *setting("data.uri", data),
+        *(setting("run.home", home) if home != "runs" else []),
+        *(setting("run.register_as", model) if model else []),
+    ]
 
 
 def _folder(recipe: Recipe) -> str:
