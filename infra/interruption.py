@@ -62,8 +62,12 @@ def listen() -> None:
 
 
 def begin(ended: str) -> None:
-    """From now on the first Ctrl-C stops the command in order; the second prints `ended`."""
+    """From now on the first Ctrl-C stops the command in order; the second prints `ended`.
+
+    What an earlier command of this process was told, as in tests, does not count.
+    """
     _ctrl_c.begun, _ctrl_c.ended = True, ended
+    _ctrl_c.pressed = _ctrl_c.raised = False
 
 
 def raised() -> bool:

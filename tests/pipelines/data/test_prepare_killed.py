@@ -38,7 +38,9 @@ def test_killed_twice_the_manifest_is_that_of_an_unbroken_run(tmp_path: Path, mo
     monkeypatch.setattr(built, "jpeg", large)
     archives = put(tmp_path / "archives", built.imagenet_files(per_class=60))
     unbroken = prepare(
-        open_source(str(archives)), LocalStore(uri=str(tmp_path / "unbroken")), PrepareConfig(shard_mb=1)
+        open_source(str(archives), validation=PrepareConfig().validation),
+        LocalStore(uri=str(tmp_path / "unbroken")),
+        PrepareConfig(shard_mb=1),
     )
     assert len(unbroken.shards) > 12
     store = LocalStore(uri=str(tmp_path / "killed"))
