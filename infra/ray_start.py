@@ -52,10 +52,15 @@ def ray_folder() -> str | None:
         open_store(os.path.join(parent, "ray")).check_access(write=True)
     except UserError as error:
         raise UserError(f"Ray has no place for its files: {error} (RAY_TMPDIR names another)") from error
-    if (free := shutil.disk_usage(parent).free) < _LEAST_BYTES:
+    if (free := shutil.disk_usage(_existing(Path(parent))).free) < _LEAST_BYTES:
         hint = "free some space, or set RAY_TMPDIR to a short folder on another disk"
         raise UserError(f"Ray has no room for its files: {free >> 20} MiB are free in {parent}: {hint}")
     return os.path.join(short, "ray") if short else None
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there: Ray makes its own."""
+    return next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
 
 
 def use_own_token() -> None:

@@ -42,6 +42,12 @@ def test_a_tmpdir_too_long_for_sockets_is_not_taken(long_tmpdir: Path) -> None:
     assert short_folder(20) == "/tmp"
 
 
+def test_a_folder_of_ray_that_is_not_there_yet_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="r") as above:
+        monkeypatch.setenv("RAY_TMPDIR", f"{above}/new/ray")
+        assert ray_folder() is None
+
+
 def test_a_short_tmpdir_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
     assert ray_folder() is None
