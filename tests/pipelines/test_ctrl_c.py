@@ -176,7 +176,7 @@ def test_while_the_model_is_registered(shell: Shell, unbroken: Checkpoint) -> No
     """All steps are done: the same command registers the model, once."""
     command = [shell.recipe, "--set", "run.name=last", "--set", "run.num_workers=0", "--set", "run.register_as=last"]
     with shell.terminal("train", *command) as terminal:
-        terminal.wait_for("registering the best checkpoint")
+        terminal.wait_for("and registering it")
         terminal.press()
         check_end(terminal, f"interrupted at step {STEPS}: the same command resumes")
     assert shell.mlflow()["last"] == "KILLED"
