@@ -1,9 +1,10 @@
 """What each process of a run computes, and the run's images/s: `python -m benchmarks.cpu_by_process IMAGES`.
 
 IMAGES is a folder of class folders, as `pipelines/prepare.py` takes it. The run is README's own for photographs
-(ResNet-18, 2 workers) as a user starts it, limited by its training step. At each size the table says how much of a core
-each kind of process takes once the run is under way, and what the workers train on meanwhile. `--no-pause` leaves Ray
-Data's loop as Ray has it (docs/decisions/0029-a-pause-in-ray-datas-loop.md); compare on a quiet machine.
+(ResNet-18, 2 workers) as a user starts it, limited by its training step, and stopped long before its end. For each size
+the table says how much of a core each kind of process takes once the run is under way, and the rate of training
+meanwhile. `--no-pause` leaves Ray Data's loop as Ray has it (docs/decisions/0029-a-pause-in-ray-datas-loop.md).
+Compare on a quiet machine.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from benchmarks import events
 from benchmarks.processes import command_line
 
 PAUSE_SWITCH = "RESNET_RAY_DATA_PAUSE"  # as in pipelines/ray_internals.py, which imports Ray
+STEPS = 400  # of a run that is stopped long before: Ray Data deals out the whole plan at the beginning, 1 ms a task
 TRACED = "share"  # the event of a step that a worker begins
 PATIENCE_S = 240.0  # until the first steps
 KINDS = {  # by the title that Ray gives its processes
     "SplitCoordinator": r"ray::SplitCoordinator",
     "train worker": r"ray::\S*TrainWorker",
-    "data task": r"ray::.*(MapBatches|Map\(|load)",
+    "data task": r"ray::.*(MapBatches|Map\(|load|Repartition)",
     "Train controller": r"ray::\S*TrainController",
     "other of Ray": r"ray::|raylet|gcs_server|ray/",
 }
@@ -80,7 +82,7 @@ def spent(before: dict[tuple[int, str], float], after: dict[tuple[int, str], flo
 
 
 def settings_of(arguments: argparse.Namespace, size: int, home: Path) -> dict[str, object]:
-    """README's recipe for photographs at a size, on and on until it is stopped."""
+    """README's recipe for photographs at a size, longer than anybody waits for it."""
     return {
         "model.name": "resnet18",
         "data.uri": str(home / "data"),
@@ -90,11 +92,11 @@ def settings_of(arguments: argparse.Namespace, size: int, home: Path) -> dict[st
         "augment.flip": True,
         "optim.global_batch_size": arguments.batch,
         "schedule.unit": "steps",
-        "schedule.length": 100_000,
+        "schedule.length": STEPS,
         "run.num_workers": arguments.workers,
         "run.home": str(home / f"runs-{size}"),
         "run.name": "run",
-        "run.eval_at": [99_999],
+        "run.eval_at": [STEPS - 1],
     }
 
 

@@ -122,8 +122,7 @@ def check_same_end(found: Checkpoint, expected: Checkpoint, *, bits: bool) -> No
         assert all(found.tensors[group][name].equal(tensor) for group, name, tensor in tensors)
 
 
-NOT_YET = pytest.mark.skip(reason="not seen to pass yet: docs/log.md, 2026-11-30")
-WORKERS = [0, pytest.param(1, marks=pytest.mark.faults), pytest.param(2, marks=[pytest.mark.faults, NOT_YET])]
+WORKERS = [0, pytest.param(1, marks=pytest.mark.faults), pytest.param(2, marks=pytest.mark.faults)]
 
 
 @pytest.mark.timeout(900)
@@ -160,7 +159,6 @@ def test_a_second_ends_the_training_at_once(shell: Shell) -> None:
     assert shell.mlflow()["twice"] == "KILLED"
 
 
-@NOT_YET
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_before_the_first_step_there_is_nothing_to_wait_for(shell: Shell) -> None:
@@ -172,7 +170,6 @@ def test_before_the_first_step_there_is_nothing_to_wait_for(shell: Shell) -> Non
     assert shell.mlflow()["early"] == "KILLED"
 
 
-@NOT_YET
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_while_the_model_is_registered(shell: Shell, unbroken: Checkpoint) -> None:
@@ -267,7 +264,6 @@ set.model.name = "resnet20"
 """
 
 
-@NOT_YET
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_reproduce_within_a_run_and_between_two(shell: Shell) -> None:
@@ -291,7 +287,6 @@ def test_reproduce_within_a_run_and_between_two(shell: Shell) -> None:
         check_same_end(shell.newest(name), shell.newest(name), bits=False)
 
 
-@NOT_YET
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_serve_ends_cleanly(shell: Shell, registry: Registry, free_port: int) -> None:

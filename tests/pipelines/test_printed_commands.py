@@ -51,7 +51,6 @@ def photographs(folder: Path, seed: int) -> None:
             image.save(folder / name / f"{index:03d}.jpg")
 
 
-@pytest.mark.skip(reason="not seen to pass yet: docs/log.md, 2026-11-30")
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_photographs_to_classes_by_printed_commands_alone(tmp_path: Path) -> None:
