@@ -24,6 +24,11 @@ _LOCAL_UI = "http://127.0.0.1:5000"  # of `make ui`
 _GAVE_UP = "Giving up after"  # of numbering a version, which others of the same model were given first
 # Whose exceptions MLflow raises or lets through; they share no base class.
 _BELOW = frozenset({"mlflow", "requests", "urllib3", "sqlalchemy", "alembic", "botocore", "boto3"})
+# What a database says where no repetition helps, and what does; MLflow calls every operational error temporary.
+_LASTING = {
+    "disk is full": "free some space there, and run the same command again",
+    "readonly database": "make it writable, or set MLFLOW_TRACKING_URI to another place",
+}
 _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -90,6 +95,8 @@ def connect(tracking: Tracking) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):  # the first use of a database tells its whole history otherwise
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It logs the traceback of every error of a database that it then raises.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
     def answered() -> MlflowClient:
         client = MlflowClient(tracking_uri=tracking.uri, registry_uri=tracking.uri)
@@ -109,7 +116,8 @@ def told_in_one_line(tracking: Tracking) -> Iterator[None]:
     except Exception as error:
         if not (isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _BELOW):
             raise
-        raise UserError(f"MLflow at {tracking.description} refuses: {reason(error)}") from error
+        remedy = next((f": {remedy}" for words, remedy in _LASTING.items() if words in str(error)), "")
+        raise UserError(f"MLflow at {tracking.description} refuses: {reason(error)}{remedy}") from error
 
 
 def patient(client: MlflowClient) -> MlflowClient:
@@ -149,6 +157,8 @@ def _is_busy(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import OperationalError
 
+    if any(words in str(error) for words in _LASTING):
+        return False
     if isinstance(error, MlflowException):
         return error.error_code == "TEMPORARILY_UNAVAILABLE" or _GAVE_UP in str(error)
     return isinstance(error, OperationalError) and "locked" in str(error)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -13,12 +14,17 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import cast
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from sqlalchemy.exc import OperationalError
 
 from infra.errors import UserError
 from infra.mlflow_address import redact
-from infra.mlflow_client import Tracking, connect, resolve_tracking
+from infra.mlflow_client import Tracking, connect, patient, resolve_tracking, told_in_one_line
 from infra.records import Record
 from infra.tracking import RunInfo, Tracker
 
@@ -309,6 +315,29 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, and is long enough to be read as a header of one" * 20)
     with pytest.raises(UserError, match=r"MLflow at sqlite:.*mlflow.db refuses: .*not a database"):
         connect(resolve_tracking(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("database or disk is full", "free some space there, and run the same command again"),
+        ("attempt to write a readonly database", "make it writable, or set MLFLOW_TRACKING_URI to another place"),
+    ],
+)
+def test_what_no_repetition_mends_is_said_at_once(tracking: Tracking, words: str, remedy: str) -> None:
+    """MLflow calls it temporary, as a database that is locked."""
+    calls: list[str] = []
+
+    class Client:
+        def create_experiment(self, name: str) -> None:
+            calls.append(name)
+            cause = OperationalError(None, None, sqlite3.OperationalError(words))
+            raise MlflowException(str(cause), error_code=TEMPORARILY_UNAVAILABLE)
+
+    line = rf"MLflow at sqlite:\S+ refuses: .*{words}: {remedy}$"
+    with pytest.raises(UserError, match=line), told_in_one_line(tracking):
+        patient(cast("MlflowClient", Client())).create_experiment("digits")
+    assert calls == ["digits"]
 
 
 @pytest.mark.faults

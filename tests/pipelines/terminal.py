@@ -19,7 +19,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 CTRL_C = b"\x03"
-_PATIENCE_S = 240.0
+_PATIENCE_S = 600.0
 # The terminal becomes the controlling one of a new session; SIGINT is what it is in a shell's foreground.
 _LOGIN = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
