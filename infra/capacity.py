@@ -44,6 +44,21 @@ def most_of(kind: str) -> int:
     return int(max(ray.cluster_resources().get(kind, 0.0), sum(each.most_of(kind) for each in node_types())))
 
 
+def gpus_here() -> int:
+    """Return how many GPUs Ray counts on the node of this process."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    return next((int(node["Resources"].get("GPU", 0)) for node in _nodes() if node["NodeID"] == own), 0)
+
+
+def cpus_per_gpu() -> float:
+    """Return the CPUs for each GPU on the node with the fewest, nodes that may come included; infinite without GPUs."""
+    present = [node["Resources"] for node in _nodes()]
+    known = [*present, *(each.resources for each in node_types())]
+    return min((each.get("CPU", 0.0) / each["GPU"] for each in known if each.get("GPU")), default=math.inf)
+
+
 def unknown_may_come() -> bool:
     """Whether an autoscaler may start nodes of which nobody has said what they have, as on machines that one has."""
     return any(not each.resources for each in node_types())

@@ -16,8 +16,7 @@ from pipelines.recipe import Recipe
 from pipelines.start_weights import load_start
 from resnet_core.augment import step_generator
 from resnet_core.batchnorm import synchronize
-from resnet_core.collective import max_over_ranks_
-from resnet_core.compute import compile_forward, computes_bf16, resolve, to_memory_format
+from resnet_core.compute import compile_forward, lacks, resolve, to_memory_format
 from resnet_core.curriculum import Phase
 from resnet_core.loop import Cadence
 from resnet_core.losses import LossConfig
@@ -30,6 +29,7 @@ from resnet_core.models import (
 )
 from resnet_core.optim import add_new_parameters, build_optimizer
 from resnet_core.optim.averaging import WeightAverage, equal, exponential
+from resnet_core.optim.scaling import LossScaler
 from resnet_core.schedule import ramp, to_steps, total_steps
 from resnet_core.state import TrainState
 from resnet_core.step import StepConfig
@@ -37,22 +37,27 @@ from resnet_core.step import StepConfig
 _EVERY_RANK = -1  # draws that no rank may make differently
 
 
-def decided(recipe: Recipe, device: torch.device) -> Recipe:
-    """The recipe with every "auto" of its compute section decided, alike on all ranks, which call this together."""
-    compute = resolve(recipe.compute, device)
-    if recipe.compute.precision == "auto":
-        slowest = max_over_ranks_(torch.tensor(float(compute.precision == "fp32"), device=device))
-        compute = dataclasses.replace(compute, precision="fp32" if slowest else "bf16")
-    return recipe.model_copy(update={"compute": compute})
+def decided(recipe: Recipe, device: torch.device, tell: Callable[[str], None] = lambda line: None) -> Recipe:
+    """Return the recipe with every "auto" of its compute section decided, alike on all ranks, which call this together.
+
+    `tell` has a line of what a run goes without.
+
+    Raises:
+        UserError: the recipe asks this worker for what it cannot do.
+    """
+    try:
+        return recipe.model_copy(update={"compute": resolve(recipe.compute, device, tell)})
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def continued(recipe: Recipe, began: Mapping[str, Any], device: torch.device) -> Recipe:
     """The `decided` recipe in the precision of the checkpoint that is continued, whose flat recipe is `began`."""
     precision = began["compute.precision"]
-    if precision == "bf16" and not computes_bf16(device):
+    if missing := lacks(precision, device):
         raise UserError(
-            f"this run began in bf16, and this worker's {device.type} has no bf16 instructions: go on where it has, or "
-            'begin another run.name with compute.precision = "fp32"'
+            f"this run began in {precision}, and this worker's {missing}: resume it where they are, or begin another "
+            'run.name with compute.precision = "auto"'
         )
     return recipe.model_copy(update={"compute": dataclasses.replace(recipe.compute, precision=precision)})
 
@@ -74,7 +79,8 @@ def build_state(recipe: Recipe, device: torch.device, world_size: int, samples: 
     optimizer = build_optimizer(model, recipe.optim)
     average = average_of(model, recipe, samples)
     forward = _wrapped(model, recipe, device, world_size)
-    return TrainState(model=model, forward=forward, optimizer=optimizer, average=average)
+    scaler = scaler_of(recipe, device)
+    return TrainState(model=model, forward=forward, optimizer=optimizer, average=average, scaler=scaler)
 
 
 def deepen(state: TrainState, recipe: Recipe, phase: Phase, world_size: int) -> None:
@@ -94,11 +100,11 @@ def deepen(state: TrainState, recipe: Recipe, phase: Phase, world_size: int) -> 
 
 
 def _wrapped(model: nn.Module, recipe: Recipe, device: torch.device, world_size: int) -> nn.Module:
-    """What a step calls."""
+    """Return what a step calls. Buffers stay each rank's own until an evaluation takes rank 0's (`share_buffers`)."""
     forward = model
     if world_size > 1:
         ids = [device.index] if device.type == "cuda" else None
-        forward = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
+        forward = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
     if recipe.compute.compile is True:
         compile_forward(forward)
     return forward
@@ -110,6 +116,11 @@ def average_of(model: nn.Module, recipe: Recipe, samples: int) -> WeightAverage 
     if optim.ema_decay:
         return WeightAverage(model, exponential(optim.ema_decay, every=optim.ema_every, warmup=optim.ema_warmup))
     return WeightAverage(model, equal(recipe.average_start(samples))) if optim.average_from else None
+
+
+def scaler_of(recipe: Recipe, device: torch.device) -> LossScaler | None:
+    """Return a fresh scaler of the loss where the `decided` recipe computes in fp16."""
+    return LossScaler(device) if recipe.compute.precision == "fp16" else None
 
 
 def _synchronized(model: nn.Module, world_size: int) -> nn.Module:

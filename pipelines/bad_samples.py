@@ -40,7 +40,7 @@ class BadSamples:
                 self._say(record)
         self._all.check(self._most, self._where)
 
-    def exchange(self, device: torch.device) -> bytes | None:
+    def exchange(self) -> bytes | None:
         """What every rank found since the last save, put together; all ranks call this at the same step.
 
         Returns:
@@ -50,8 +50,8 @@ class BadSamples:
             UserError: as in `take`.
         """
         own, self._own = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in self._own), []
-        text = gather_rows(torch.tensor(list(own.encode()), dtype=torch.uint8, device=device))
-        lines = bytes(text.cpu().tolist()).decode().splitlines()
+        text = gather_rows(torch.tensor(list(own.encode()), dtype=torch.uint8))
+        lines = bytes(text.tolist()).decode().splitlines()
         self._all.add(BadRecord(**json.loads(line)) for line in lines)
         self._all.check(self._most, self._where)
         return self._all.to_parquet() if len(self._all) else None

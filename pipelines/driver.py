@@ -28,6 +28,7 @@ from pipelines.description import curves_of, data_name, run_note
 from pipelines.foresight import summary, warnings
 from pipelines.next_command import ui_command
 from pipelines.outcome import DELIVERY_PATIENCE_S, Outcome, conclude
+from pipelines.placement import Placement, place
 from pipelines.recipe import DEFAULTS, Recipe, build_recipe
 from pipelines.recipe_for import check_own_data
 from pipelines.same_run import RUN_KEYS, check_same_run, trained_on
@@ -36,6 +37,7 @@ from resnet_core.schedule import total_samples, total_steps
 
 if TYPE_CHECKING:
     from pipelines.data.ingest import Stream
+    from pipelines.progress_line import ProgressLine
     from pipelines.reporting import Reporting
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -77,10 +79,11 @@ def _train(
     tracking = resolve_tracking(cli.local_home(recipe.run.home))
     with ThreadPoolExecutor(max_workers=1) as pool:
         ready = pool.submit(_warm_tracker, tracking)  # both take seconds, mostly of waiting
-        least = recipe.run.workers[0]
-        cpus = least * recipe.run.cpus_per_worker + 1
-        infra.cluster.connect(min_cpus=cpus, gpus=least if recipe.run.use_gpu else 0)
+        infra.cluster.connect(min_cpus=1)
+        placement = place(recipe.run)
+        placement.check()
         ready.result()
+    console.print(placement.line)
     about = _about(recipe, manifest, parent_run_id, reporting)
     tracker = _start_tracker(recipe, manifest, folder, tracking, console, about)
     shown_by = "" if tracking.is_server else f"   ({ui_command(recipe.run.home)})"
@@ -89,8 +92,9 @@ def _train(
         newest = folder.newest(lambda _: None)  # what is damaged has been told of
         if newest is None or newest.step != _steps(recipe, manifest):
             data_cpus = reporting.data_cpus if reporting else math.inf
-            stream, done_steps = _stream(recipe, manifest, folder, data_cpus), newest.step if newest else 0
-            _fit(recipe, stream, tracker, console, reporting, done_steps)
+            stream = _stream(recipe, placement, manifest, folder, data_cpus)
+            progress = _progress_line(recipe, manifest, console, newest.step if newest else 0)
+            _fit(recipe, placement, stream, tracker, progress, reporting)
         outcome = conclude(recipe, manifest, folder, tracker, console, scores_test=reporting is None)
         tracker.tag({NOTE: run_note(recipe, manifest, outcome)})
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
@@ -219,7 +223,7 @@ def _steps(recipe: Recipe, manifest: Manifest) -> int:
     return total_steps(recipe.schedule, manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size)
 
 
-def _stream(recipe: Recipe, manifest: Manifest, folder: RunFolder, cpus: float) -> Stream:
+def _stream(recipe: Recipe, placement: Placement, manifest: Manifest, folder: RunFolder, cpus: float) -> Stream:
     """What the run's workers receive."""
     from pipelines.data.ingest import Stream
 
@@ -241,17 +245,30 @@ def _stream(recipe: Recipe, manifest: Manifest, folder: RunFolder, cpus: float) 
         cache=recipe.data.cache,
         tolerant=recipe.data.max_bad_samples > 0,
         cpus=cpus,
-        worker_cpus=recipe.run.cpus_per_worker if recipe.run.workers[1] else 0,
+        worker_cpus=placement.held_cpus,
+    )
+
+
+def _progress_line(recipe: Recipe, manifest: Manifest, console: Console, first_step: int) -> ProgressLine:
+    from pipelines.progress_line import ProgressLine
+
+    samples, batch = manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size
+    return ProgressLine(
+        console=console,
+        total_steps=_steps(recipe, manifest),
+        steps_per_epoch=samples / batch,
+        global_batch_size=batch,
+        first_step=first_step,
     )
 
 
 def _fit(
     recipe: Recipe,
+    placement: Placement,
     stream: Stream,
     tracker: Tracker,
-    console: Console,
+    line: ProgressLine,
     reporting: Reporting | None,
-    done_steps: int,
 ) -> None:
     """Ray Train from here to the last step, with a thread that carries what the workers tell."""
     import ray
@@ -261,30 +278,21 @@ def _fit(
     from pipelines.launch import launch
     from pipelines.leaving import Cause, stop_on_signals
     from pipelines.mailbox import Mailbox
-    from pipelines.progress_line import ProgressLine
     from pipelines.room import Standstill
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]  # Ray adds it
-    samples, batch = stream.manifest.splits[stream.split], recipe.optim.global_batch_size
-    line = ProgressLine(
-        console=console,
-        total_steps=_steps(recipe, stream.manifest),
-        steps_per_epoch=samples / batch,
-        global_batch_size=batch,
-        first_step=done_steps,
-    )
 
     def stop() -> bool:
         training: bool = ray.get(mailbox.stop.remote())
         tracker.killed()
-        console.print(f"stopping: {'committing a checkpoint' if training else 'no step is under way'} ({AGAIN})")
+        line.console.print(f"stopping: {'committing a checkpoint' if training else 'no step is under way'} ({AGAIN})")
         return training
 
-    with carrying(mailbox, tracker, line, Standstill(recipe.run)), stop_on_signals(stop) as asked:
+    with carrying(mailbox, tracker, line, Standstill(placement)), stop_on_signals(stop) as asked:
         cause = Cause.STOPPED if reporting and reporting.enter(mailbox) else Cause.PREEMPTED
         while cause == Cause.PREEMPTED:  # on the nodes that stay, from the checkpoint just committed
-            cause = launch(recipe, stream, start_uri(recipe.model), mailbox, reporting)
+            cause = launch(recipe, placement, stream, start_uri(recipe.model), mailbox, reporting)
         if cause == Cause.STOPPED or asked.is_set():
             raise KeyboardInterrupt
 

@@ -2,7 +2,7 @@
 
 data        8fe2c33026254d47 at data/photos: 2,250 train, 250 test images of 5 classes, stored as jpeg up to 256 px
 model       resnet18: 11.2 M parameters, 148 M multiply-adds at 64 px
-run         my_images-1c2a63ad: 1,406 steps, 20 epochs of 70, batch 32, peak rate 0.05, 2 workers on CPU, auto
+run         my_images-1c2a63ad: 1,406 steps, 20 epochs of 70, batch 32, peak rate 0.05, 2 workers, precision auto
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _run_line(recipe: Recipe, manifest: Manifest) -> str:
         f"{epochs(steps, samples / batch)} epochs of {samples / batch:,.0f}",
         f"batch {batch:,}",
         f"peak rate {recipe.optim.peak_lr:.3g}",
-        f"{_workers(recipe)} on {'GPU' if recipe.run.use_gpu else 'CPU'}",
+        _workers(recipe),
         f"precision {recipe.compute.precision}",
     ]
     return f"run         {recipe.run_name}: {', '.join(parts)}"

@@ -15,6 +15,7 @@ from pipelines.data.ingest import IngestConfig, Stream, remaining
 from pipelines.failures import Repeats, last_word, of_worker, user_error
 from pipelines.leaving import Cause
 from pipelines.mailbox import Event
+from pipelines.placement import Placement
 from pipelines.recipe import Recipe
 from pipelines.rendezvous import NodeAddress
 from pipelines.reporting import Reporting
@@ -64,6 +65,7 @@ class _TrialTrainer(_Trainer):
 
 def launch(
     recipe: Recipe,
+    placement: Placement,
     stream: Stream,
     start_uri: str,
     mailbox: ActorHandle[Any],
@@ -79,19 +81,19 @@ def launch(
     run = recipe.run
     filesystem, path = pyarrow_filesystem(stream.run_uri)
     # local mode takes the dataset itself, a worker group asks IngestConfig
-    dataset: Any = partial(remaining, stream, world_size=1) if run.workers[1] == 0 else _placeholder
+    dataset: Any = partial(remaining, stream, world_size=1) if placement.workers[1] == 0 else _placeholder
     told = reporting.callbacks if reporting else ()
     reports = reporting is not None
-    job = Job(recipe=recipe, stream=stream, start_uri=start_uri, mailbox=mailbox, reports=reports)
+    job = Job(recipe=recipe, gpu=placement.gpu, stream=stream, start_uri=start_uri, mailbox=mailbox, reports=reports)
     trainer = (_TrialTrainer if reports else _Trainer)(
         train_worker,  # type: ignore[arg-type]  # what rank 0 returns is the run's result
         train_loop_config={"job": job},
-        torch_config=NodeAddress(),
+        torch_config=NodeAddress(mailbox=mailbox),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=_num_workers(run.workers),
-            placement_strategy="PACK" if run.use_gpu else "SPREAD",  # GPUs want each other near, data tasks CPUs
-            use_gpu=run.use_gpu,
-            resources_per_worker=run.resources_per_worker,
+            num_workers=_num_workers(placement.workers),
+            placement_strategy="PACK" if placement.gpu else "SPREAD",  # GPUs want each other near, data tasks CPUs
+            use_gpu=placement.gpu,
+            resources_per_worker=placement.per_worker,
         ),
         run_config=ray.train.RunConfig(
             name="ray",

@@ -12,16 +12,12 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 import ray
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.preemption import PreemptionContext
 
 from infra.interruption import asking
-
-if TYPE_CHECKING:
-    import torch
 
 
 class Cause(IntEnum):
@@ -35,11 +31,11 @@ class Cause(IntEnum):
 class Leaving:
     """Called by every rank after every step: whether all are to leave now."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self) -> None:
         from resnet_core.collective import Vote
 
         self.cause = Cause.NONE
-        self._vote = Vote(device)
+        self._vote = Vote()
         self._notices = _notices()
         self._reply: ray.ObjectRef[bool] | None = None
 

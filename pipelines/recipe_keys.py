@@ -106,6 +106,7 @@ _EXAMPLES: dict[str, Any] = {
     "run.seed": 1,
     "run.num_workers": [4, 8],
     "run.cpus_per_worker": 4,
+    "run.use_gpu": True,
     "run.max_failures": 10,
     "run.eval_every_epochs": 5,
     "run.eval_at": [1, 10, 90],

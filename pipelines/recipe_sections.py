@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from itertools import pairwise
-from typing import get_args
+from typing import Literal, get_args
 
 from infra.gate import MARGIN
 from pipelines.data.cache import CacheConfig
@@ -97,10 +97,12 @@ class RunConfig:
     """Seed of everything random: weights, order, crops, mixing."""
     num_workers: int | tuple[int, int] = 1
     """Training processes; 0 = in this process (Ray's local mode). [min, max] = as many as there is room for."""
-    cpus_per_worker: int = 1
-    """CPUs that each worker holds."""
-    use_gpu: bool = False
-    """Give each worker one GPU."""
+    cpus_per_worker: int | Literal["auto"] = "auto"
+    """CPUs that each worker holds, which Ray gives no data task; auto = 1 for a worker on a CPU; for one on a GPU 4, or
+    half of the CPUs that its node has for each GPU."""
+    use_gpu: bool | Literal["auto"] = "auto"
+    """Give each worker one GPU; auto = where the cluster has GPUs, or may get them. A cluster with fewer GPUs than
+    num_workers gets as many workers as it has GPUs (docs/decisions/0031-one-gpu-per-worker.md)."""
     max_failures: int = 3
     """Restarts of the workers inside one command; after more, run the command again."""
     log_every_steps: int = 50
@@ -122,11 +124,6 @@ class RunConfig:
         """Least and most workers."""
         return self.num_workers if isinstance(self.num_workers, tuple) else (self.num_workers, self.num_workers)
 
-    @property
-    def resources_per_worker(self) -> dict[str, float]:
-        """In Ray's terms."""
-        return {"CPU": self.cpus_per_worker, **({"GPU": 1} if self.use_gpu else {})}
-
     def __post_init__(self) -> None:
         least, most = self.workers
         elastic = isinstance(self.num_workers, tuple)
@@ -138,13 +135,16 @@ class RunConfig:
         _require(0 < self.gate_margin <= 1, "run.gate_margin", "must be above 0 and at most 1", self.gate_margin)
         rises = all(low < high for low, high in pairwise((0.0, *self.eval_at, math.inf)))
         _require(rises, "run.eval_at", "must be positive and strictly increasing", self.eval_at)
+        _require(self.use_gpu in ("auto", True, False), "run.use_gpu", 'must be "auto", true or false', self.use_gpu)
+        cpus = self.cpus_per_worker
+        held = cpus >= 1 if isinstance(cpus, int) else cpus == "auto"
+        _require(held, "run.cpus_per_worker", 'must be "auto" or at least 1', cpus)
         for field, least in _RUN_MINIMA.items():
             _require(getattr(self, field) >= least, f"run.{field}", f"must be at least {least}", getattr(self, field))
 
 
 _RUN_MINIMA = {
     "seed": 0,
-    "cpus_per_worker": 1,
     "max_failures": 0,
     "log_every_steps": 1,
     "eval_every_epochs": 1,

@@ -10,7 +10,7 @@ import time
 import ray
 from ray.util import placement_group_table
 
-from pipelines.recipe_sections import RunConfig
+from pipelines.placement import Placement
 
 _QUIET_S = 30.0  # a worker group starts in less, and a model's first step is told when it begins
 _AGAIN_S = 300.0
@@ -19,8 +19,8 @@ _AGAIN_S = 300.0
 class Standstill:
     """Nothing has come from the workers for a while."""
 
-    def __init__(self, run: RunConfig) -> None:
-        self._run = run
+    def __init__(self, placement: Placement) -> None:
+        self._placement = placement
         self._ask_at = time.monotonic() + _QUIET_S
 
     def heard(self) -> None:
@@ -32,21 +32,21 @@ class Standstill:
         now = time.monotonic()
         if now < self._ask_at:
             return ""
-        text = lack_of_room(self._run)
+        text = lack_of_room(self._placement)
         self._ask_at = now + (_AGAIN_S if text else _QUIET_S)
         return text
 
 
-def lack_of_room(run: RunConfig) -> str:
+def lack_of_room(placement: Placement) -> str:
     """What the workers of this job's run need and the cluster does not have, or has given away; "" if nothing."""
-    least = run.workers[0]
+    least = placement.workers[0]
     have = ray.cluster_resources()
-    for kind, each in run.resources_per_worker.items():
+    for kind, each in placement.per_worker.items():
         present = int(have.get(kind, 0))
         if present < least * each:
             return f"waiting for nodes: {least} worker(s) need {least * each} {kind}s and the cluster has {present}"
     if _pending():
-        needed = " and ".join(f"{each} {kind}" for kind, each in run.resources_per_worker.items())
+        needed = " and ".join(f"{each} {kind}" for kind, each in placement.per_worker.items())
         return f"waiting for room: {least} worker(s) of {needed} do not fit into what is free: see `ray status`"
     return ""
 

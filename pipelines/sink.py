@@ -1,11 +1,12 @@
-"""Checkpoints of a training worker: copied between two steps, written and committed behind the next ones."""
+"""Checkpoints of a training worker: copied on their device between two steps, fetched, written and committed
+behind the next ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from pipelines.recipe import Recipe
 from resnet_core.collective import gather_rows
 from resnet_core.evaluation import EvalSums, Mistakes
 from resnet_core.evaluation.exact import MATRIX_CLASSES
-from resnet_core.state import TrainState
+from resnet_core.state import Frozen, TrainState
 
 
 @dataclass(kw_only=True)
@@ -50,15 +51,15 @@ class Sink:
         self._under_way: Future[None] | None = None
 
     def save(self, state: TrainState, metrics: Mapping[str, float] | None) -> None:
-        marks = gather_rows(torch.from_numpy(self.feed.drain_marks()).to(state.device)).cpu().numpy()
+        marks = gather_rows(torch.from_numpy(self.feed.drain_marks())).numpy()
         with self._reported():
-            quarantine = self.bad.exchange(state.device)
+            quarantine = self.bad.exchange()
         if self.rank != 0:
             return
         self._mark(marks)
         self.wait()
         checkpoint = self._checkpoint(state, metrics or {}, {QUARANTINE: quarantine} if quarantine else {})
-        self._under_way = self._writer.submit(self._write, checkpoint)
+        self._under_way = self._writer.submit(self._write, checkpoint, state.frozen())
 
     def watch(self) -> None:
         """Tell what data tasks had to tell since the last call; UserError if too many samples are bad."""
@@ -83,7 +84,10 @@ class Sink:
             self.bad.report()
             raise
 
-    def _write(self, checkpoint: Checkpoint) -> None:
+    def _write(self, checkpoint: Checkpoint, frozen: Frozen) -> None:
+        groups = frozen.to_host().items()
+        files = {f"{name}.safetensors": save_tensors(tensors) for name, tensors in groups if tensors}
+        checkpoint = replace(checkpoint, files={**checkpoint.files, **files})
         self.folder.write(checkpoint, keep_best=self.recipe.run.keep_best)
         if QUARANTINE in checkpoint.files:
             self.folder.store.write(QUARANTINE, checkpoint.files[QUARANTINE])
@@ -93,8 +97,8 @@ class Sink:
             self.ledger.mark(epoch, marks[marks[:, 0] == epoch, 1] - self.split_start)
 
     def _checkpoint(self, state: TrainState, metrics: Mapping[str, float], files: Mapping[str, bytes]) -> Checkpoint:
-        groups = state.snapshot().items()
-        files = {**files, **{f"{name}.safetensors": save_tensors(tensors) for name, tensors in groups if tensors}}
+        """Return the checkpoint without the state's tensors."""
+        files = dict(files)
         if metrics and self.scored:
             files[SCORED] = save_arrays(self.scored)
         if self.mean_image is not None:

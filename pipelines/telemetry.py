@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from infra.records import Record
 from pipelines.data.stages import STAGES, DataTimes
-
-if TYPE_CHECKING:
-    import torch
 
 _RATE, _WORST = "train/images_per_second", "train/data_wait_share"
 _RETRIES = "data/retries"
@@ -18,7 +14,7 @@ _WORTH_TELLING = 0.03  # share of the training time
 _SHORT = 0.005  # of the progress line, which has no room for what is rounded away
 
 
-def data_metrics(times: DataTimes, seconds: float, device: torch.device) -> dict[str, float]:
+def data_metrics(times: DataTimes, seconds: float) -> dict[str, float]:
     """Rate, waiting and cost of the data over `seconds` of training; every rank calls it with its own times.
 
     Returns:
@@ -33,8 +29,8 @@ def data_metrics(times: DataTimes, seconds: float, device: torch.device) -> dict
 
     shares = [wait / seconds for wait in times.waits().values()]
     own = [1.0, times.images, times.retries, times.read_s, times.decode_s, *shares]
-    summed = sum_over_ranks_(torch.tensor(own, dtype=torch.float64, device=device)).tolist()
-    largest = max_over_ranks_(torch.tensor([*shares, sum(shares)], dtype=torch.float64, device=device)).tolist()
+    summed = sum_over_ranks_(torch.tensor(own, dtype=torch.float64)).tolist()
+    largest = max_over_ranks_(torch.tensor([*shares, sum(shares)], dtype=torch.float64)).tolist()
     ranks, images, retries, read_s, decode_s, *waits = summed
     metrics = {_RATE: images / seconds, _WORST: min(1.0, largest[-1]), "data/wait_share": sum(waits) / ranks}
     for stage, mean, most in zip(STAGES, waits, largest, strict=False):

@@ -110,4 +110,4 @@ def _remedy(what: str, line: str, column: int) -> str:
 
 def _is_type(part: object) -> bool:
     """Tell whether a part of a place is what pydantic calls one of several types that a key may have."""
-    return isinstance(part, str) and (part == "int" or part.startswith("tuple["))
+    return isinstance(part, str) and (part in ("int", "bool") or part.startswith(("tuple[", "literal[")))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 
+from infra.errors import UserError
 from infra.storage import open_store
 from pipelines.checkpoint import RunFolder
 from pipelines.data.ingest import Stream
@@ -52,6 +53,7 @@ class Job:
     """What the driver tells every worker."""
 
     recipe: Recipe  # model.num_classes filled in
+    gpu: bool  # each worker has one
     stream: Stream
     start_uri: str  # of the weights that the run starts from; "" = none
     mailbox: ActorHandle[Any]
@@ -67,6 +69,8 @@ def train_worker(config: dict[str, Any]) -> Cause:
             worker = _Worker(job)
             return worker.run()
         except Exception as error:
+            if worker and (found := worker.explained(error)):
+                raise found from error
             start, rank = ray.get_runtime_context().get_actor_id(), ray.train.get_context().get_world_rank()
             note(error, start=start or "", rank=rank, step=worker.at if worker else 0)
             raise
@@ -78,14 +82,16 @@ def train_worker(config: dict[str, Any]) -> Cause:
 class _Worker:
     def __init__(self, job: Job) -> None:
         from pipelines.assembly import decided, feed_steps
-        from resnet_core.compute import configure, pick_device
+        from pipelines.rendezvous import worker_device
+        from resnet_core.compute import configure, share_compilers
 
         context = ray.train.get_context()
         self.job = job
         recipe = job.recipe
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
-        self.device = pick_device(use_gpu=recipe.run.use_gpu, local_rank=0)
-        self.recipe = recipe = decided(recipe, self.device)
+        self.device = worker_device(gpu=job.gpu)
+        share_compilers(context.get_local_world_size())
+        self.recipe = recipe = decided(recipe, self.device, self._say)
         self.steps = feed_steps(recipe, job.stream, self.world_size)
         self.feed = self._open_feed()
         configure(recipe.compute, self.device)
@@ -93,7 +99,7 @@ class _Worker:
         self.asked_at = time.monotonic()
         self.told_at = 0.0
         self.at = 0  # the step that is under way
-        self.leaving = Leaving(self.device)
+        self.leaving = Leaving()
         self.shown = RunMetrics(recipe.run_name, self.rank, self.world_size)
         self.sampler = None
         if context.get_local_rank() == 0:
@@ -158,6 +164,13 @@ class _Worker:
             self._tell(Event(text=f"checkpoint of step {state.step} committed before leaving", training=False))
         return self.leaving.cause
 
+    def explained(self, error: Exception) -> UserError | None:
+        """Return the line for an error that comes again at every start."""
+        from pipelines.memory import memory_error
+
+        images = self.steps.images_per_rank
+        return memory_error(error, self.device, min(images, self.steps.microbatch_size or images))
+
     def close(self) -> None:
         """Stop what runs beside the training."""
         if self.sampler:
@@ -173,7 +186,7 @@ class _Worker:
 
     def _resume(self, state: TrainState) -> Sink:
         """Load the checkpoint that the stream continues, and know what was consumed and recorded until there."""
-        from pipelines.assembly import continued, deepen
+        from pipelines.assembly import continued, deepen, scaler_of
         from pipelines.bad_samples import BadSamples
         from pipelines.sink import Sink
 
@@ -183,6 +196,7 @@ class _Worker:
         checkpoint = self.folder.load(base) if base else None
         if checkpoint:
             self.recipe = continued(self.recipe, checkpoint.recipe, self.device)
+            state.scaler = scaler_of(self.recipe, self.device)
             phase = phase_at(self.recipe.phases(manifest.splits[split]), base - 1)  # of the last step done
             if phase.first_step:
                 deepen(state, self.recipe, phase, self.world_size)
@@ -216,8 +230,8 @@ class _Worker:
         self._tell(Event(text="computing the mean image of the training split"))
         data = self._data(self.job.stream.split, tolerant=self.job.stream.tolerant)
         part = ImageSum.of(score_blocks(data), self.recipe.data.image_size)
-        total = sum_over_ranks_(self._tensor(part.total.astype("int64"))).cpu().numpy()
-        count = sum_over_ranks_(torch.tensor(part.count, device=self.device))
+        total = sum_over_ranks_(torch.from_numpy(part.total.astype("int64"))).numpy()
+        count = sum_over_ranks_(torch.tensor(part.count))
         return ImageSum(total=total, count=int(count)).mean()
 
     def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
@@ -275,7 +289,7 @@ class _Worker:
 
     def _telemetry(self) -> dict[str, float]:
         """Rate and time without data since it was last asked, over all ranks."""
-        metrics = data_metrics(self.feed.times, max(time.monotonic() - self.asked_at, 1e-9), self.device)
+        metrics = data_metrics(self.feed.times, max(time.monotonic() - self.asked_at, 1e-9))
         self.shown.data(self.feed.times)
         self.feed.times, self.asked_at = DataTimes(), time.monotonic()
         return metrics

@@ -1,4 +1,8 @@
-"""What ranks tell each other beyond gradients. Alone, without a process group, each of these changes nothing."""
+"""What ranks tell each other beyond gradients. Alone, without a process group, each of these changes nothing.
+
+Tensors on a GPU go by NCCL, in its queue; CPU tensors by gloo, between hosts. What a step's host must know (votes,
+counts) is a CPU tensor: reading one from a GPU waits for all that is queued there.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,16 @@ from torch import Tensor, nn
 
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+def max_of_hosts(number: int) -> int:
+    """Return the largest `number` of any rank, by CPU tensors: no GPU's queue is waited for."""
+    return int(max_over_ranks_(torch.tensor(number)))
+
+
+def rank() -> int:
+    """Return this process's rank; 0 alone."""
+    return dist.get_rank() if is_distributed() else 0
 
 
 def sum_over_ranks_(values: Tensor) -> Tensor:
@@ -28,9 +42,8 @@ def max_over_ranks_(values: Tensor) -> Tensor:
 
 
 def barrier() -> None:
-    """Until every rank is here."""
-    if is_distributed():
-        dist.barrier()
+    """Wait until every rank is here: its host, not its GPU."""
+    max_of_hosts(0)
 
 
 def concatenate_ranks(rows: Tensor) -> Tensor:
@@ -53,22 +66,22 @@ def share_buffers(model: nn.Module) -> None:
 
 
 class Vote:
-    """The greatest wish of any rank, the same on all of them, asked for once a step.
+    """Finds the greatest wish of any rank, the same on all of them, once a step.
 
-    What is answered was asked `_BEHIND` steps ago, so that nobody waits for it, a GPU's queue least of all.
+    An answer belongs to the question of `_BEHIND` steps ago, so that hosts do not wait for each other. Ballots are CPU
+    tensors: one on a GPU would be answered after all that its queue holds, the present step included.
     """
 
     _BEHIND = 2
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._under_way: deque[tuple[dist.Work, Tensor]] = deque()
 
     def __call__(self, wish: int) -> int:
         """Of every rank, at the same steps."""
         if not is_distributed():
             return wish
-        ballot = torch.tensor(wish, dtype=torch.int32, device=self._device)
+        ballot = torch.tensor(wish, dtype=torch.int32)
         work = dist.all_reduce(ballot, op=dist.ReduceOp.MAX, async_op=True)
         assert work is not None
         self._under_way.append((work, ballot))
@@ -83,7 +96,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """Every rank's rows in rank order; each rank may have another number of them."""
     if not is_distributed():
         return rows
-    counts = concatenate_ranks(torch.tensor([len(rows)], device=rows.device)).tolist()
+    counts = concatenate_ranks(torch.tensor([len(rows)])).tolist()
     padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows
     parts = concatenate_ranks(padded).split(max(counts)) if max(counts) else [rows] * len(counts)

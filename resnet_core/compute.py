@@ -1,31 +1,42 @@
-"""How a worker computes: device, threads, precision, memory format, compilation. All wrap a model from outside."""
+"""How a worker computes: device, threads, precision, memory format, compilation. All wrap a model from outside.
+
+What "auto" becomes is the same on all ranks: they compute together, so the weakest of them decides.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 from torch import nn
 
+from resnet_core.collective import max_of_hosts, max_over_ranks_, rank
 from resnet_core.config import ComputeConfig, Precision
 
 # glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD (the last as large as it can be)
 _KEEP = {-1: 2**30, -2: 2**26, -3: 2**25}
+_TENSOR_CORES = (7, 0)  # compute capability
+_HALF: tuple[Precision, ...] = ("bf16", "fp16")  # the faster ones first
+_NO_RANK = 2**31
+_COMPILERS = 32  # of one process, as Inductor has it
+_GRAPHS = 64  # of one piece of code: image sizes, batches, training and evaluation
 
 
-def pick_device(*, use_gpu: bool, local_rank: int = 0) -> torch.device:
-    """The worker's own GPU, made the current one, or the CPU."""
+def pick_device(*, use_gpu: bool) -> torch.device:
+    """Return the GPU that is current in this thread, or the CPU; ValueError if torch sees no GPU.
+
+    This sets no device. In a training worker Ray Train does, and `pipelines.rendezvous.worker_device` asks for it;
+    anywhere else the current GPU is the first of those that CUDA_VISIBLE_DEVICES shows.
+    """
     if not use_gpu:
         return torch.device("cpu")
-    visible = torch.cuda.device_count()
-    if local_rank >= visible:
-        raise ValueError(f"use_gpu needs GPU number {local_rank} on this worker, and torch sees {visible}")
-    device = torch.device("cuda", local_rank)
-    torch.cuda.set_device(device)
-    return device
+    if not torch.cuda.is_available():
+        raise ValueError("torch sees no GPU in this process")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def computes_bf16(device: torch.device) -> bool:
@@ -33,6 +44,18 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def computes_fp16(device: torch.device) -> bool:
+    """Tell whether fp16 is fast on the device: a GPU with tensor cores, from compute capability 7.0 (V100, T4) on."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _TENSOR_CORES
+
+
+def lacks(precision: Precision, device: torch.device) -> str:
+    """Return what the device lacks for a precision; "" if nothing."""
+    able = {"fp32": True, "bf16": computes_bf16(device), "fp16": computes_fp16(device)}[precision]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" and not able else device.type
+    return "" if able else f"{name} has no {precision} instructions"
 
 
 def why_not_compiled(device: torch.device) -> str:
@@ -44,20 +67,56 @@ def why_not_compiled(device: torch.device) -> str:
     return ""
 
 
-def resolve(config: ComputeConfig, device: torch.device) -> ComputeConfig:
-    """The same with every "auto" decided for this device: the fastest of `benchmarks/step.py` that needs no minutes."""
-    precision, compiled = config.precision, config.compile
-    if precision == "auto":
-        precision = "bf16" if computes_bf16(device) else "fp32"
-    if compiled == "auto":
-        compiled = device.type == "cuda" and not why_not_compiled(device)
-    return replace(config, precision=precision, compile=compiled)
+def resolve(
+    config: ComputeConfig, device: torch.device, warn: Callable[[str], None] = lambda line: None
+) -> ComputeConfig:
+    """Return the config with every "auto" decided, alike on all ranks, which call this together.
+
+    auto is the fastest of `benchmarks/step.py` that needs no minutes. Where GPUs are not compiled for, one rank calls
+    `warn` with the reason.
+
+    Raises:
+        ValueError: the config asks this worker for what it cannot do.
+    """
+    return replace(config, precision=_precision(config, device), compile=_compiled(config, device, warn))
+
+
+def _precision(config: ComputeConfig, device: torch.device) -> Precision:
+    if config.precision != "auto":
+        if missing := lacks(config.precision, device):
+            fit = ", ".join(f'"{each}"' for each in ("fp16", "bf16", "fp32") if not lacks(each, device))
+            raise ValueError(f"compute.precision must be {fit} or auto on this worker: its {missing}")
+        return config.precision
+    lacking = torch.tensor([float(bool(lacks(each, device))) for each in _HALF])
+    able = [name for name, lack in zip(_HALF, max_over_ranks_(lacking).tolist(), strict=True) if not lack]
+    return able[0] if able else "fp32"
+
+
+def _compiled(config: ComputeConfig, device: torch.device, warn: Callable[[str], None]) -> bool:
+    if config.compile is False or (config.compile == "auto" and device.type != "cuda"):
+        return False
+    reason = why_not_compiled(device)
+    if reason and config.compile is True:
+        raise ValueError(f"compute.compile must be false on this worker: {reason}")
+    first = -max_of_hosts(-rank() if reason else -_NO_RANK)
+    if first == rank():
+        warn(f"not compiled, which is slower: worker {first} cannot compile for its {device.type}: {reason}")
+    return first == _NO_RANK
+
+
+def share_compilers(ranks: int) -> None:
+    """Divide a node's compilers among the ranks on it; call it before the first compilation.
+
+    Inductor starts up to 32 processes in each rank by itself: 256 on a node of eight.
+    """
+    each = max(1, min(_COMPILERS, (os.cpu_count() or 1) // ranks))
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(each))
 
 
 def configure(config: ComputeConfig, device: torch.device) -> None:
-    """Set this process's threads and determinism, by a `resolve`d config; ValueError if the device has no bf16."""
-    if config.precision == "bf16" and not computes_bf16(device):
-        raise ValueError(f'compute.precision must be "fp32" on this worker: its {device.type} has no bf16 instructions')
+    """Set this process's threads, arithmetic and determinism, by a `resolve`d config."""
+    # torch has TF32 on for convolutions, and off for products, unless told
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if device.type == "cpu":
         _keep_freed_memory()
         if config.threads_per_worker:
@@ -66,12 +125,21 @@ def configure(config: ComputeConfig, device: torch.device) -> None:
         # cuBLAS reads it when it starts, hence before the first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
-    torch.backends.cudnn.benchmark = not config.deterministic
+    tune_convolutions(True)
+
+
+def tune_convolutions(wanted: bool) -> None:
+    """Let cuDNN measure its algorithms for each new shape of a convolution, or take what it guesses.
+
+    Measuring pays for shapes that come again. It is never on where results must not differ from run to run.
+    """
+    torch.backends.cudnn.benchmark = wanted and not torch.are_deterministic_algorithms_enabled()
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """The context of a forward pass and its loss."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    """Return the context of a forward pass and its loss."""
+    half = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=half, enabled=precision != "fp32")
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
@@ -84,7 +152,15 @@ def to_memory_format(model: nn.Module, channels_last: bool) -> nn.Module:
 
 
 def compile_forward(forward: nn.Module) -> None:
-    """Compile what a step calls, DDP included, in place: its type and its state_dict stay what they were."""
+    """Compile what a step calls, DDP included, in place: its type and its state_dict stay what they were.
+
+    What was compiled before is forgotten: a network that has grown is compiled anew, and torch counts the graphs of one
+    piece of code, and from the ninth on runs it uncompiled, with a warning in a worker's log.
+    """
+    import torch._dynamo
+
+    torch.compiler.reset()
+    torch._dynamo.config.recompile_limit = _GRAPHS
     forward.compile()
 
 

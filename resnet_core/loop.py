@@ -15,6 +15,7 @@ from torch import Tensor
 
 from resnet_core.augment import step_generator
 from resnet_core.batchnorm import reestimate_batchnorm
+from resnet_core.compute import tune_convolutions
 from resnet_core.ports import CheckpointSink, Recorder
 from resnet_core.reaction import HeldOut, Point
 from resnet_core.schedule import LrSchedule
@@ -92,6 +93,7 @@ def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
         generator = step_generator(run.seed, step, run.rank, state.device)
         if run.before_step:
             run.before_step(state, step, generator)
+        tune_convolutions(share.uniform)  # else cuDNN measures for hundreds of shapes that never come again
         sums += train_step(state, share, lr=lr, config=run.step, generator=generator)
         state.step += 1
         leaves = run.leave is not None and run.leave(state.step)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from resnet_core.faults import refuse
 from resnet_core.optim import state_tensors
 from resnet_core.optim.averaging import WeightAverage
+from resnet_core.optim.scaling import LossScaler
 
 Tensors = dict[str, dict[str, Tensor]]
 
@@ -23,6 +24,8 @@ class TrainState:
     forward: nn.Module  # what a step calls: the model, or a wrapper around it such as DDP
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None = None
+    scaler: LossScaler | None = None
+    """Of a run in fp16."""
     step: int = 0
 
     @property
@@ -40,7 +43,7 @@ class TrainState:
         return next(self.model.parameters()).device
 
     def tensors(self) -> Tensors:
-        """The live tensors by group and name: "model", "ema" if there is an average, "optimizer".
+        """The live tensors by group and name: "model", "ema" if there is an average, "scaler" in fp16, "optimizer".
 
         The optimizer's are named after its parameters, `momentum_buffer.layer1.0.conv1.weight`; before the first step
         they are what it would start with.
@@ -48,18 +51,27 @@ class TrainState:
         groups: Tensors = {"model": dict(self.model.state_dict())}
         if self.average:
             groups["ema"] = dict(self.average.model.state_dict())
+        if self.scaler:
+            groups["scaler"] = self.scaler.tensors()
         groups["optimizer"] = state_tensors(self.optimizer, self.model)
         return groups
 
     def snapshot(self) -> Tensors:
-        """A copy of `tensors()` in CPU memory, contiguous: further steps do not change it."""
-        return {
+        """Return a copy of `tensors()` in CPU memory, contiguous: further steps do not change it."""
+        return self.frozen().to_host()
+
+    def frozen(self) -> Frozen:
+        """Copy `tensors()` on their device, in its queue: the host does not wait, nor do further steps change it."""
+        copies = {
             group: {
-                name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-                for name, tensor in tensors.items()
+                name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
             }
             for group, tensors in self.tensors().items()
         }
+        copied = torch.cuda.Event() if self.device.type == "cuda" else None
+        if copied:
+            copied.record()
+        return Frozen(tensors=copies, device=self.device, copied=copied)
 
     @torch.no_grad()
     def load_tensors(self, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -71,6 +83,37 @@ class TrainState:
         _check_same_layout(mine, theirs)
         for name, tensor in mine.items():
             tensor.copy_(theirs[name])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frozen:
+    """A copy of a state on its device."""
+
+    tensors: Tensors
+    device: torch.device
+    copied: torch.cuda.Event | None
+    """What the device reaches when the copy is whole; None on a CPU."""
+
+    def to_host(self) -> Tensors:
+        """Return it in CPU memory. It is fetched beside the steps that a GPU computes, from any thread."""
+        if self.copied is None:
+            return self.tensors
+        with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.Stream()):
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self.copied)
+            fetched = {
+                group: {name: _pinned(tensor) for name, tensor in tensors.items()}
+                for group, tensors in self.tensors.items()
+            }
+            stream.synchronize()
+        return fetched
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """A copy in pinned memory, under way."""
+    if tensor.device.type == "cpu":  # a count of steps
+        return tensor
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
 
 def _flat(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

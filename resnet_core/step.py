@@ -6,7 +6,7 @@ Shapes: B images, H and W pixels, C = 3 channels, K classes. Every tensor is on 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from resnet_core.augment import augment, center_of, normalize
 from resnet_core.augment.mixing import mix
-from resnet_core.collective import max_over_ranks_, sum_over_ranks_
+from resnet_core.collective import max_of_hosts, sum_over_ranks_
 from resnet_core.compute import autocast, memory_format
 from resnet_core.config import AugmentConfig, Precision
 from resnet_core.losses import LossConfig, sum_loss
@@ -70,6 +70,11 @@ class Share:
     count: int  # images of the step over all ranks
     world_size: int = 1
 
+    @property
+    def uniform(self) -> bool:
+        """Whether all images have one size. Those of two phases of a curriculum mix in any proportion."""
+        return len({batch.images_BHWC.shape[1:] for batch in self.microbatches}) <= 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sums:
@@ -108,13 +113,23 @@ def train_step(state: TrainState, share: Share, *, lr: float, config: StepConfig
         generator.set_state(draws)
         with climbed(state.model, config.sam_rho):
             _accumulate_gradients(state, share, config, generator)
-    if config.clip_norm:
-        clip_grad_norm_(state.model.parameters(), config.clip_norm)
-    state.optimizer.step()
+    _update(state, config)
     state.optimizer.zero_grad(set_to_none=True)
     if state.average:
         state.average.update(state.model, state.step)
     return sums
+
+
+def _update(state: TrainState, config: StepConfig) -> None:
+    if state.scaler and config.clip_norm:
+        state.scaler.unscale_(state.optimizer)  # the norm is that of the gradient itself
+    if config.clip_norm:
+        clip_grad_norm_(state.model.parameters(), config.clip_norm)
+    if state.scaler:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        state.optimizer.step()
 
 
 @torch.no_grad()
@@ -132,7 +147,8 @@ def _accumulate_gradients(state: TrainState, share: Share, config: StepConfig, g
         with _gradient_exchange(state.forward, wanted=index == rounds - 1):
             if index < len(share.microbatches):
                 loss, batch_sums = _forward(state.forward, share.microbatches[index], config, generator)
-                (loss * (share.world_size / share.count)).backward()
+                loss = loss * (share.world_size / share.count)
+                (state.scaler.scale(loss) if state.scaler else loss).backward()
                 sums += batch_sums
             else:
                 _contribute_nothing(state, config)
@@ -147,7 +163,7 @@ def _rounds(state: TrainState, share: Share) -> int:
     own = max(1, len(share.microbatches))
     if not state.synchronized:
         return own
-    return int(max_over_ranks_(torch.tensor(own, device=state.device)))
+    return max_of_hosts(own)
 
 
 def _logits(forward: nn.Module, images_BCHW: Tensor, config: StepConfig) -> Tensor:
@@ -183,8 +199,10 @@ def _gradient_exchange(forward: nn.Module, *, wanted: bool) -> AbstractContextMa
 def _contribute_nothing(state: TrainState, config: StepConfig) -> None:
     """Gradients of exactly zero, through a batch of no rows.
 
-    In eval mode, since such a batch has no statistics; synchronized BatchNorms have those of the other ranks.
+    In eval mode, since such a batch has no statistics; synchronized BatchNorms have those of the other ranks. They meet
+    with tensors of the batch's type, and ranks that have images with fp32: so no autocast here.
     """
+    config = replace(config, precision="fp32")
     side = 32  # any size will do
     state.forward.train(state.synchronized)
     # a compiled backward pass of no rows fails in torch 2.15, and would be compiled for a step that is rare

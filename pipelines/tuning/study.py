@@ -28,7 +28,7 @@ from pipelines.checkpoint import RunFolder
 from pipelines.driver import find_data
 from pipelines.outcome import DELIVERY_PATIENCE_S
 from pipelines.paths import shown
-from pipelines.recipe import Recipe
+from pipelines.placement import Placement, place
 from pipelines.tuning.children import Children
 from pipelines.tuning.ledger import STUDY, Ledger
 from pipelines.tuning.plan import Plan
@@ -77,16 +77,16 @@ class Study:
         if self.over and state["delivered"] == self._delivery:
             self.console.print(f"study {self.plan.space.name} is finished: nothing to do{self._failures()}")
             return str(state["run_id"])
-        run = self.plan.base.run
-        workers, _ = run.workers
-        cpus = workers * run.cpus_per_worker + 1
-        infra.cluster.connect(min_cpus=cpus, gpus=workers if run.use_gpu else 0)
+        infra.cluster.connect(min_cpus=1)
+        placement = place(self.plan.base.run)
+        placement.check()
+        self.console.print(placement.line)
         manifest = find_data(self.plan.base, open_store(self.plan.base.data.uri), self.console)
         samples = manifest.splits[self.plan.base.data.train_split]
         tracker = self._start_tracker(state)
         with explained(self._kept), tracker.finished_after(DELIVERY_PATIENCE_S):
             if not self.over:
-                self._tune(tracker, samples)
+                self._tune(tracker, samples, placement)
             write_report(self.plan, self.ledger, self.store)
             publish(self.plan, self.ledger, self.store, tracker)
         self._remember({**state, "run_id": tracker.run_id, "delivered": self._delivery})
@@ -105,7 +105,7 @@ class Study:
         over = len(self.ledger) - len(self.ledger.interrupted)
         return f"interrupted, {over} of {self.plan.space.trials} trials are over: the same command resumes"
 
-    def _tune(self, tracker: Tracker, samples: int) -> None:
+    def _tune(self, tracker: Tracker, samples: int, placement: Placement) -> None:
         from ray import tune
         from ray.tune.execution import class_cache
 
@@ -116,8 +116,8 @@ class Study:
         from pipelines.tuning.stopping import Stops, stop_study
         from pipelines.tuning.trial import TrialJob
 
-        space, recipe = self.plan.space, self.plan.base
-        at_once = space.budget.concurrent or concurrent(recipe)
+        space = self.plan.space
+        at_once = space.budget.concurrent or concurrent(placement)
         waiting = space.trials if space.scheduler.name in SYNCHRONOUS else 1  # all of a population, or the next one
         class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
         os.environ.update({**_QUIET, "TUNE_MAX_PENDING_TRIALS_PG": str(waiting)})
@@ -127,7 +127,7 @@ class Study:
             parent_run_id=tracker.run_id,
             samples_per_epoch=samples,
             repeats=space.scheduler.name in SYNCHRONOUS,
-            data_cpus=data_cpus(recipe, at_once),
+            data_cpus=data_cpus(placement, at_once),
             keeper=GroupKeeper.remote(),  # type: ignore[attr-defined]  # Ray adds it
             stops=Stops.remote(),  # type: ignore[attr-defined]
         )
@@ -213,18 +213,16 @@ class Study:
             )
 
 
-def concurrent(recipe: Recipe) -> int:
-    """Trials that the cluster has CPUs and GPUs for: each its workers, and a CPU for its data tasks."""
-    run = recipe.run
-    workers, _ = run.workers
-    fits = most_of("CPU") // (workers * run.cpus_per_worker + 1)
-    return max(1, min(fits, most_of("GPU") // workers) if run.use_gpu else fits)
+def concurrent(placement: Placement) -> int:
+    """Return how many trials the cluster has CPUs and GPUs for: each needs its workers and a CPU for its data tasks."""
+    workers, _ = placement.workers
+    fits = most_of("CPU") // (workers * placement.cpus + 1)
+    return max(1, min(fits, most_of("GPU") // workers) if placement.gpu else fits)
 
 
-def data_cpus(recipe: Recipe, at_once: int) -> float:
-    """A trial's share of the CPUs that the workers of all trials leave."""
-    workers = recipe.run.workers[0] * recipe.run.cpus_per_worker
-    left = most_of("CPU") - at_once * workers
+def data_cpus(placement: Placement, at_once: int) -> float:
+    """Return a trial's share of the CPUs that the workers of all trials leave."""
+    left = most_of("CPU") - at_once * placement.workers[0] * placement.cpus
     return max(1.0, left // at_once)
 
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from resnet_core.config.check import require, require_choice
 
-Precision = Literal["fp32", "bf16"]
-PrecisionChoice = Literal["auto", "fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+PrecisionChoice = Literal["auto", "fp32", "bf16", "fp16"]
 CompileChoice = Literal["auto", True, False]
 
 
@@ -17,12 +17,15 @@ class ComputeConfig:
     """How a worker computes; none of it changes what is computed, beyond rounding."""
 
     precision: PrecisionChoice = "auto"
-    """Arithmetic: bf16 = autocast, with weights, norm statistics and the loss in fp32. auto = bf16 where every worker's
-    device computes it in hardware; a resumed run keeps its precision."""
+    """Arithmetic. fp32 = IEEE single precision, also in convolutions, and no TF32; bf16 = autocast, with weights, norm
+    statistics and the loss in fp32; fp16 = likewise, with a scaled loss, on GPUs. auto = bf16 where every worker's
+    device computes it in hardware, else fp16 where all are GPUs with tensor cores (V100, T4), else fp32; a resumed run
+    keeps its precision."""
     channels_last: bool = True
     """Keep activations in channels-last order, which convolutions are faster in."""
     compile: CompileChoice = "auto"
-    """torch.compile of what a step calls; auto = on a GPU whose host has the compilers."""
+    """torch.compile of what a step calls; auto = on GPUs, where every worker has the compilers; a
+    run that is not compiled says why."""
     microbatch_size: int = 0
     """Most images in one forward pass of one worker; 0 = the worker's whole share of the step, or, in a run
     of `run.num_workers = [min, max]`, what the share is on max workers."""

@@ -224,5 +224,5 @@ def evaluate(
 def _agree(mistakes: Mistakes | None, limit: int, device: torch.device) -> Mistakes:
     """A rank that scored nothing learns the image size from the others."""
     own_size = mistakes.images_NHWC.shape[1:3] if mistakes else (0, 0)
-    height, width = max_over_ranks_(torch.tensor(own_size, device=device)).tolist()
+    height, width = max_over_ranks_(torch.tensor(own_size)).tolist()
     return mistakes or Mistakes.empty(limit, height, width, device)

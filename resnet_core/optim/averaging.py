@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Kept = Callable[[int], float | None]
 """At the 0-based step: the share of the average that stays when the new weights come in; None = not at this step.
@@ -38,6 +38,14 @@ def equal(start: int) -> Kept:
     return kept
 
 
+def copy_all_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy each source into its target, in one kernel for each dtype: BatchNorm counts in int64 beside its floats."""
+    pairs = list(zip(targets, sources, strict=True))
+    for dtype in dict.fromkeys(target.dtype for target in targets):
+        of_type = [pair for pair in pairs if pair[0].dtype == dtype]
+        torch._foreach_copy_([target for target, _ in of_type], [source for _, source in of_type])
+
+
 class WeightAverage:
     """average := kept * average + (1 - kept) * parameters; buffers are copied.
 
@@ -55,5 +63,4 @@ class WeightAverage:
         if kept is None:
             return
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - kept)
-        for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(current, non_blocking=True)
+        copy_all_(list(self.model.buffers()), list(model.buffers()))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from resnet_core.optim.averaging import copy_all_
+
 _TINY = 1e-12  # as in the paper's code: a gradient of zero perturbs nothing
 
 
@@ -33,6 +35,5 @@ def climbed(model: nn.Module, rho: float) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            torch._foreach_copy_(parameters, kept_parameters)
-            if buffers:
-                torch._foreach_copy_(buffers, kept_buffers)
+            copy_all_(parameters, kept_parameters)
+            copy_all_(buffers, kept_buffers)

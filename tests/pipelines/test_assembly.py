@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from infra.errors import UserError
-from pipelines import assembly
-from pipelines.assembly import continued, decided, feed_steps
+from pipelines.assembly import build_state, continued, decided, feed_steps
 from pipelines.data.ingest import Stream
 from pipelines.recipe import Recipe, build_recipe, load_recipe
 from resnet_core import compute
@@ -17,18 +16,19 @@ CPU = torch.device("cpu")
 
 
 def able(monkeypatch: pytest.MonkeyPatch, yes: bool) -> None:
-    for module in (compute, assembly):
-        monkeypatch.setattr(module, "computes_bf16", lambda device: yes)
+    monkeypatch.setattr(compute, "computes_bf16", lambda device: yes)
 
 
 def recipe(**settings: object) -> Recipe:
-    return load_recipe("mnist5k", {f"compute.{key}": value for key, value in settings.items()})
+    return load_recipe(
+        "mnist5k", {"model.num_classes": 10} | {f"compute.{key}": value for key, value in settings.items()}
+    )
 
 
 @pytest.mark.parametrize("others", [0.0, 1.0])
 def test_one_worker_that_lacks_bf16_decides_for_all(monkeypatch: pytest.MonkeyPatch, others: float) -> None:
     able(monkeypatch, True)
-    monkeypatch.setattr(assembly, "max_over_ranks_", lambda lacking: lacking.clamp(min=others))
+    monkeypatch.setattr(compute, "max_over_ranks_", lambda lacking: lacking.clamp(min=others))
     assert decided(recipe(), CPU).compute.precision == ("fp32" if others else "bf16")
     assert decided(recipe(precision="bf16"), CPU).compute.precision == "bf16"
 
@@ -40,6 +40,39 @@ def test_a_checkpoint_decides_for_the_run_that_continues_it(monkeypatch: pytest.
     able(monkeypatch, False)
     with pytest.raises(UserError, match=r"this run began in bf16, and this worker's cpu has no bf16 instructions"):
         continued(decided(recipe(), CPU), recipe(precision="bf16").flat(), CPU)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_what_a_worker_lacks_is_a_user_s_error_with_the_key_to_change(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    able(monkeypatch, False)
+    with pytest.raises(UserError, match=rf'compute\.precision must be "fp32" or auto .*no {precision} instructions'):
+        decided(recipe(precision=precision), CPU)
+    monkeypatch.setattr(compute, "why_not_compiled", lambda device: "no C++ compiler")
+    with pytest.raises(UserError, match=r"compute\.compile must be false on this worker: no C\+\+ compiler"):
+        decided(recipe(compile=True), CPU)
+
+
+def test_a_run_in_fp16_has_a_scaler_and_no_other_has() -> None:
+    for precision in ("fp32", "bf16", "fp16"):
+        state = build_state(recipe(precision=precision, compile=False), CPU, 1, samples=100)
+        assert (state.scaler is not None) == (precision == "fp16")
+        assert ("scaler" in state.tensors()) == (precision == "fp16")
+
+
+def test_ranks_do_not_send_each_other_buffers_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0's are taken where they are read: at an evaluation."""
+    asked: dict[str, object] = {}
+
+    class Wrapper(torch.nn.Identity):
+        def __init__(self, module: torch.nn.Module, **settings: object) -> None:
+            super().__init__()
+            asked.update(settings)
+
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Wrapper)
+    build_state(recipe(precision="fp32", compile=False), CPU, 2, samples=100)
+    assert asked == {"device_ids": None, "broadcast_buffers": False}
 
 
 @pytest.mark.parametrize(

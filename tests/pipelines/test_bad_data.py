@@ -184,11 +184,11 @@ def test_no_worker_has_too_many_and_all_together_do(
 
     monkeypatch.setattr("pipelines.bad_samples.gather_rows", alone)
     for rank in ranks:
-        rank.exchange(torch.device("cpu"))
+        rank.exchange()
     together = torch.cat(sent)
     monkeypatch.setattr("pipelines.bad_samples.gather_rows", lambda _: together)
     for rank in ranks:
-        saved = rank.exchange(torch.device("cpu"))
+        saved = rank.exchange()
         assert saved is not None
         assert [record.id for record in Quarantine.from_parquet(saved).records] == [3, 8, 17]
     ranks[0].take([note(3)])  # of the next epoch: it is known
@@ -196,4 +196,4 @@ def test_no_worker_has_too_many_and_all_together_do(
         ranks[1].take([note(20)])
     lower = BadSamples(spoilt.manifest, folder, 2, told_of.append, None)
     with pytest.raises(UserError, match=r"^3 bad samples, data\.max_bad_samples allows 2: 3, 8, 17; "):
-        lower.exchange(torch.device("cpu"))
+        lower.exchange()

@@ -35,7 +35,7 @@ def test_three_lines_say_data_model_and_run(colours: Coloured) -> None:
     splits = "30 train, 30 test images of 3 classes, stored as the original files"
     assert data.startswith(f"data        {colours.manifest.name} at ") and data.endswith(splits)
     assert model == f"model       resnet20: 0.269 M parameters, 10 M multiply-adds at {SIZE} px"
-    told = "6 steps, 2 epochs of 3, batch 10, peak rate 0.00391, 2 workers on CPU, precision auto"
+    told = "6 steps, 2 epochs of 3, batch 10, peak rate 0.00391, 2 workers, precision auto"
     assert run == f"run         first: {told}"
 
 

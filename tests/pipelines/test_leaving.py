@@ -75,9 +75,8 @@ def test_a_thread_beside_the_main_one_leaves_signals_alone() -> None:
 @pytest.mark.parametrize("told", [False, True])
 def test_a_worker_hears_of_a_stop_with_the_answer_to_its_message(ray_local: None, told: bool) -> None:
     import ray
-    import torch
 
-    leaving = Leaving(torch.device("cpu"))
+    leaving = Leaving()
     assert leaving(1) is False
     reply = ray.put(told)
     leaving.hear(reply)

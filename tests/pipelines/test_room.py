@@ -9,27 +9,27 @@ import ray
 from ray.util import placement_group, remove_placement_group
 
 from pipelines import room
-from pipelines.recipe_sections import RunConfig
+from pipelines.placement import Placement
 from pipelines.room import Standstill, lack_of_room
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 NODES = "waiting for nodes: 8 worker(s) need 8 CPUs and the cluster has 4"
 
 
+def workers(least: int, most: int | None = None, *, cpus: int = 1, gpu: bool = False) -> Placement:
+    return Placement(workers=(least, least if most is None else most), cpus=cpus, gpu=gpu)
+
+
 def test_a_run_that_fits_waits_for_no_room() -> None:
-    assert lack_of_room(RunConfig(num_workers=4)) == ""
-    assert lack_of_room(RunConfig(num_workers=0)) == ""
-    assert lack_of_room(RunConfig(num_workers=(1, 8))) == ""
+    assert lack_of_room(workers(4)) == ""
+    assert lack_of_room(workers(0)) == ""
+    assert lack_of_room(workers(1, 8)) == ""
 
 
 def test_nodes_that_are_missing_are_counted_by_what_is_missing() -> None:
-    assert lack_of_room(RunConfig(num_workers=8)) == NODES
-    assert lack_of_room(RunConfig(num_workers=(3, 8), cpus_per_worker=2)) == (
-        "waiting for nodes: 3 worker(s) need 6 CPUs and the cluster has 4"
-    )
-    assert lack_of_room(RunConfig(num_workers=2, use_gpu=True)) == (
-        "waiting for nodes: 2 worker(s) need 2 GPUs and the cluster has 0"
-    )
+    assert lack_of_room(workers(8)) == NODES
+    assert lack_of_room(workers(3, 8, cpus=2)) == ("waiting for nodes: 3 worker(s) need 6 CPUs and the cluster has 4")
+    assert lack_of_room(workers(2, gpu=True)) == ("waiting for nodes: 2 worker(s) need 2 GPUs and the cluster has 0")
 
 
 def test_room_that_others_hold_is_told_while_the_run_s_group_waits() -> None:
@@ -38,12 +38,12 @@ def test_room_that_others_hold_is_told_while_the_run_s_group_waits() -> None:
     waits = placement_group([{"CPU": 1}, {"CPU": 1}])
     try:
         assert not waits.wait(1)
-        assert lack_of_room(RunConfig(num_workers=2)) == (
+        assert lack_of_room(workers(2)) == (
             "waiting for room: 2 worker(s) of 1 CPU do not fit into what is free: see `ray status`"
         )
         remove_placement_group(held)
         assert waits.wait(60)
-        assert lack_of_room(RunConfig(num_workers=2)) == ""
+        assert lack_of_room(workers(2)) == ""
     finally:
         for group in (held, waits):
             remove_placement_group(group)
@@ -58,7 +58,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
 
 
 def test_it_is_told_after_half_a_minute_of_silence_and_then_every_five(at: Callable[[float], None]) -> None:
-    standstill = Standstill(RunConfig(num_workers=8))
+    standstill = Standstill(workers(8))
     told = {}
     for second in range(700):
         at(second)
@@ -70,6 +70,6 @@ def test_it_is_told_after_half_a_minute_of_silence_and_then_every_five(at: Calla
 
 
 def test_silence_alone_is_no_reason(at: Callable[[float], None]) -> None:
-    standstill = Standstill(RunConfig(num_workers=2))
+    standstill = Standstill(workers(2))
     at(1000)
     assert standstill.reason() == ""

@@ -14,17 +14,16 @@ from pipelines.mailbox import Recorded
 from pipelines.progress_line import ProgressLine
 from pipelines.telemetry import data_limit, data_metrics, retries, waiting
 
-CPU = torch.device("cpu")
 DECODING = DataTimes(images=3000, tasks_s=1.5, transfer_s=0.2, collate_s=0.3, read_s=1.0, decode_s=5.0)
 
 
 def recorded(times, seconds=10.0, steps=2, step_images=1500):
-    metrics = {"train/loss": 0.5, **data_metrics(times, seconds, CPU)}
+    metrics = {"train/loss": 0.5, **data_metrics(times, seconds)}
     return [Record(step=step * times.images // step_images, time_ms=0, metrics=metrics) for step in range(1, steps + 1)]
 
 
 def test_the_stages_shares_add_up_to_the_wait():
-    metrics = data_metrics(DECODING, 10.0, CPU)
+    metrics = data_metrics(DECODING, 10.0)
     assert metrics["train/images_per_second"] == 300.0
     assert metrics["train/data_wait_share"] == metrics["data/wait_share"] == pytest.approx(0.2)
     shares = {stage: metrics[f"data/{stage}_share"] for stage in STAGES}
@@ -40,7 +39,7 @@ def test_over_ranks_the_mean_and_the_largest(monkeypatch):
     monkeypatch.setattr("resnet_core.collective.sum_over_ranks_", lambda own: own + other)
     largest = torch.tensor([0, 0, 0.4, 0, 0, 0.4], dtype=torch.float64)
     monkeypatch.setattr("resnet_core.collective.max_over_ranks_", lambda own: own.maximum(largest))
-    metrics = data_metrics(DECODING, 10.0, CPU)
+    metrics = data_metrics(DECODING, 10.0)
     assert metrics["train/images_per_second"] == 600.0
     assert (metrics["train/data_wait_share"], metrics["data/wait_share"]) == pytest.approx((0.4, 0.3))
     assert (metrics["data/transfer_share"], metrics["data/transfer_share_max"]) == pytest.approx((0.21, 0.4))

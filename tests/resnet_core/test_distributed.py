@@ -171,7 +171,7 @@ def check_synchronized_norms_meet_in_every_pass(rank: int, alone: TrainState) ->
 
 def check_a_vote_tells_all_ranks_the_same_at_the_same_time(rank: int) -> None:
     """One rank wishes for something from its fourth call on; both hear of it two calls later, and go on hearing."""
-    vote = Vote(torch.device("cpu"))
+    vote = Vote()
     heard = [vote(2 if rank == 1 and call >= 3 else 0) for call in range(8)]
     assert heard == [0, 0, 0, 0, 0, 2, 2, 2]
 

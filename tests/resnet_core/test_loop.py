@@ -5,13 +5,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from resnet_core import loop
 from resnet_core.augment import normalize
 from resnet_core.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, OptimConfig, ScheduleConfig
 from resnet_core.loop import Cadence, Run, fit
 from resnet_core.models import set_drop_path, set_generator
 from resnet_core.ports import MemoryRecorder, MemorySink, NullRecorder
 from resnet_core.schedule import LrSchedule, ramp
-from resnet_core.step import Share, StepConfig
+from resnet_core.step import Microbatch, Share, StepConfig
 
 TOTAL = 10
 OPTIM = OptimConfig(global_batch_size=6, lr_per_256=2.0, ema_decay=0.8)
@@ -61,6 +62,17 @@ def shares(make_batch):
             yield Share(microbatches=make_batch(6, seed=step).split(3), count=6)
 
     return stream
+
+
+def test_cudnn_does_not_measure_for_steps_that_mix_image_sizes(make_state, make_batch, monkeypatch) -> None:
+    wanted: list[bool] = []
+    monkeypatch.setattr(loop, "tune_convolutions", wanted.append)
+    whole = make_batch(6)
+    small = Microbatch(images_BHWC=whole.images_BHWC[:3, :4, :4], labels_B=whole.labels_B[:3])
+    shares = [whole.split(3), [small, *whole.split(3)[1:]], whole.split(3)]
+    run = make_run(NullRecorder(), MemorySink(), cadence=Cadence(total_steps=3, log_every_steps=0))
+    fit(make_state(OPTIM), [Share(microbatches=batches, count=6) for batches in shares], run)
+    assert wanted == [True, False, True]
 
 
 def test_order_of_events(make_state, shares) -> None:

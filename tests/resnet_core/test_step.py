@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from resnet_core.augment import augment, normalize
 from resnet_core.augment.mixing import mix
-from resnet_core.config import AugmentConfig, OptimConfig
+from resnet_core.config import AugmentConfig, OptimConfig, Precision
 from resnet_core.losses import LossConfig, sum_loss
 from resnet_core.step import Microbatch, Share, StepConfig, eval_step, train_step
 
@@ -93,6 +94,43 @@ def test_a_share_without_images_changes_neither_weights_nor_statistics(make_stat
     same_state(state, untouched)
     assert state.model.training
     assert float(sums.count) == 0
+
+
+class MeetingPlace(nn.SyncBatchNorm):
+    """Stands for torch's own, which needs GPUs: records the type of the tensors that ranks would exchange.
+
+    torch's sends statistics of a batch with rows in fp32, and zeros of the batch's own type for one without
+    (torch/nn/modules/_functions.py, SyncBatchNorm, forward and backward).
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.sent = torch.float32 if input.numel() else input.dtype
+        return input
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_rank_without_images_meets_the_others_in_fp32(make_state, make_batch, precision: Precision) -> None:
+    meeting = MeetingPlace(4)
+    state = make_state(PLAIN_SGD, linear=True)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    state.model = state.forward = nn.Sequential(nn.Conv2d(3, 4, 3), meeting, head)
+    sent = []
+    for batches in ([make_batch(4)], []):
+        share = Share(microbatches=batches, count=4, world_size=2)
+        config = StepConfig(precision=precision)
+        train_step(state, share, lr=0.1, config=config, generator=torch.Generator())
+        sent.append(meeting.sent)
+    assert sent == [torch.float32, torch.float32]
+
+
+def test_sizes_that_mix_are_told_from_a_batch_of_one(make_batch) -> None:
+    def share(*sides: int) -> Share:
+        images = [torch.zeros(2, side, side, 3, dtype=torch.uint8) for side in sides]
+        parts = [Microbatch(images_BHWC=each, labels_B=torch.zeros(2, dtype=torch.int64)) for each in images]
+        return Share(microbatches=parts, count=8)
+
+    assert share().uniform and share(8).uniform and share(8, 8).uniform
+    assert not share(8, 16).uniform
 
 
 def test_one_batch_is_learnt_by_heart(make_state, make_batch) -> None:
