@@ -69,7 +69,7 @@ def measure(source: str, form: Form, size: int, device: torch.device, rounds: in
 
     def cropped() -> Iterator[Block]:
         for block in sent:
-            yield {"id": block["id"], "image": maker.crops(block).cpu().numpy()}
+            yield {"id": block["id"], "image": maker.crops([block]).cpu().numpy()}
 
     on_device, made = rate(cropped, rounds)
     pairs = zip(exact, made, strict=True)

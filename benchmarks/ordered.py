@@ -22,9 +22,10 @@ if __name__ == "__main__":
 import ray
 
 from benchmarks.peers.ours import photograph_stream, prepared
-from pipelines.data.ingest import FILLER, Stream, build_dataset
+from pipelines.data.ingest import Stream, build_dataset
 from pipelines.data.ledger import Ledger
 from pipelines.data.ordered import opened
+from pipelines.data.plan import FILLER
 
 WORKERS = 2
 

@@ -10,7 +10,7 @@ The device is a CPU's as well as a GPU's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +20,23 @@ import torch
 from torch import Tensor
 
 from pipelines.data.decode import DecodeError, decode_rgb
+from pipelines.device_jpeg import Flat, decoded, from_pixels, padded
+from pipelines.side_stream import SideStream
 from resnet_core.resample import WINDOW, Interpolation, resample
 
 _PIXELS_AT_ONCE = 32 * 2**20  # of sources, padding included: some 800 MB of float32 while they are cropped
+REFUSED = "the device's JPEG decoder refuses some of the images: the host decodes these, which takes longer"
 
 Rows = dict[str, npt.NDArray[Any]]
 
 
 class UndecodableError(Exception):
-    """The image of one row, the `place`-th, does not decode."""
+    """Images that neither the device nor the host decodes."""
 
-    def __init__(self, place: int, reason: str) -> None:
-        super().__init__(place, reason)
-        self.place, self.reason = place, reason
+    def __init__(self, reasons: dict[int, str]) -> None:
+        """`reasons` has what is wrong with the images, by their places among the rows of all blocks."""
+        super().__init__(reasons)
+        self.reasons = reasons
 
 
 def made_on_device(rows: Rows) -> bool:
@@ -49,49 +53,73 @@ class DeviceImages:
     resident_NHWC: Tensor | None = None
     """On the device: the images of which blocks tell the places."""
 
-    def crops(self, rows: Rows) -> Tensor:
-        """Of a block's samples, uint8 [r * n, S, S, 3]: the first view of every sample, then the second ones.
+    def crops(
+        self, blocks: Sequence[Rows], stream: SideStream | None = None, tell: Callable[[str], None] | None = None
+    ) -> Tensor:
+        """Make the crops of blocks of one size S, uint8 [r * n, S, S, 3]: the first view of every sample, then the
+        second ones. The host waits for the device before it decodes JPEGs, and nowhere else.
+
+        Args:
+            stream: The current one; None = of a thread that works on the device's default stream.
+            tell: Takes a line where the host decodes what the device refused.
 
         Raises:
-            UndecodableError: a JPEG does not decode.
+            UndecodableError: JPEGs that do not decode.
         """
-        size, count = int(rows["size"][0]), len(rows["id"])
-        windows = to_device(rows["window"].reshape(count, -1, *WINDOW), self.device).transpose(0, 1)
+        stream = stream or SideStream(self.device)
+        size, count = int(blocks[0]["size"][0]), sum(len(block["id"]) for block in blocks)
+        windows = stream.send([block["window"] for block in blocks]).view(count, -1, *WINDOW).transpose(0, 1)
         images = torch.empty(len(windows), count, size, size, 3, dtype=torch.uint8, device=self.device)
-        for places, sources in self._sources(rows):
+        for places, sources in self._sources(blocks, stream, tell):
             for view, of_view in enumerate(windows):  # grey is repeated in all channels
                 images[view, places] = resample(sources, of_view[places], size, self.interpolation)
         return images.flatten(0, 1)
 
-    def _sources(self, rows: Rows) -> Iterator[tuple[slice | list[int], Tensor]]:
-        """(which samples of the block, their whole images uint8 B x H x W x C, in arrays of the largest of them)."""
-        if "image" not in rows:
+    def _sources(
+        self, blocks: Sequence[Rows], stream: SideStream, tell: Callable[[str], None] | None
+    ) -> Iterator[tuple[slice | Tensor, Tensor]]:
+        """(which samples of the blocks, their whole images uint8 B x H x W x C, in arrays of the largest of them)."""
+        if "image" not in blocks[0]:
             assert self.resident_NHWC is not None
-            places = to_device(rows["place"], self.device)
+            places = stream.send([block["place"] for block in blocks])
             for some in _of_one_size(len(places), self.resident_NHWC.shape[1]):
                 yield some, self.resident_NHWC[places[some]]
-        elif rows["image"].dtype != object:
-            whole = to_device(rows["image"], self.device)
+        elif blocks[0]["image"].dtype != object:
+            whole = stream.send([block["image"] for block in blocks])
             for some in _of_one_size(len(whole), whole.shape[1]):
                 yield some, whole[some]
         else:
-            pictures = _decoded(rows, self.device)
+            names = ("image", "coded", "height", "width")
+            rows = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+            pictures = self._pictures(rows, stream, tell)
             for alike in _of_similar_size(rows["height"], rows["width"]):
-                yield alike, _padded([pictures[place] for place in alike])
+                yield stream.send([alike]), padded([pictures[place] for place in alike.tolist()], stream)
+
+    def _pictures(self, rows: Rows, stream: SideStream, tell: Callable[[str], None] | None) -> list[Flat]:
+        """The whole images: JPEGs as one batch, the others, and those that the device refuses, from their pixels."""
+        jpegs = np.flatnonzero(rows["coded"])
+        pictures = dict(zip(jpegs.tolist(), decoded(rows["image"][jpegs].tolist(), self.device, stream), strict=True))
+        pixels: dict[int, bytes | npt.NDArray[np.uint8]] = {}
+        reasons: dict[int, str] = {}
+        for place, coded in enumerate(rows["coded"].tolist()):
+            if not coded:
+                pixels[place] = rows["image"][place]
+            elif pictures[place] is None:  # the device does not say what is wrong; the host does, or knows better
+                try:
+                    pixels[place] = decode_rgb(rows["image"][place])
+                except DecodeError as error:
+                    reasons[place] = str(error)
+                else:
+                    (tell or _to_nobody)(REFUSED)
+        if reasons:
+            raise UndecodableError(reasons)
+        sides = [(int(rows["height"][place]), int(rows["width"][place])) for place in pixels]
+        pictures |= zip(pixels, from_pixels(list(pixels.values()), sides, stream), strict=True)
+        return [picture for place in range(len(rows["coded"])) if (picture := pictures[place]) is not None]
 
 
-def to_device(column: npt.NDArray[Any], device: torch.device) -> Tensor:
-    """A column as a tensor; a GPU copies it while the host goes on."""
-    tensor = torch.from_numpy(np.ascontiguousarray(column))
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-
-def _padded(pictures: list[Tensor]) -> Tensor:
-    height, width = (max(picture.shape[side] for picture in pictures) for side in (0, 1))
-    padded = pictures[0].new_zeros(len(pictures), height, width, 3)
-    for row, picture in zip(padded, pictures, strict=True):
-        row[: picture.shape[0], : picture.shape[1]] = picture
-    return padded
+def _to_nobody(_: str) -> None:
+    """Drop a line."""
 
 
 def _of_one_size(count: int, side: int) -> Iterator[slice]:
@@ -101,50 +129,16 @@ def _of_one_size(count: int, side: int) -> Iterator[slice]:
         yield slice(begin, begin + step)
 
 
-def _of_similar_size(heights: npt.NDArray[np.int32], widths: npt.NDArray[np.int32]) -> Iterator[list[int]]:
+def _of_similar_size(heights: npt.NDArray[np.int32], widths: npt.NDArray[np.int32]) -> Iterator[npt.NDArray[np.int64]]:
     """Places of images, small ones first, as many as fit together into `_PIXELS_AT_ONCE`."""
     together: list[int] = []
     height = width = 0
     for place in np.argsort(heights.astype(np.int64) * widths, kind="stable").tolist():
         higher, wider = max(height, int(heights[place])), max(width, int(widths[place]))
         if together and (len(together) + 1) * higher * wider > _PIXELS_AT_ONCE:
-            yield together
+            yield np.asarray(together)
             together, higher, wider = [], int(heights[place]), int(widths[place])
         together.append(place)
         height, width = higher, wider
     if together:
-        yield together
-
-
-def _decoded(rows: Rows, device: torch.device) -> list[Tensor]:
-    """The whole images, uint8 H x W x 3 each: JPEGs as one batch, the others from their pixels."""
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    encoded = [_bytes(data) for data in rows["image"][rows["coded"]]]
-    try:
-        decoded = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device) if encoded else []
-        jpegs = iter([picture.permute(1, 2, 0) for picture in decoded])
-    except RuntimeError:  # it does not say which; the host's decoder does, or knows better
-        jpegs = (
-            torch.tensor(_decoded_on_host(rows, place), device=device)
-            for place in np.flatnonzero(rows["coded"]).tolist()
-        )
-    pictures = []
-    for place, coded in enumerate(rows["coded"].tolist()):
-        if coded:
-            pictures.append(next(jpegs))
-        else:
-            shape = (int(rows["height"][place]), int(rows["width"][place]), 3)
-            pictures.append(_bytes(rows["image"][place]).view(shape).to(device))
-    return pictures
-
-
-def _decoded_on_host(rows: Rows, place: int) -> npt.NDArray[np.uint8]:
-    try:
-        return decode_rgb(rows["image"][place])
-    except DecodeError as error:
-        raise UndecodableError(place, str(error)) from error
-
-
-def _bytes(data: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)  # a copy: tensors may be written to
+        yield np.asarray(together)

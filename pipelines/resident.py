@@ -20,9 +20,9 @@ from infra.errors import UserError
 from infra.storage import open_store
 from pipelines.checkpoint import RunFolder
 from pipelines.data.decode import raw_pixels
-from pipelines.data.ingest import FILLER, Stream
+from pipelines.data.ingest import Stream
 from pipelines.data.ledger import Ledger
-from pipelines.data.plan import WorkItem, eval_items, item_order, plan_items
+from pipelines.data.plan import FILLER, WorkItem, eval_items, item_order, plan_items
 from pipelines.data.read import Reader
 from pipelines.data.records import Records
 from pipelines.data.stages import StageClock

@@ -30,14 +30,12 @@ from pipelines.data.execution import quiet, within
 from pipelines.data.ledger import Ledger
 from pipelines.data.manifest import Manifest
 from pipelines.data.ordered import Chunks, chunked, sealed, task_rows
-from pipelines.data.plan import Plan, Sizes, WorkItem, from_text, plan_tasks, rows_within, to_text
+from pipelines.data.plan import FILLER, Plan, Sizes, WorkItem, from_text, plan_tasks, rows_within, to_text
 from pipelines.data.read import Fetched, Reader
 from pipelines.data.stages import StageClock
 from pipelines.data.task import Block, TaskConfig, load_item
 from pipelines.data.undecoded import DecodeOn, filler_columns, load_undecoded
 
-FILLER = -1
-"""Id and epoch of a row that is no sample."""
 _BLOCK_BYTES = 16 * 2**20  # each costs Ray milliseconds of CPU time, whatever its size (docs/ingest-benchmark.md)
 # At least, or tasks that run at once, and so a step, would be of different epochs where the data set is small.
 _ITEMS_PER_EPOCH, _BLOCKS_PER_EPOCH = 8, 16

@@ -22,6 +22,9 @@ from pipelines.data.ledger import Ledger
 from pipelines.data.manifest import Manifest
 from pipelines.data.rng import Purpose, permutation, stream
 
+FILLER = -1
+"""Id and epoch of a row that is no sample."""
+
 ITEM_ROWS = 512
 
 Sizes = tuple[tuple[int, int], ...]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,8 @@ import numpy.typing as npt
 from infra.patience import take_retries
 
 STAGES = ("read", "decode", "transfer", "collate", "device")
-"""Fetching and verifying shards; decoding and cropping in data tasks; Ray's delivery and the copy to the device; making
-batches of blocks; decoding and cropping on the device, where the recipe has it there."""
+"""Fetching and verifying shards; decoding and cropping in data tasks; Ray's delivery; making batches of blocks and
+sending them to the device; decoding and cropping on the device, where the recipe has it there."""
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -62,8 +62,8 @@ class DataTimes:
 
     images: int = 0
     tasks_s: float = 0.0  # waited for blocks that no data task had made yet
-    transfer_s: float = 0.0  # waited for blocks that were made, and copied batches to the device
-    collate_s: float = 0.0  # cut and joined blocks to batches
+    transfer_s: float = 0.0  # waited for blocks that were made
+    collate_s: float = 0.0  # cut and joined blocks to batches, and sent them to the device
     device_s: float = 0.0  # decoded and cropped on the worker's device, as far as the worker itself was held up
     read_s: float = 0.0  # of data tasks, spent on reading the blocks that arrived
     decode_s: float = 0.0  # of data tasks, spent on decoding and cropping them
@@ -84,10 +84,18 @@ class DataTimes:
     def __add__(self, other: DataTimes) -> DataTimes:
         return DataTimes(**{name: getattr(self, name) + getattr(other, name) for name in _FIELDS})
 
+    def waiting(self, seconds: float) -> DataTimes:
+        """Return the same, of which the worker was held up for `seconds` in all, by each stage in its proportion.
+
+        What happened while the worker trained costs it nothing.
+        """
+        share = seconds / self.waited_s if self.waited_s else 0.0
+        return replace(self, **{name: getattr(self, name) * share for name in _WAITS})
+
     @property
     def waited_s(self) -> float:
         """All that the worker did not train for."""
-        return self.tasks_s + self.transfer_s + self.collate_s + self.device_s
+        return float(sum(getattr(self, name) for name in _WAITS))
 
     def waits(self) -> dict[str, float]:
         """`waited_s` by stage: waiting for data tasks is waiting for what they spend their time on."""
@@ -98,3 +106,4 @@ class DataTimes:
 
 
 _FIELDS = tuple(field.name for field in fields(DataTimes))
+_WAITS = ("tasks_s", "transfer_s", "collate_s", "device_s")

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torchvision.io import decode_jpeg
 
 from infra.errors import UserError
 from infra.storage import LocalStore, open_store
-from pipelines.data.decode import CropConfig, DecodeError
+from pipelines.data.decode import CropConfig, DecodeError, decode_rgb
 from pipelines.data.ingest import Stream, build_dataset
 from pipelines.data.ledger import Ledger
 from pipelines.data.ordered import opened
@@ -21,9 +22,12 @@ from pipelines.data.sources import open_source
 from pipelines.data.stages import StageClock
 from pipelines.data.task import TaskConfig, load_item
 from pipelines.data.undecoded import load_undecoded, look
-from pipelines.device_images import DeviceImages, UndecodableError
+from pipelines.device_images import REFUSED, DeviceImages, UndecodableError
+from pipelines.device_jpeg import Flat, copied_one_by_one, from_pixels, gathered
+from pipelines.device_jpeg import _of_an_image as of_an_image
 from pipelines.feed import Feed, Steps
 from pipelines.recipe import load_recipe
+from pipelines.side_stream import SideStream
 from tests.pipelines.conftest import written
 from tests.pipelines.data.conftest import encoded, picture
 
@@ -73,7 +77,7 @@ def test_crops_of_the_device_equal_those_of_data_tasks(data, kind, repeats):
     for expected, rows in zip(host, device, strict=True):
         for name in ("id", "epoch", "label"):
             assert rows[name].tolist() == expected[name].tolist()
-        images = DeviceImages(device=CPU).crops(rows).numpy()
+        images = DeviceImages(device=CPU).crops([rows]).numpy()
         views = expected["image"] if repeats == 1 else expected["image"].swapaxes(0, 1).reshape(images.shape)
         assert images.dtype == np.uint8 and images.shape == views.shape
         assert np.abs(images.astype(int) - views.astype(int)).max() <= 1
@@ -102,8 +106,8 @@ def test_a_jpeg_that_does_not_decode_is_named(data):
     place = int(np.flatnonzero(rows["coded"])[2])
     rows["image"][place] = rows["image"][place][:-200]
     with pytest.raises(UndecodableError) as caught:
-        DeviceImages(device=CPU).crops(rows)
-    assert (caught.value.place, "truncated" in caught.value.reason) == (place, True)
+        DeviceImages(device=CPU).crops([rows])
+    assert [(found, "truncated" in reason) for found, reason in caught.value.reasons.items()] == [(place, True)]
     blank = {name: np.full(len(rows["id"]), "", dtype=object) for name in ("bad", "warning")}
     told = {"base": np.zeros(len(rows["id"]), dtype=np.int64), **StageClock().columns(len(rows["id"])), **blank}
     count = len(rows["id"])
@@ -121,7 +125,80 @@ def test_large_and_small_images_are_not_padded_to_the_same_array(monkeypatch):
 
     monkeypatch.setattr(module, "_PIXELS_AT_ONCE", 1000)
     heights, widths = (np.array(sides, dtype=np.int32) for sides in ([10, 100, 20, 10, 5], [10, 100, 20, 12, 5]))
-    assert list(module._of_similar_size(heights, widths)) == [[4, 0, 3], [2], [1]]
+    assert [group.tolist() for group in module._of_similar_size(heights, widths)] == [[4, 0, 3], [2], [1]]
+
+
+def test_images_of_several_sizes_are_put_into_one_array_by_an_index_as_by_slices():
+    """Planar ones of a decoder, and pixels of the host."""
+    draws = np.random.default_rng(0)
+    shapes, stream = [(5, 9), (7, 3), (1, 1), (7, 9)], SideStream(CPU)
+    images = [draws.integers(1, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    planar = [
+        Flat(torch.from_numpy(image.transpose(2, 0, 1).copy()).reshape(-1), height, width, planar=True)
+        for image, (height, width) in zip(images, shapes[:2], strict=False)
+    ]
+    pictures = [*planar, *from_pixels([images[2].tobytes(), images[3]], shapes[2:], stream)]
+    for made in (gathered(pictures, stream), copied_one_by_one(pictures)):
+        assert (made.shape, made.dtype) == ((4, 7, 9, 3), torch.uint8)
+        for image, own in zip(images, made.numpy(), strict=True):
+            assert np.array_equal(own[: image.shape[0], : image.shape[1]], image)
+
+
+class NvJpeg:
+    """A decoder that fails as torchvision's does on a GPU: as a whole, and without saying which image it was."""
+
+    def __init__(self, refused, message):
+        self.refused, self.message, self.calls = refused, message, 0
+
+    def __call__(self, encoded, mode, device):
+        self.calls += 1
+        if any(bytes(data.numpy()) in self.refused for data in encoded):
+            raise RuntimeError(f"Error while decoding JPEG images: {self.message}")
+        return [decode_jpeg(data, mode=mode) for data in encoded]
+
+
+def on_a_gpu(monkeypatch, nvjpeg):
+    """Decode with this decoder, and judge its errors as a GPU's."""
+    monkeypatch.setattr("torchvision.io.decode_jpeg", nvjpeg)
+    monkeypatch.setattr("pipelines.device_jpeg._of_an_image", lambda error, _: of_an_image(error, torch.device("cuda")))
+
+
+@pytest.mark.parametrize("data", FORMS[1:2], ids=["jpeg"], indirect=True)
+def test_only_the_images_that_the_device_refuses_are_decoded_by_the_host_and_it_is_told_once(data, monkeypatch):
+    store, manifest = data
+    config = TaskConfig(crop=CropConfig(image_size=16), train=True, seed=3, rows_per_block=20)
+    rows = loaded(load_undecoded, store, manifest, config)[0]
+    expected = DeviceImages(device=CPU).crops([rows])
+    refused = {rows["image"][place] for place in (1, 7)}
+    nvjpeg = NvJpeg(refused, "Failed to decode jpeg stream: 4")
+    on_a_gpu(monkeypatch, nvjpeg)
+    on_host, told = [], []
+
+    def watched(image):
+        on_host.append(image)
+        return decode_rgb(image)
+
+    monkeypatch.setattr("pipelines.device_images.decode_rgb", watched)
+    crops = DeviceImages(device=CPU).crops([rows], tell=told.append)
+    assert set(on_host) == refused and len(on_host) == 2
+    assert int((crops.int() - expected.int()).abs().max()) <= 1
+    assert set(told) == {REFUSED}
+    assert nvjpeg.calls <= 1 + 2 * 2 * 5  # halves of halves, for each of the two
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["torch_empty API call failed at alloc.cpp, line 1", "Failed to decode batch: 5", "CUDA error: an illegal"],
+)
+@pytest.mark.parametrize("data", FORMS[1:2], ids=["jpeg"], indirect=True)
+def test_an_error_that_is_no_images_fault_goes_up(data, message, monkeypatch):
+    """Memory that ran out, a failed kernel: the host must not quietly take over the decoding of every step."""
+    store, manifest = data
+    config = TaskConfig(crop=CropConfig(image_size=16), train=True, seed=3, rows_per_block=20)
+    rows = loaded(load_undecoded, store, manifest, config)[0]
+    on_a_gpu(monkeypatch, NvJpeg({rows["image"][3]}, message))
+    with pytest.raises(RuntimeError, match=message[:20]):
+        DeviceImages(device=CPU).crops([rows])
 
 
 def test_records_go_through_ray_to_the_shares_of_two_workers(data, ray_local, tmp_path):

@@ -12,10 +12,10 @@ import pytest
 
 from infra.storage import open_store
 from pipelines.data.decode import CropConfig
-from pipelines.data.ingest import FILLER, Stream, build_dataset
+from pipelines.data.ingest import Stream, build_dataset
 from pipelines.data.ledger import Ledger
 from pipelines.data.ordered import opened
-from pipelines.data.plan import item_order, rows_within
+from pipelines.data.plan import FILLER, item_order, rows_within
 from pipelines.data.sources import open_source
 from pipelines.data.write import PrepareConfig, prepare
 

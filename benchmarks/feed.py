@@ -1,0 +1,186 @@
+"""The host's time for a step's data, before it can train: `python -m benchmarks.feed --against 6b67546`.
+
+Blocks come from memory, so that nothing is measured but the feed: cutting and joining blocks to a batch, and, on a GPU,
+the copy. With `--against`, a process with the code of that revision and one with the present code take turns, round by
+round; the ratio is taken within a round, and its median and range are printed. `--threads` has present code only: the
+training thread prepares its own steps, or a thread prepares one ahead, beside real steps on this machine's cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if not __package__:
+    sys.path[0] = os.environ.get("RESNET_RAY_TREE") or str(ROOT)
+    import benchmarks
+
+    benchmarks.__path__.append(str(ROOT / "benchmarks"))  # an older tree does not have all of them
+
+BATCH, SIZE, BLOCK_ROWS = 256, 224, 106
+STEPS, WARMUP = 40, 5
+CASES = {"host crops": 1, "host crops, 2 views": 2, "JPEGs on the device": 0}
+"""What blocks hold: so many views of each sample, made by data tasks; 0 = stored JPEGs."""
+JPEG_BATCH, JPEG_STEPS = 64, 3  # a CPU takes its time for them
+
+
+def blocks_of(views: int) -> list[dict[str, Any]]:
+    """A few blocks, enough for their bytes to leave the processor's caches."""
+    from benchmarks.blocks import detailed, host_block, jpeg_block
+
+    if not views:
+        return [jpeg_block(range(64), SIZE, [0] * 64, detailed)]
+    rows = BLOCK_ROWS // views
+    return [host_block(range(first, first + rows), SIZE, [0] * rows, views) for first in range(0, 6 * rows, rows)]
+
+
+def step_milliseconds(views: int, device_name: str) -> list[float]:
+    """What each step's data takes a thread that finds all blocks there."""
+    import torch
+
+    from benchmarks.blocks import renumbered
+    from pipelines.feed import Feed, Steps
+    from resnet_core.compute import configure
+    from resnet_core.config import ComputeConfig
+
+    device = torch.device(device_name)
+    configure(ComputeConfig(precision="fp32", compile=False), device)
+    steps, batch = (STEPS, BATCH) if views or device.type == "cuda" else (JPEG_STEPS, JPEG_BATCH)
+    repeats = max(1, views)
+    rows = (steps + WARMUP) * batch // repeats
+    cut = Steps(
+        total_samples=rows,
+        total_steps=steps + WARMUP,
+        global_batch_size=batch,
+        world_size=1,
+        microbatch_size=0,
+        repeats=repeats,
+    )
+    feed = Feed(renumbered(blocks_of(views), rows), cut, device)
+    shares = feed.shares(feed.base())
+    taken = []
+    while True:
+        time.sleep(0.02)  # the thread that reads has its blocks
+        began = time.perf_counter()
+        share = next(shares, None)
+        if share is None:
+            return taken[WARMUP:]
+        taken.append(1000 * (time.perf_counter() - began))
+
+
+def training_rate(ahead: bool) -> float:
+    """Images/s of a small network on all cores, with a feed that works ahead in a thread, or does not."""
+    import torch
+
+    from benchmarks.blocks import host_block, renumbered
+    from pipelines.feed import Feed, Steps
+    from pipelines.side_stream import SideStream
+    from resnet_core.augment import step_generator
+    from resnet_core.compute import configure, to_memory_format
+    from resnet_core.config import ComputeConfig, ModelConfig, OptimConfig
+    from resnet_core.models import build_model
+    from resnet_core.optim import build_optimizer
+    from resnet_core.state import TrainState
+    from resnet_core.step import StepConfig, train_step
+
+    class Ahead(SideStream):
+        @property
+        def asynchronous(self) -> bool:
+            return True
+
+    cpu, batch, size, steps = torch.device("cpu"), 64, 112, 24
+    configure(ComputeConfig(precision="fp32", compile=False, threads_per_worker=0), cpu)
+    torch.manual_seed(0)
+    model = to_memory_format(build_model(ModelConfig(name="resnet18", num_classes=10)), True)
+    optim = OptimConfig()
+    state = TrainState(model=model, forward=model, optimizer=build_optimizer(model, optim))
+    cut = Steps(
+        total_samples=steps * batch, total_steps=steps, global_batch_size=batch, world_size=1, microbatch_size=0
+    )
+    made = [host_block(range(first, first + 30), size, [0] * 30) for first in range(0, 180, 30)]
+    feed = Feed(renumbered(made, steps * batch), cut, cpu, stream=Ahead(cpu) if ahead else None)
+    began = 0.0
+    for step, share in enumerate(feed.shares(feed.base())):
+        if step == 4:
+            began = time.perf_counter()
+        train_step(state, share, lr=0.01, config=StepConfig(), generator=step_generator(0, step, 0, cpu))
+    return (steps - 4) * batch / (time.perf_counter() - began)
+
+
+def child(arguments: list[str], tree: Path) -> Any:
+    """The answer of a process of its own with the code in `tree`."""
+    environment = {**os.environ, "RESNET_RAY_TREE": str(tree)}
+    command = [sys.executable, str(ROOT / "benchmarks" / "feed.py"), *arguments]
+    told = subprocess.run(command, env=environment, cwd=tree, check=True, stdout=subprocess.PIPE)
+    return json.loads(told.stdout.splitlines()[-1])
+
+
+def unpacked(revision: str, folder: Path) -> Path:
+    """The tree of a revision of this repository."""
+    packed = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def told(name: str, values: list[float]) -> str:
+    return f"{name} {median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def against(revision: str, rounds: int, device: str) -> None:
+    """Print the milliseconds a step of both, and their ratios."""
+    print(f"{BATCH} images of {SIZE} a step, blocks of {BLOCK_ROWS} images, {device}, {rounds} rounds", flush=True)
+    with tempfile.TemporaryDirectory(prefix="resnet-ray-feed-") as folder:
+        trees = {revision: unpacked(revision, Path(folder)), "now": ROOT}
+        for case, views in CASES.items():
+            found: dict[str, list[float]] = {name: [] for name in trees}
+            for number in range(rounds):
+                for name in [*trees][:: 1 if number % 2 else -1]:
+                    found[name].append(median(child(["--child", str(views), device], trees[name])))
+            ratios = [now / before for before, now in zip(found[revision], found["now"], strict=True)]
+            times = "; ".join(told(name, values) for name, values in found.items())
+            print(f"{case:22} ms a step: {times}; {told('now/before', ratios)}", flush=True)
+
+
+def threads(rounds: int) -> None:
+    """Print images/s of both ways on this machine's cores."""
+    rates: dict[str, list[float]] = {"training thread": [], "one ahead": []}
+    for number in range(rounds):
+        for name in [*rates][:: 1 if number % 2 else -1]:
+            rates[name].append(child(["--child", name], ROOT))
+    ratios = [ahead / own for own, ahead in zip(*rates.values(), strict=True)]
+    print("ResNet-18 at 112, 64 images a step; images/s: " + "; ".join(told(*each) for each in rates.items()))
+    print(told("one ahead / training thread", ratios))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The host's time for a step's data.")
+    parser.add_argument("--against", metavar="REVISION", default="6b67546")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", action="store_true")
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child and arguments.child[0] in ("training thread", "one ahead"):
+        print(json.dumps(training_rate(ahead=arguments.child[0] == "one ahead")))
+    elif arguments.child:
+        print(json.dumps(step_milliseconds(int(arguments.child[0]), arguments.child[1])))
+    elif arguments.threads:
+        threads(arguments.rounds)
+    else:
+        against(arguments.against, arguments.rounds, arguments.device)
+
+
+if __name__ == "__main__":
+    main()
