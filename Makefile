@@ -10,7 +10,7 @@ READY := .venv/.installed
 INSTALL := env -u PYTHONDONTWRITEBYTECODE -u VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-cluster check audit services services-stop ui bench
+.PHONY: help demo test test-faults test-cluster check audit lock services services-stop ui bench
 
 help: ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -36,6 +36,13 @@ check: $(READY) ## lint, formatting, types, import contract
 
 audit: $(READY) ## look every locked dependency up in the database of known vulnerabilities: needs the network
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+
+# One resolution: the runtime lock, which nodes and images install, takes its versions from the lock of all tools.
+lock: $(READY) ## resolve the dependencies of pyproject.toml anew, into both locks: needs the network
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+		--group dev pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
+		--constraint requirements.lock pyproject.toml -o requirements-runtime.lock
 
 services: $(READY) ## start S3, MLflow and Prometheus for development, on loopback (SERVICES=… for another folder)
 	$(BIN)/python -m infra.services start --folder "$(SERVICES)"

@@ -1,6 +1,9 @@
 """Connecting to Ray: the cluster that RAY_ADDRESS or a Ray job names, or a local one started for this process.
 
-As a command it checks cluster files, against Ray's schema and our own rules: `python infra/cluster.py check FILE…`.
+As a command it checks cluster files, against Ray's schema and our own rules, and exports the code that `ray up` mounts:
+
+    python infra/cluster.py check FILE…
+    python infra/cluster.py export
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from infra.capacity import most_of, unknown_may_come
+from infra.checkout import EXPORTED, LIST, export
 from infra.cluster_rules import broken_rules
 from infra.errors import UserError, run
 from infra.ray_start import check_head, ray_folder, use_own_token
@@ -262,18 +266,35 @@ def _line(text: str) -> str:
 
 
 def main() -> None:
-    """Check cluster files; the status is 1 if something is wrong with one, and 2 if one cannot be read."""
-    parser = argparse.ArgumentParser(prog="python infra/cluster.py", description="Check cluster files.")
-    check = parser.add_subparsers(required=True, metavar="check").add_parser(
-        "check", help="by Ray's schema and our rules"
-    )
+    """Check cluster files, or export the code that goes to nodes.
+
+    The status is 1 if something is wrong with a file, and 2 if a file cannot be read or nothing can be exported.
+    """
+    parser = argparse.ArgumentParser(prog="python infra/cluster.py", description="Check cluster files, export code.")
+    verbs = parser.add_subparsers(required=True, metavar="{check,export}", dest="verb")
+    check = verbs.add_parser("check", help="by Ray's schema and our rules")
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    verbs.add_parser("export", help=f"what git tracks, to {EXPORTED}, which `ray up` mounts")
+    arguments = parser.parse_args()
+    if arguments.verb == "export":
+        _export()
+        return
     status = 0
-    for file in parser.parse_args().files:
+    for file in arguments.files:
         wrong = wrong_with(file)
         status |= bool(wrong)
         sys.stdout.writelines(f"{file}: {line}\n" for line in wrong or ["ok"])
     sys.exit(status)
+
+
+def _export() -> None:
+    try:
+        folder = export()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    files = (folder / LIST).read_text().splitlines()
+    total = sum((folder / name).stat().st_size for name in files)
+    sys.stdout.write(f"{EXPORTED}: {len(files)} files, {total / 1e6:.1f} MB\n")
 
 
 if __name__ == "__main__":

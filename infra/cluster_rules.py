@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from infra.checkout import EXPORTED
+
 Config = dict[str, Any]
 Rule = Callable[[Config], Iterator[str]]
 
@@ -17,6 +19,8 @@ ROLE = "resnet-ray-role"
 _LEAST_DISK_GB = 150  # images, dependencies, and room to spill
 _SECRET = re.compile(r"AKIA[0-9A-Z]{12,}|ASIA[0-9A-Z]{12,}|SECRET_ACCESS_KEY=\S|RAY_AUTH_TOKEN=\S")
 _LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
+_PACKAGES = "~/resnet-ray/infra/aws/packages.sh"
+_PRUNE = "python3 ~/resnet-ray/infra/checkout.py ~/resnet-ray"
 _HEAD_POLICY = Path(__file__).resolve().parent / "aws" / "head-policy.json"
 
 
@@ -113,11 +117,15 @@ def _workers_scale_from_zero(config: Config) -> Iterator[str]:
 
 
 def _spot_has_a_fallback(config: Config) -> Iterator[str]:
-    gpu = {name: kind for name, kind in _workers(config) if kind.get("resources", {}).get("GPU")}
-    spot = {name for name, kind in gpu.items() if "InstanceMarketOptions" in kind["node_config"]}
-    for name in spot:
-        if _machine(gpu[name]) not in [_machine(gpu[other]) for other in gpu.keys() - spot]:
-            yield f"available_node_types.{name} is spot, and no on-demand type has its resources and InstanceType"
+    workers = dict(_workers(config))
+    spot = {name for name, kind in workers.items() if "InstanceMarketOptions" in kind["node_config"]}
+    on_demand = [_machine(kind) for name, kind in workers.items() if name not in spot]
+    for name in workers.keys() & spot:
+        if _machine(workers[name]) not in on_demand:
+            yield (
+                f"available_node_types.{name} is spot, and no on-demand type has its resources, InstanceType and"
+                " max_workers"
+            )
 
 
 def _spot_is_watched(config: Config) -> Iterator[str]:
@@ -127,8 +135,8 @@ def _spot_is_watched(config: Config) -> Iterator[str]:
         yield f"head_start_ray_commands: `python -m infra.spot` is missing, and without it {spot[0]} has no fallback"
 
 
-def _machine(kind: Config) -> tuple[Config, object]:
-    return kind["resources"], kind["node_config"].get("InstanceType")
+def _machine(kind: Config) -> tuple[Config, object, object]:
+    return kind["resources"], kind["node_config"].get("InstanceType"), kind.get("max_workers")
 
 
 def _ingest_is_labelled(config: Config) -> Iterator[str]:
@@ -161,24 +169,78 @@ def _regions_agree(config: Config) -> Iterator[str]:
         yield f"provider.availability_zone must be one zone of {region}, got {zone!r}"
 
 
-def _image_is_the_locks(config: Config) -> Iterator[str]:
+def _image_has_the_locks_ray(config: Config) -> Iterator[str]:
+    """Ray's own image, or one of the user's own whose tag says that it has the same Ray."""
     locked = re.search(r"^ray==(\S+)", _LOCK.read_text(), re.MULTILINE)
     assert locked
-    image = config.get("docker", {}).get("image", "")
-    if not re.fullmatch(rf"rayproject/ray:{re.escape(locked[1])}-py3\d+(-gpu|-cu\d+)?", image):
-        yield f"docker.image must be rayproject/ray:{locked[1]}-py3xx-gpu, the Ray of requirements.lock; got {image!r}"
-    installs = " ".join(config.get("setup_commands", []))
-    if "--require-hashes" not in installs or "--compile-bytecode" not in installs:
-        yield "setup_commands: install requirements.lock with --require-hashes and --compile-bytecode"
+    ray = re.escape(locked[1])
+    docker = config.get("docker", {})
+    for key in ("image", "head_image", "worker_image"):
+        image = str(docker.get(key, ""))
+        own = rf"(?!rayproject/)[\w./:-]+:[\w.-]*-ray{ray}"
+        if (key == "image" or image) and not re.fullmatch(rf"rayproject/ray:{ray}-py3\d+(-gpu|-cu\d+)?|{own}", image):
+            yield (
+                f"docker.{key} must be rayproject/ray:{locked[1]}-py3xx-gpu, the Ray of requirements.lock, or an image"
+                f" of your own with a tag that ends with -ray{locked[1]}; got {image!r}"
+            )
 
 
-def _head_may_end_its_nodes(config: Config) -> Iterator[str]:
-    """Its policy goes by the name that Ray tags nodes with; nodes of another name would run, and cost, for ever."""
-    for statement in json.loads(_HEAD_POLICY.read_text())["Statement"]:
-        name = statement.get("Condition", {}).get("StringEquals", {}).get("aws:ResourceTag/ray-cluster-name")
-        if name and name != config["cluster_name"]:
-            yield f"cluster_name: by {_HEAD_POLICY.name} the head may end nodes of {name!r} only: change it too"
-            return
+def _packages_are_the_locks(config: Config) -> Iterator[str]:
+    if f"bash {_PACKAGES}" not in config.get("setup_commands", []):
+        yield f"setup_commands: `bash {_PACKAGES}` is missing; it installs requirements-runtime.lock by its hashes"
+
+
+def _code_is_an_exported_tree(config: Config) -> Iterator[str]:
+    """Ray reads all of a folder that it mounts, and rsync deletes nothing on the nodes."""
+    mounts = config.get("file_mounts", {})
+    whole = [target for target, source in mounts.items() if Path(source).resolve() == _LOCK.parent]
+    for target in whole:
+        yield f"file_mounts: {target} is the whole checkout; mount {EXPORTED}, which `infra/cluster.py export` writes"
+    if EXPORTED in mounts.values() and _PRUNE not in config.get("setup_commands", []):
+        yield f"setup_commands: `{_PRUNE}` is missing; without it files stay on nodes that have left the checkout"
+
+
+def _head_may_do_what_the_file_asks(config: Config) -> Iterator[str]:
+    """Its policy goes by the name that Ray tags nodes with, and by the instance types that it may start."""
+    statements = json.loads(_HEAD_POLICY.read_text())["Statement"]
+    conditions = [statement.get("Condition", {}).get("StringEquals", {}) for statement in statements]
+    names = {condition.get("aws:ResourceTag/ray-cluster-name") for condition in conditions} - {None}
+    for name in names - {config["cluster_name"]}:
+        yield f"cluster_name: by {_HEAD_POLICY.name} the head may end nodes of {name!r} only: change it too"
+    may_start = {kind for condition in conditions for kind in condition.get("ec2:InstanceType", [])}
+    for name, kind in _workers(config):
+        if (wanted := kind["node_config"].get("InstanceType")) not in may_start:
+            yield f"available_node_types.{name}: by {_HEAD_POLICY.name} the head may not start {wanted}: add it there"
+
+
+def _orphans_end(config: Config) -> Iterator[str]:
+    for name, kind in _workers(config):
+        if kind["node_config"].get("InstanceInitiatedShutdownBehavior") != "terminate":
+            yield (
+                f"available_node_types.{name}.node_config.InstanceInitiatedShutdownBehavior must be terminate: a"
+                " worker that has lost its head shuts down, and else stays as a stopped machine with its disk"
+            )
+    if not any("infra/aws/orphan.sh install" in line for line in config.get("initialization_commands", [])):
+        yield "initialization_commands: infra/aws/orphan.sh is missing, and nodes without Ray bill for ever"
+
+
+def _registry_outlives_the_head(config: Config) -> Iterator[str]:
+    options = config.get("docker", {}).get("head_run_options") or []
+    if not any(str(option).startswith("-v ") and str(option).endswith(":/home/ray/mlflow") for option in options):
+        yield "docker.head_run_options: -v /home/ubuntu/mlflow:/home/ray/mlflow is missing: a reboot would end it"
+    wanted = f"--backup {config['cluster_name']}"
+    starts = [line for line in config.get("head_start_ray_commands", []) if "infra.head" in line]
+    if not any(wanted in " ".join(line.split()) for line in starts):
+        yield f"head_start_ray_commands: `python -m infra.head` needs {wanted}: the database else goes with the disk"
+
+
+def _nodes_are_asked_for_one_by_one(config: Config) -> Iterator[str]:
+    options = config.get("docker", {}).get("head_run_options") or []
+    if "-e AUTOSCALER_MAX_LAUNCH_BATCH=1" not in options:
+        yield (
+            "docker.head_run_options: -e AUTOSCALER_MAX_LAUNCH_BATCH=1 is missing: EC2 may start a part of a batch, and"
+            " the autoscaler waits for the rest"
+        )
 
 
 def _drivers_know_mlflow(config: Config) -> Iterator[str]:
@@ -204,6 +266,7 @@ _ALWAYS: tuple[Rule, ...] = (
     _listens_on_loopback,
     _token_is_mounted,
     _code_is_not_left_out,
+    _code_is_an_exported_tree,
     _jobs_start_in_the_checkout,
 )
 _ON_AWS: tuple[Rule, ...] = (
@@ -214,8 +277,12 @@ _ON_AWS: tuple[Rule, ...] = (
     _ingest_is_labelled,
     _nodes_are_hardened,
     _regions_agree,
-    _image_is_the_locks,
+    _image_has_the_locks_ray,
+    _packages_are_the_locks,
+    _orphans_end,
+    _registry_outlives_the_head,
+    _nodes_are_asked_for_one_by_one,
     _containers_ask_for_the_token,
     _drivers_know_mlflow,
-    _head_may_end_its_nodes,
+    _head_may_do_what_the_file_asks,
 )

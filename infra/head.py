@@ -1,10 +1,12 @@
 """What the head of a cluster serves beside Ray: MLflow, and S3 where there is no other. It ends when Ray does.
 
-    python -m infra.head --mlflow ~/resnet-ray-state/mlflow [--s3 ~/resnet-ray-state/s3]
+    python -m infra.head --mlflow ~/mlflow [--backup CLUSTER] [--s3 ~/resnet-ray-state/s3]
 
 MLflow listens on loopback, since only drivers talk to it and they run on the head. S3 listens where it is told to,
 because workers read shards and write checkpoints: at the address of AWS_ENDPOINT_URL, with the keys of the environment.
-MLflow keeps its runs in the folder and its artifacts in RESNET_RAY_STORAGE/mlflow.
+MLflow keeps its runs in the folder and its artifacts in RESNET_RAY_STORAGE/mlflow. With --backup, it copies its
+database to RESNET_RAY_STORAGE/mlflow-database/CLUSTER every minute, and a folder without a database gets the newest
+copy: a new head has the runs and the registry of the one before it.
 
 `ray up` on a cluster that runs starts Ray anew, and this too: what served here before ends first, so that code,
 packages and keys are those that the nodes have now.
@@ -28,7 +30,7 @@ from infra.children import end_when_told
 from infra.cluster import ray_process
 from infra.errors import UserError, run
 from infra.forward import forwarded
-from infra.mlflow_server import serve_mlflow
+from infra.mlflow_server import database_kept, serve_mlflow
 from infra.s3_server import serve_s3
 
 _LOOK_EVERY_S = 2.0
@@ -43,7 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m infra.head", description="MLflow and S3 beside a Ray head.")
     parser.add_argument("--mlflow", type=Path, required=True, metavar="FOLDER", help="MLflow's database and log")
     parser.add_argument("--s3", type=Path, metavar="FOLDER", help="serve objects kept here at AWS_ENDPOINT_URL")
+    parser.add_argument("--backup", metavar="CLUSTER", default="", help="keep backups of the database under this name")
     arguments = parser.parse_args()
+    if arguments.backup and not os.environ.get("RESNET_RAY_STORAGE"):
+        raise UserError("--backup needs RESNET_RAY_STORAGE=s3://BUCKET, which is not set")
     end_when_told()
     end_predecessors()
     with ExitStack() as servers:
@@ -51,7 +56,7 @@ def main() -> None:
             _s3(arguments.s3, servers)
         turns = _while_ray_runs()
         while next(turns, False):  # the server is started again if it dies
-            _mlflow_with(turns, arguments.mlflow)
+            _mlflow_with(turns, arguments.mlflow, arguments.backup)
 
 
 def end_predecessors() -> None:
@@ -90,11 +95,13 @@ def _s3(folder: Path, servers: ExitStack) -> None:
     servers.enter_context(forwarded((at.hostname, at.port), (inner.hostname, inner.port)))
 
 
-def _mlflow_with(turns: Iterator[bool], folder: Path) -> None:
+def _mlflow_with(turns: Iterator[bool], folder: Path, backup: str) -> None:
     """MLflow's server, until it dies or the turns are over; one that does not start ends nothing else."""
     storage = os.environ.get("RESNET_RAY_STORAGE", "")
+    artifacts = f"{storage}/mlflow" if storage else ""
+    kept = database_kept(folder, f"{storage}/mlflow-database/{backup}" if backup else "")
     try:
-        with serve_mlflow(folder, port=_MLFLOW_PORT, artifacts=f"{storage}/mlflow" if storage else "") as server:
+        with kept, serve_mlflow(folder, port=_MLFLOW_PORT, artifacts=artifacts) as server:
             for _ in turns:
                 if psutil.Process(server.pid).status() == psutil.STATUS_ZOMBIE:
                     return

@@ -3,7 +3,8 @@
 It waits for a notice: SIGTERM, from whoever is going to take the node away, or, with --spot, what EC2's metadata
 service announces two minutes ahead. Then it drains the node with that deadline: no new work comes to it, and Train
 tells its workers, which commit a checkpoint and go on elsewhere. With --now it does so at once, for a preStop hook. A
-machine's own `shutdown` is no notice: it ends Ray in the same moment.
+machine's own `shutdown` is no notice: it ends Ray in the same moment. A node that is drained ends its raylet when its
+last work has left it, so --now returns then, or when the time is over.
 
 It also tidies up: `ray down` stops Ray on the head only, and a node that has lost its head ends within a minute or so
 but for some of its helpers, which this stops before it ends itself.
@@ -34,6 +35,7 @@ _TOKEN_S = 21600
 _LOOK_EVERY_S = 5.0
 _UNKNOWN_S = 100.0  # what is left of EC2's two minutes if it does not say
 _DRAIN_TRIES = 3
+_DRAINED_EVERY_S = 0.5
 _GONE_S = 15.0  # without a node: it is not being started again
 
 
@@ -41,7 +43,7 @@ def main() -> None:
     """Wait for a notice and pass it on."""
     parser = argparse.ArgumentParser(prog="python -m infra.notice", description="Tell Ray that this node goes away.")
     parser.add_argument("--spot", action="store_true", help="also look for EC2's notice")
-    parser.add_argument("--now", action="store_true", help="the notice is this call; returns when the time is over")
+    parser.add_argument("--now", action="store_true", help="drain at once; return when the node is empty")
     parser.add_argument("--seconds", type=float, default=25.0, help="from SIGTERM to the end (default: 25)")
     parser.add_argument("--metadata", default=_METADATA, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -49,8 +51,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: told.set())
     node = OwnNode()  # now, since importing Ray takes seconds that a notice may not leave
     if arguments.now:
-        drain(node, arguments.seconds)
-        told.wait(arguments.seconds)
+        _drain_now(node, arguments.seconds, told)
         return
     seconds, own, seen = arguments.seconds, ray_process("raylet"), time.monotonic()
     while not told.wait(_LOOK_EVERY_S):
@@ -66,6 +67,15 @@ def main() -> None:
             subprocess.run([str(Path(sys.executable).with_name("ray")), "stop"], check=False)
             return
     drain(node, seconds)
+
+
+def _drain_now(node: OwnNode, seconds: float, told: threading.Event) -> None:
+    """Drain the node; return when its raylet has ended, after `seconds`, or at a signal."""
+    raylet, end = ray_process("raylet"), time.monotonic() + seconds
+    drain(node, seconds)
+    while time.monotonic() < end and not told.wait(_DRAINED_EVERY_S):
+        if ray_process("raylet") != raylet:
+            return
 
 
 def spot_seconds(metadata: str) -> float | None:

@@ -24,6 +24,7 @@ from infra.capacity import autoscaler
 from infra.children import end_when_told
 from infra.cluster import failed_launches, ray_process
 from infra.errors import UserError, run
+from infra.launches import recent_refusals
 
 SPOT_AGAIN_S = 600.0
 _LOOK_EVERY_S = 2.0
@@ -93,8 +94,9 @@ def main() -> None:
     spot, head = Spot(file=file, again_s=arguments.again), ray_process("gcs_server")
     try:
         while ray_process("gcs_server") == head:
-            for line in spot.hear(failed_launches(gcs), time.time()):
-                sys.stdout.write(f"{time.strftime('%F %T')} {line}\n")
+            if told := spot.hear(failed_launches(gcs), time.time()):
+                for line in (*told, *recent_refusals()):
+                    sys.stdout.write(f"{time.strftime('%F %T')} {line}\n")
                 sys.stdout.flush()
             time.sleep(_LOOK_EVERY_S)
     finally:

@@ -10,6 +10,7 @@ import time
 import ray
 from ray.util import placement_group_table
 
+from infra.launches import recent_refusals
 from pipelines.placement import Placement
 
 _QUIET_S = 30.0  # a worker group starts in less, and a model's first step is told when it begins
@@ -44,11 +45,19 @@ def lack_of_room(placement: Placement) -> str:
     for kind, each in placement.per_worker.items():
         present = int(have.get(kind, 0))
         if present < least * each:
-            return f"waiting for nodes: {least} worker(s) need {least * each} {kind}s and the cluster has {present}"
+            needed = f"{least} worker(s) need {least * each} {kind}s and the cluster has {present}"
+            return "; ".join([f"waiting for nodes: {needed}", *_refusals()])
     if _pending():
         needed = " and ".join(f"{each} {kind}" for kind, each in placement.per_worker.items())
         return f"waiting for room: {least} worker(s) of {needed} do not fit into what is free: see `ray status`"
     return ""
+
+
+def _refusals() -> list[str]:
+    """Return what the cloud answered to requests for nodes, and what helps against a quota."""
+    told = recent_refusals()
+    quota = ["an account's quota grows on request only: docs/aws-first-hour.md has the commands"]
+    return [*map(str, told), *(quota if any(each.is_quota for each in told) else [])]
 
 
 def _pending() -> bool:

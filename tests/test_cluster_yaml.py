@@ -137,9 +137,38 @@ def test_what_ray_or_ec2_does_not_take_is_named(
         ),
         (lambda config: kinds(config)["gpu-worker"].update(min_workers=1), f"{GPU}.min_workers must be 0"),
         (lambda config: kinds(config).pop("gpu-worker-on-demand"), f"{GPU} is spot, and no on-demand type"),
+        (lambda config: kinds(config)["cpu-worker"].update(max_workers=4), "cpu-worker is spot, and no on-demand type"),
         (lambda config: config["head_start_ray_commands"].pop(), "`python -m infra.spot` is missing"),
         (lambda config: config.update(cluster_name="other"), "the head may end nodes of 'resnet-ray' only"),
         (lambda config: config["docker"].update(head_run_options=[]), "-e MLFLOW_TRACKING_URI=… is missing"),
+        (
+            lambda config: config["docker"].update(head_run_options=[]),
+            "-v /home/ubuntu/mlflow:/home/ray/mlflow is missing",
+        ),
+        (lambda config: config["docker"].update(head_run_options=[]), "AUTOSCALER_MAX_LAUNCH_BATCH=1 is missing"),
+        (
+            lambda config: config["head_start_ray_commands"].__setitem__(2, "python -m infra.head --mlflow ~/mlflow"),
+            "`python -m infra.head` needs --backup resnet-ray",
+        ),
+        (
+            lambda config: kinds(config)["gpu-worker"]["node_config"].update(InstanceType="p5.48xlarge"),
+            f"{GPU}: by head-policy.json the head may not start p5.48xlarge",
+        ),
+        (
+            lambda config: kinds(config)["cpu-worker"]["node_config"].pop("InstanceInitiatedShutdownBehavior"),
+            "InstanceInitiatedShutdownBehavior must be terminate",
+        ),
+        (lambda config: config["initialization_commands"].pop(1), "infra/aws/orphan.sh is missing"),
+        (lambda config: config["setup_commands"].pop(), "`bash ~/resnet-ray/infra/aws/packages.sh` is missing"),
+        (lambda config: config["setup_commands"].pop(0), "files stay on nodes that have left the checkout"),
+        (
+            lambda config: config["file_mounts"].update({"/home/ray/resnet-ray": "."}),
+            "/home/ray/resnet-ray is the whole checkout; mount build/ray-up",
+        ),
+        (
+            lambda config: config["docker"].update(image="example.org/me/resnet-ray:1-ray2.59.0"),
+            "or an image of your own with a tag that ends with -ray",
+        ),
         (
             lambda config: kinds(config)["cpu-worker"].pop("labels"),
             "cpu-worker.labels must be {resnet-ray-role: ingest}",
@@ -182,10 +211,23 @@ def test_what_our_rules_forbid_is_named(config: Config, spoil: Callable[[Config]
     assert any(told in line for line in broken_rules(yaml_copy)), broken_rules(yaml_copy)
 
 
-def test_dependencies_come_from_the_lock_alone(config: Config) -> None:
-    installs = [line for line in config["setup_commands"] if "install" in line]
-    assert "uv==" in installs[0] and "requirements.lock" in installs[0]
-    assert installs[1].endswith("-r ~/resnet-ray/requirements.lock") and len(installs) == len(config["setup_commands"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        "123456789012.dkr.ecr.us-east-1.amazonaws.com/resnet-ray:0.1.0-ray2.60.0",
+        "ghcr.io/me/resnet-ray:2026-11-30-ray2.60.0",
+        "localhost:5000/resnet-ray:x-ray2.60.0",
+    ],
+)
+def test_an_image_of_ones_own_with_the_locks_ray_is_taken(config: Config, image: str) -> None:
+    config["docker"]["image"] = image
+    assert broken_rules(config) == []
+
+
+def test_the_kuberay_manifests_name_such_an_image(config: Config) -> None:
+    text = (ROOT / "infra/kuberay/raycluster.yaml").read_text()
+    config["docker"]["image"] = re.findall(r"SET-YOUR-REGISTRY(\S+)", text)[0].join(["example.org", ""])
+    assert broken_rules(config) == []
 
 
 def test_the_runtime_environment_holds_no_secret() -> None:

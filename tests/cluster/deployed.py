@@ -19,6 +19,7 @@ from tests.cluster.hosts import ROOT, Host, Network, network
 FILE = "infra/local-cluster.yaml"
 DASHBOARD, MLFLOW = "8265/api/version", "5000/health"  # ports of the head, and pages that tell whether it is there
 STORAGE = "s3://resnet-ray"
+BUCKET_ADDRESS = "10.78.0.50"
 _ENVIRONMENT = (
     "cd ~/resnet-ray; export RAY_UP_enable_autoscaler_v2=0 RAY_AUTH_MODE=token RAY_ADDRESS=http://127.0.0.1:8265 "
     "RAY_USAGE_STATS_ENABLED=0 PYTHONUNBUFFERED=1 COLUMNS=200; "
@@ -47,9 +48,9 @@ class Cluster:
         return done.stdout + done.stderr
 
     def up(self) -> None:
-        """`ray up`, until all nodes are there."""
+        """`ray up` with the code as it is on the laptop, until all nodes are there."""
         with (self.logs / "up.log").open("a") as log:
-            log.write(self.user(f"ray up -y {FILE}", timeout=200))
+            log.write(self.user(f"python infra/cluster.py export && ray up -y {FILE}", timeout=200))
         wait_until(lambda: self.nodes() == 1 + len(self.workers), 240, "workers", self._monitor, every=3)
 
     @contextmanager
@@ -105,6 +106,26 @@ class Cluster:
         self.workers = [again if each.name == host.name else each for each in self.workers]
         return again
 
+    def replace_head(self) -> None:
+        """Another machine at the head's address, with an empty disk."""
+        self.head.pull_the_plug()
+        self.head = self.network.boot("new-head", self.head.address)
+        prepare(self.head)
+
+
+def serve_bucket(lan: Network, logs: Path) -> tuple[Host, str]:
+    """Return a new host that serves S3, and what its clients have in their environment."""
+    host = lan.boot("bucket", BUCKET_ADDRESS)
+    prepare(host)
+    host.clone()
+    secrets = _STORAGE_ENV.replace("HEAD", host.address)
+    host.run(f"umask 077; printf %s '{secrets}' > storage.env")
+    serve = f"set -a; . ./storage.env; cd resnet-ray; python -m tests.cluster.bucket {host.address}:8333 resnet-ray"
+    host.start(serve, logs / "bucket.log")
+    knock = f"curl -so /dev/null http://{host.address}:8333"
+    wait_until(lambda: host.run(knock, check=False).returncode == 0, 60, "answer of S3")
+    return host, secrets
+
 
 @dataclass(kw_only=True)
 class Job:
@@ -151,9 +172,17 @@ def wait_until(
         time.sleep(every)
 
 
+def prepare(host: Host) -> None:
+    """Give a new host the folder of the checkout, with this machine's packages in it."""
+    host.run(f"mkdir resnet-ray && ln -s {ROOT}/.venv resnet-ray/.venv")
+
+
 @contextmanager
-def deployed(logs: Path) -> Iterator[Cluster]:
-    """Three hosts and a laptop, `ray up`, and a tunnel to the head; without `ray down`."""
+def deployed(logs: Path, *, bucket_elsewhere: bool = False) -> Iterator[Cluster]:
+    """Three hosts and a laptop, `ray up`, and a tunnel to the head; without `ray down`.
+
+    With `bucket_elsewhere` the S3 server is on a further host, and the head backs MLflow's database up there.
+    """
     provider = yaml.safe_load((ROOT / FILE).read_text())["provider"]
     with network() as lan:
         head = lan.boot("head", provider["head_ip"])
@@ -161,11 +190,15 @@ def deployed(logs: Path) -> Iterator[Cluster]:
         laptop = lan.boot("laptop", provider["head_ip"].rsplit(".", 1)[0] + ".99")
         cluster = Cluster(network=lan, laptop=laptop, head=head, workers=workers, logs=logs)
         for host in (head, *workers, laptop):
-            host.run(f"mkdir resnet-ray && ln -s {ROOT}/.venv resnet-ray/.venv")
+            prepare(host)
         laptop.clone()
+        laptop.run("git init -q resnet-ray")  # a clone has its repository
         # the environment of this checkout is as new as its lock, wherever git has put the file's date
         laptop.run("touch -d 2020-01-01 resnet-ray/requirements.lock; mkdir -p .config/resnet-ray")
         secrets = _STORAGE_ENV.replace("HEAD", head.address)
+        if bucket_elsewhere:
+            _, secrets = serve_bucket(lan, logs)
+            laptop.run(f"sed -i 's#--s3 ~/resnet-ray-state/s3#--backup resnet-ray-local#' resnet-ray/{FILE}")
         laptop.run(f"umask 077; printf %s '{secrets}' > .config/resnet-ray/storage.env")
         cluster.user("ray get-auth-token --generate")
         cluster.up()

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from infra import notice
 from infra.notice import spot_seconds
 
 TOKEN = "a-token"
@@ -85,3 +86,34 @@ def test_a_service_that_fails_is_told_once_and_asked_again(
 
 def test_a_machine_without_a_metadata_service_gets_no_notice() -> None:
     assert spot_seconds("http://127.0.0.1:9/latest") is None
+
+
+class Waits(threading.Event):
+    """Keeps how long somebody was ready to wait each time, and waits for nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float | None] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.asked.append(timeout)
+        return self.is_set()
+
+
+def test_a_pods_hook_returns_when_the_node_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A raylet that is drained ends with its last work; with Ray itself: tests/cluster/test_new_head.py."""
+    raylets, drained, told = iter([7, 7, 7, None]), [], Waits()
+    monkeypatch.setattr(notice, "ray_process", lambda name: next(raylets))
+    monkeypatch.setattr(notice, "drain", lambda node, seconds: drained.append((node, seconds)))
+    notice._drain_now("node", 100.0, told)
+    assert drained == [("node", 100.0)]
+    assert len(told.asked) == 3 and max(told.asked) < 1.0
+
+
+def test_a_pods_hook_returns_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = iter(range(0, 1000, 10)), Waits()
+    monkeypatch.setattr(notice, "ray_process", lambda name: 7)
+    monkeypatch.setattr(notice, "drain", lambda node, seconds: None)
+    monkeypatch.setattr(notice.time, "monotonic", lambda: float(next(clock)))
+    notice._drain_now("node", 100.0, told)
+    assert len(told.asked) == 9
