@@ -42,7 +42,7 @@ _EXISTS = frozenset({"EntityAlreadyExists", "InvalidPermission.Duplicate", "Dupl
 def main() -> None:
     """Make everything, or stop at the first thing that AWS refuses."""
     parser = argparse.ArgumentParser(prog="python -m infra.aws_setup", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("bucket", metavar="BUCKET", help="of data sets, runs and MLflow; made unless it is yours already")
+    parser.add_argument("bucket", metavar="BUCKET", help="of data sets, runs and MLflow; yours, or made")
     parser.add_argument("region", metavar="REGION", help="such as us-east-1")
     parser.add_argument("--source-bucket", default="", help="another bucket to read images from")
     parser.add_argument(
@@ -195,8 +195,9 @@ def _make_roles(iam: Any, bucket: str, source_bucket: str) -> None:
             iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
         _tell(f"role and instance profile {role}")
     spot = "AWSServiceRoleForEC2Spot"
-    if not _has_role(iam, spot):
-        iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
+    if not _has_role(iam, spot) and _unless_there(
+        lambda: iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
+    ):
         _tell(f"role {spot}")
 
 
@@ -267,11 +268,11 @@ def _make_network(ec2: Any, region: str, ssh_from: str, file: Path) -> None:
 
 
 def _make_budget(budgets: Any, account: str, dollars: int, notify: str) -> None:
-    budget = {
-        **{"BudgetName": _BUDGET, "BudgetType": "COST", "TimeUnit": "MONTHLY"},
-        "BudgetLimit": {"Amount": str(dollars), "Unit": "USD"},
+    limit = {"Amount": str(dollars), "Unit": "USD"}
+    budget = {"BudgetName": _BUDGET, "BudgetType": "COST", "TimeUnit": "MONTHLY", "BudgetLimit": limit}
+    alarm: dict[str, Any] = {
+        **{"NotificationType": "ACTUAL", "ComparisonOperator": "GREATER_THAN", "ThresholdType": "PERCENTAGE"}
     }
-    alarm = {"NotificationType": "ACTUAL", "ComparisonOperator": "GREATER_THAN", "ThresholdType": "PERCENTAGE"}
     told = [
         {
             "Notification": {**alarm, "Threshold": share},

@@ -27,11 +27,10 @@ OF_THE_CLI = {"--region", "--query", "--output", "--max-items"}  # of every comm
 
 def commands(page: Path) -> list[str]:
     """Every line of a block of shell, and of a block that is indented and begins like one of ours."""
-    text = page.read_text()
+    text = page.read_text().replace("\\\n", " ")
     blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
     blocks += re.findall(r"(?m)^    ((?:python|ray|aws) .*)$", text)
-    joined = "\n".join(blocks).replace("\\\n", " ")
-    return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+    return [line for line in "\n".join(blocks).splitlines() if line.strip() and not line.startswith("#")]
 
 
 def parts(line: str) -> list[list[str]]:
@@ -137,12 +136,12 @@ def usage(program: str) -> str:
 
 def check_recipe(rest: list[str]) -> None:
     """The recipe exists, and it takes the values of `--set`."""
-    from pipelines.recipe import load_recipe
+    from pipelines.recipe import load_recipe, parse_overrides
 
     named = [word for word in rest[:1] if not word.startswith("--") and word != "RECIPE"]
     values = [value for flag, value in pairwise(rest) if flag == "--set"]
     if named != ["my_recipe.toml"]:
-        load_recipe(named[0] if named else "mnist5k", values)
+        load_recipe(named[0] if named else "mnist5k", parse_overrides(values))
 
 
 def test_names_of_the_page_are_those_of_the_cluster_file() -> None:

@@ -228,7 +228,8 @@ def test_ray_makes_no_role_of_its_own(ec2: Any, cluster_file: Path, monkeypatch:
 
     up(cluster_file, monkeypatch)
     roles = {role["RoleName"] for role in boto3.client("iam").list_roles()["Roles"]}
-    assert roles == {"resnet-ray-head", "resnet-ray-worker", "AWSServiceRoleForEC2Spot"}
+    roles -= {"AWSServiceRoleForspot", "AWSServiceRoleForEC2Spot"}  # moto's name, and AWS's
+    assert roles == {"resnet-ray-head", "resnet-ray-worker"}
 
 
 def test_the_file_that_the_set_up_filled_in_is_right(ec2: Any, cluster_file: Path) -> None:

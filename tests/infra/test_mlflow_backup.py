@@ -145,12 +145,12 @@ def test_a_backup_is_one_moment_of_a_database_that_is_written_meanwhile(
 class Clock(datetime):
     """A day later at each look."""
 
-    day = datetime(2026, 11, 1, 12, tzinfo=UTC)
+    moment = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
     @classmethod
     def now(cls, tz: object = None) -> datetime:  # type: ignore[override]
-        cls.day += timedelta(hours=8)
-        return cls.day
+        cls.moment += timedelta(hours=8)
+        return cls.moment
 
 
 def test_the_newest_five_and_one_of_each_of_seven_days_are_kept(

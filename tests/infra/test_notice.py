@@ -7,10 +7,12 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import cast
 
 import pytest
 
 from infra import notice
+from infra.cluster import OwnNode
 from infra.notice import spot_seconds
 
 TOKEN = "a-token"
@@ -93,10 +95,10 @@ class Waits(threading.Event):
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked: list[float | None] = []
+        self.asked: list[float] = []
 
     def wait(self, timeout: float | None = None) -> bool:
-        self.asked.append(timeout)
+        self.asked.append(timeout or 0.0)
         return self.is_set()
 
 
@@ -105,7 +107,7 @@ def test_a_pods_hook_returns_when_the_node_is_empty(monkeypatch: pytest.MonkeyPa
     raylets, drained, told = iter([7, 7, 7, None]), [], Waits()
     monkeypatch.setattr(notice, "ray_process", lambda name: next(raylets))
     monkeypatch.setattr(notice, "drain", lambda node, seconds: drained.append((node, seconds)))
-    notice._drain_now("node", 100.0, told)
+    notice._drain_now(cast(OwnNode, "node"), 100.0, told)
     assert drained == [("node", 100.0)]
     assert len(told.asked) == 3 and max(told.asked) < 1.0
 
@@ -115,5 +117,5 @@ def test_a_pods_hook_returns_when_its_time_is_over(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(notice, "ray_process", lambda name: 7)
     monkeypatch.setattr(notice, "drain", lambda node, seconds: None)
     monkeypatch.setattr(notice.time, "monotonic", lambda: float(next(clock)))
-    notice._drain_now("node", 100.0, told)
+    notice._drain_now(cast(OwnNode, "node"), 100.0, told)
     assert len(told.asked) == 9
