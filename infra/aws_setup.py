@@ -270,16 +270,9 @@ def _make_network(ec2: Any, region: str, ssh_from: str, file: Path) -> None:
 def _make_budget(budgets: Any, account: str, dollars: int, notify: str) -> None:
     limit = {"Amount": str(dollars), "Unit": "USD"}
     budget = {"BudgetName": _BUDGET, "BudgetType": "COST", "TimeUnit": "MONTHLY", "BudgetLimit": limit}
-    alarm: dict[str, Any] = {
-        **{"NotificationType": "ACTUAL", "ComparisonOperator": "GREATER_THAN", "ThresholdType": "PERCENTAGE"}
-    }
-    told = [
-        {
-            "Notification": {**alarm, "Threshold": share},
-            "Subscribers": [{"SubscriptionType": "EMAIL", "Address": notify}],
-        }
-        for share in _SHARES
-    ]
+    alarm = {"NotificationType": "ACTUAL", "ComparisonOperator": "GREATER_THAN", "ThresholdType": "PERCENTAGE"}
+    subscribers = [{"SubscriptionType": "EMAIL", "Address": notify}]
+    told = [{"Notification": alarm | {"Threshold": share}, "Subscribers": subscribers} for share in _SHARES]
     wanted = {"AccountId": account, "Budget": budget, "NotificationsWithSubscribers": told}
     if not _unless_there(lambda: budgets.create_budget(**wanted)):  # of an earlier time, with other figures
         budgets.delete_budget(AccountId=account, BudgetName=_BUDGET)

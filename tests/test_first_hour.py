@@ -84,7 +84,8 @@ def test_aws_knows_the_operation_and_its_options(words: list[str]) -> None:
 def test_ray_knows_the_command_and_its_options(words: list[str]) -> None:
     from ray.scripts.scripts import cli
 
-    command, rest = cli, words[1:]
+    command: click.Command = cli
+    rest = words[1:]
     while isinstance(command, click.Group):
         command, rest = command.commands[rest[0]], rest[1:]
     own = rest[: rest.index("--")] if "--" in rest else rest

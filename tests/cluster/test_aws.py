@@ -12,7 +12,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -406,7 +406,7 @@ def test_a_refusal_of_ec2_reaches_the_waiting_run(
     from ray.autoscaler._private.providers import _get_node_provider
 
     provider = _get_node_provider(config["provider"], config["cluster_name"], use_cache=False)
-    adapter = node_provider.NodeProviderAdapter(provider, Reader())
+    adapter = node_provider.NodeProviderAdapter(provider, cast(Any, Reader()))
     try:
         adapter._launch_nodes_by_type("gpu-worker", 1, "request")
     finally:
