@@ -163,6 +163,8 @@ class Network:
     def _plug_in(self, host: Host) -> None:
         port = f"v{host.address.replace('.', '')[-8:]}"
         within = ["nsenter", "--net", "--target", str(self.switch), "--"]
+        # of a host that had the address and whose network is still being taken down
+        subprocess.run([*within, "ip", "link", "delete", port], check=False, stderr=subprocess.DEVNULL)
         for line in (
             f"ip link add {port} type veth peer name eth0 netns {host.pid}",
             f"ip link set {port} master lan up",
