@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from infra.errors import UserError
+from infra.mlflow_client import prepare_environment
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
     from torch import nn
 
 _TOLERANCE = 1e-4  # largest difference between a probability before and after export
 _CHECKED_BATCHES = (1, 2, 5)
-_DESCRIPTION, _REQUEST = "MLmodel", "serving_input_example.json"  # as MLflow names them
+DESCRIPTION, _REQUEST = "MLmodel", "serving_input_example.json"  # as MLflow names them
 _FLAVOR = "pytorch"
 _SERVED, _CODE = "served_model.py", "code"
+_PROGRAM = "model.pt2"  # in the folder that the description names, as MLflow writes it
+_CPU = "cpu"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,11 +77,11 @@ class Shapes:
             expected, found = "x".join(map(str, self.image)), "x".join(map(str, images.shape))
             raise UserError(f"images must be uint8 of N x {expected}, got {images.dtype} of {found}")
 
-    def check_module(self, module: nn.Module, what: str) -> None:
+    def check_module(self, module: nn.Module, what: str, device: str = _CPU) -> None:
         """UserError where the program does not answer one image in the promised shape."""
         expected = (1, self.classes)
         try:
-            found = predict(module, np.zeros((1, *self.image), dtype=np.uint8)).shape
+            found = predict(module, np.zeros((1, *self.image), dtype=np.uint8), device).shape
         except (RuntimeError, AssertionError) as error:  # an exported program guards the shapes it was made for
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"{what} does not take images of {self.image}: {first}") from error
@@ -88,7 +92,7 @@ class Shapes:
 def save_program(program: Program, folder: Path, *, run_id: str, model_id: str) -> float:
     """Write the MLflow model to ``folder``, load it back, and return the largest difference of a probability.
 
-    The module itself is left as it is. The export is for the CPU (an exported program cannot move), for any batch size.
+    The module itself is left as it is. The export is for the CPU, for any batch size; `open_program` moves it.
 
     Raises:
         ValueError: the example has fewer than two images.
@@ -127,12 +131,34 @@ def save_program(program: Program, folder: Path, *, run_id: str, model_id: str) 
     return difference
 
 
-def open_program(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The program and its metadata. MLflow refuses a pickle in it: ``mlflow_client.connect`` has seen to that."""
+def open_program(folder: Path, device: str = _CPU) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the program on a device, and its metadata; MLflow refuses a pickle in it."""
+    prepare_environment()
     import mlflow.pytorch
     from mlflow.models import Model
 
-    return mlflow.pytorch.load_model(str(folder)), dict(Model.load(str(folder)).metadata or {})
+    description = Model.load(str(folder))
+    module = mlflow.pytorch.load_model(str(folder))  # which has looked for pickles
+    if device != _CPU:
+        module = _program_on(folder / description.flavors[_FLAVOR]["model_data"] / _PROGRAM, device)
+    return module, dict(description.metadata or {})
+
+
+def _program_on(file: Path, device: str) -> nn.Module:
+    """Load a checked program once more and move it.
+
+    What MLflow returns cannot move: its graph names the device of the export in assertions and in new tensors.
+    """
+    import torch
+
+    return moved(torch.export.load(file), device)
+
+
+def moved(program: torch.export.ExportedProgram, device: str) -> nn.Module:
+    """Return the program as a module whose weights, constants and operations are on `device`."""
+    from torch.export.passes import move_to_device_pass
+
+    return move_to_device_pass(program, device).module()
 
 
 def _make_servable(folder: Path, reader: RequestReader, example: NDArray[np.uint8]) -> None:
@@ -159,19 +185,19 @@ def _make_servable(folder: Path, reader: RequestReader, example: NDArray[np.uint
         python_env=environment["virtualenv"],
         artifacts={"model": {"path": "."}},
         reader=reader.module,
-        files_sha256={path: sha256 for path, sha256 in file_sha256s(folder).items() if path != _DESCRIPTION},
+        files_sha256={path: sha256 for path, sha256 in file_sha256s(folder).items() if path != DESCRIPTION},
     )
     model.flavors[_FLAVOR]["signature"] = model.signature.to_dict()
     model.signature = None  # arrays, files and base64: no schema of MLflow's takes them all
-    model.save(str(folder / _DESCRIPTION))
+    model.save(str(folder / DESCRIPTION))
 
 
-def predict(module: nn.Module, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Probabilities NxK of images NxHxWx3."""
+def predict(module: nn.Module, images: NDArray[np.uint8], device: str = _CPU) -> NDArray[np.float32]:
+    """Return the probabilities NxK of images NxHxWx3, by a module that is on `device`."""
     import torch
 
     with torch.inference_mode():
-        probabilities: NDArray[np.float32] = module(torch.tensor(images)).float().numpy()
+        probabilities: NDArray[np.float32] = module(torch.tensor(images, device=device)).float().cpu().numpy()
     return probabilities
 
 

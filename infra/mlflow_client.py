@@ -80,6 +80,13 @@ def resolve_tracking(home: str | Path) -> Tracking:
     return Tracking(uri=tracking.uri, artifact_location=artifacts)
 
 
+def prepare_environment() -> None:
+    """Have MLflow, in this process, load no pickle, send nothing home and say little. Called before it is imported."""
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    for key, value in _ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+
+
 def connect(tracking: Tracking) -> MlflowClient:
     """A client that has been answered once.
 
@@ -87,9 +94,7 @@ def connect(tracking: Tracking) -> MlflowClient:
         UserError: the address is none, no server answers there, or no database can be opened; within seconds.
     """
     check_address(tracking.uri)
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    for key, value in _ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
+    prepare_environment()
     reach(tracking.uri)
     from mlflow import MlflowClient
 

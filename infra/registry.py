@@ -2,6 +2,8 @@
 
     version = register(tracking, Candidate(name="mnist", run_id=run_id, module=classifier, example=images_NHWC, ...))
     probabilities_NK = load(tracking, "models:/mnist@champion").predict(images_NHWC)
+    files = fetch(tracking, "models:/mnist@champion")  # plain data: for processes that do not reach MLflow
+    probabilities_NK = files.open("cuda:0").predict(images_NHWC)
 
 A version is an exported program (``infra.exported``) with the SHA-256 of each of its files in its tags. It is compared
 with the module before it is uploaded, and its bytes are checked before they are loaded. Who moves the alias is
@@ -21,11 +23,30 @@ from typing import TYPE_CHECKING, Any
 
 from infra.champion_log import log_of
 from infra.errors import UserError
-from infra.exported import Program, RequestReader, Shapes, file_sha256s, open_program, predict, save_program
+from infra.exported import (
+    DESCRIPTION,
+    Program,
+    RequestReader,
+    Shapes,
+    file_sha256s,
+    open_program,
+    predict,
+    save_program,
+)
 from infra.gate import Score
 from infra.mlflow_client import Tracking, connect, patient, told_in_one_line
 from infra.nearest import nearest
-from infra.version import CHAMPION, FILES_TAG, NAME, Version, check_name, find_version, verified, version_of
+from infra.version import (
+    CHAMPION,
+    FILES_TAG,
+    NAME,
+    Version,
+    check_files,
+    check_name,
+    find_version,
+    verified,
+    version_of,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +55,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-__all__ = ["CHAMPION", "Candidate", "LoadedModel", "Version", "find", "load", "register", "registered"]
+__all__ = ["CHAMPION", "Candidate", "LoadedModel", "ModelFiles", "Version"]
+__all__ += ["fetch", "find", "load", "register", "registered"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,13 +79,19 @@ class Candidate:
 
 
 class LoadedModel:
-    """A registered version, ready to predict on the CPU."""
+    """A registered version, ready to predict on a device."""
 
-    def __init__(self, version: Version, module: nn.Module, metadata: Mapping[str, Any], shapes: Shapes) -> None:
+    def __init__(self, version: Version, folder: Path, device: str = "cpu") -> None:
+        """Load the program from a folder of verified files, and have it answer once.
+
+        Raises:
+            UserError: it does not answer in the shapes that its signature promises.
+        """
+        self._module, self.metadata = open_program(folder, device)
         self.version = version
-        self.metadata = metadata
-        self.shapes = shapes
-        self._module = module
+        self.shapes = Shapes.of(folder, version.uri)
+        self.shapes.check_module(self._module, version.uri, device)
+        self._device = device
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities NxK of uint8 images NxHxWx3, at the size that the model was exported for.
@@ -72,7 +100,36 @@ class LoadedModel:
             UserError: the images are of another size or type.
         """
         self.shapes.check_images(images)
-        return predict(self._module, images)
+        return predict(self._module, images, self._device)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFiles:
+    """A registered version as plain data, which goes to processes that do not reach MLflow."""
+
+    version: Version
+    files: Mapping[str, bytes] = field(repr=False)  # by path below the model's folder
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What was registered about it: class names, the crop, and so on."""
+        import yaml
+
+        return dict(yaml.safe_load(self.files[DESCRIPTION]).get("metadata") or {})
+
+    def open(self, device: str = "cpu") -> LoadedModel:
+        """Load the model on a device, after another look at the hashes of its files.
+
+        Raises:
+            UserError: as `load` does.
+        """
+        with tempfile.TemporaryDirectory(prefix="model-") as scratch:
+            for path, content in self.files.items():
+                file = Path(scratch, path)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            check_files(self.version, Path(scratch))
+            return LoadedModel(self.version, Path(scratch), device)
 
 
 def registered(tracking: Tracking, *, name: str, run_id: str, checkpoint_sha256: str) -> Version | None:
@@ -143,8 +200,22 @@ def find(tracking: Tracking, uri: str) -> Version:
     return _resolve(patient(connect(tracking)), tracking, uri)
 
 
+def fetch(tracking: Tracking, uri: str) -> ModelFiles:
+    """Download the version that a URI names now.
+
+    Raises:
+        UserError: there is no such model, alias or version, or its files are not those that were registered.
+    """
+    client = patient(connect(tracking))
+    version = _resolve(client, tracking, uri)
+    with verified(client, tracking, version) as folder:
+        found = (file for file in folder.rglob("*") if file.is_file())
+        files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
+    return ModelFiles(version=version, files=files)
+
+
 def load(tracking: Tracking, uri: str) -> LoadedModel:
-    """The model at ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+    """Load the model at ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION`` on the CPU.
 
     Raises:
         UserError: no such model, alias or version, or its files are not those that were registered, or it does not
@@ -153,10 +224,7 @@ def load(tracking: Tracking, uri: str) -> LoadedModel:
     client = patient(connect(tracking))
     version = _resolve(client, tracking, uri)
     with verified(client, tracking, version) as folder:
-        module, metadata = open_program(folder)
-        shapes = Shapes.of(folder, version.uri)
-        shapes.check_module(module, version.uri)
-        return LoadedModel(version, module, metadata, shapes)
+        return LoadedModel(version, folder)
 
 
 def _tags(candidate: Candidate) -> dict[str, str]:

@@ -120,6 +120,11 @@ def _registered_files(version: Version) -> dict[str, str]:
     return files
 
 
+def check_files(version: Version, folder: Path) -> None:
+    """Raise UserError where the files of a folder are not, one by one, those that were registered as `version`."""
+    _verify(version, _registered_files(version), folder)
+
+
 def _verify(version: Version, expected: dict[str, str], folder: Path) -> None:
     """Refuse files that are not, one by one, those that were registered."""
     found = {path: sha256 for path, sha256 in file_sha256s(folder).items() if path != _MLFLOW_META}

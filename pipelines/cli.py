@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from infra import errors
 from pipelines import paths
+
+if TYPE_CHECKING:
+    from pipelines.inference import UseGpu
 
 DEMO = "mnist5k"
 """The recipe that runs where none is named."""
@@ -49,6 +53,17 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], dest="settings", metavar="section.key=value", help=f"{told} ({_KEYS})"
     )
+
+
+def add_use_gpu(parser: argparse.ArgumentParser) -> None:
+    """Add `--use-gpu auto|true|false`, with the words of `run.use_gpu`."""
+    told = "compute on GPUs; auto (default) takes them where the cluster has any, or may get them"
+    parser.add_argument("--use-gpu", choices=("auto", "true", "false"), default="auto", help=told)
+
+
+def use_gpu(arguments: argparse.Namespace) -> UseGpu:
+    """Return what `add_use_gpu`'s option was given."""
+    return "auto" if arguments.use_gpu == "auto" else arguments.use_gpu == "true"
 
 
 def local_home(home: str) -> str:

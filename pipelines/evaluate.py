@@ -27,8 +27,9 @@ import infra.cluster
 from infra.errors import UserError
 from pipelines import cli
 from pipelines.comparison_report import ComparisonReport
-from pipelines.evaluated import evaluate_split
+from pipelines.evaluated import evaluate
 from pipelines.evaluation_report import EvaluationReport
+from pipelines.inference import choose
 from pipelines.output_files import check_file, check_folder, write_file
 from pipelines.recipe import parse_overrides
 from pipelines.scoring import ViewName, Views
@@ -55,10 +56,12 @@ def main() -> None:
     _check_outputs(arguments)
     targets = open_targets(request, console.print)
     infra.cluster.connect(min_cpus=1)
-    reports = []
+    choice, reports = choose(cli.use_gpu(arguments)), []
+    print(f"scoring on {choice.told}", file=sys.stderr)
     for target in targets:
         with console.status(Text(f"{target.description} on the split {target.data.split}")):
-            reports.append(EvaluationReport(target=target, evaluated=evaluate_split(target.predict, target.data)))
+            evaluated = evaluate(choice, target.model, target.data)
+            reports.append(EvaluationReport(target=target, evaluated=evaluated))
     report = reports[0] if len(reports) == 1 else ComparisonReport(old=reports[0], new=reports[1])
     report.show(console)
     if arguments.json:
@@ -88,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     parser.add_argument("--predictions", metavar="FILE", help="write the answer to every image there, as Parquet")
     parser.add_argument("--plots", metavar="DIR", help="draw confusion, reliability and pictures there, as PNGs")
+    cli.add_use_gpu(parser)
     cli.add_set(parser)
     return parser
 

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from infra.proportions import CONFIDENCE, Interval, wilson
 from pipelines.data.predictions import Predictions
 from pipelines.data.quarantine import locate
-from pipelines.scoring import EvalData, Predict, SplitScore, Views, answers
+from pipelines.inference import Choice, On, Source, compute
+from pipelines.scoring import ON_CPU, BatchLimit, EvalData, Predict, SplitScore, Views, answers
 
 _RESAMPLES = 1000
 
@@ -59,7 +60,16 @@ class Evaluated:
         return wrong.rows(np.argsort(-wrong.probability, kind="stable"))
 
 
-def evaluate_split(predict: Predict, data: EvalData) -> Evaluated:
+def evaluate(choice: Choice, model: Source, data: EvalData) -> Evaluated:
+    """Do the same as `evaluate_split` where the choice says: in this process, or in a Ray task, with a GPU or without.
+
+    Raises:
+        UserError: as `evaluate_split`, and where the model cannot be loaded or the GPU not be used.
+    """
+    return compute(choice, _evaluate, model, data)
+
+
+def evaluate_split(predict: Predict, data: EvalData, limit: BatchLimit = ON_CPU) -> Evaluated:
     """Score a model on a whole split, and keep what it answered.
 
     Raises:
@@ -72,7 +82,7 @@ def evaluate_split(predict: Predict, data: EvalData) -> Evaluated:
 
     sums = EvalSums(len(data.manifest.class_names), torch.device("cpu"))
     parts = []
-    for rows, probabilities_BK in answers(predict, data):
+    for rows, probabilities_BK in answers(predict, data, limit):
         labels_B = torch.tensor(rows["label"])
         logits_BK = probabilities_BK.log()
         sums.update(logits_BK, labels_B)
@@ -88,6 +98,10 @@ def evaluate_split(predict: Predict, data: EvalData) -> Evaluated:
             )
         )
     return Evaluated(score=SplitScore.of(sums, data), predictions=Predictions.join(parts))
+
+
+def _evaluate(on: On, model: Source, data: EvalData) -> Evaluated:
+    return evaluate_split(model.open(on.device), on.fed(data), on.limit)
 
 
 def calibration_bins(predictions: Predictions) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:

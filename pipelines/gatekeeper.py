@@ -7,15 +7,19 @@ data set is scored on the challenger's.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from infra.champion import MOST_RACES, ROLLED_BACK, move, record, restless, settle
 from infra.gate import Decision, decide
 from infra.mlflow_client import Tracking
-from infra.registry import load
+from infra.registry import fetch
 from infra.version import Version, read_file
 from pipelines.comparison import Comparison
 from pipelines.data.decode import CropConfig
 from pipelines.data.predictions import Predictions
-from pipelines.evaluated import evaluate_split
+from pipelines.evaluated import evaluate
+from pipelines.inference import HERE, Choice
+from pipelines.model_source import VersionModel
 from pipelines.next_command import command, database_option
 from pipelines.scoring import EvalData
 
@@ -23,10 +27,19 @@ PREDICTIONS = "predictions.parquet"
 SPLIT_TAG = "split"
 
 
-def challenge(tracking: Tracking, version: Version, answers: Predictions, data: EvalData, *, margin: float) -> Decision:
+def challenge(
+    tracking: Tracking,
+    version: Version,
+    answers: Predictions,
+    data: EvalData,
+    *,
+    margin: float,
+    choice: Choice = HERE,
+) -> Decision:
     """Let the gate decide on a version, keep what it says in the version's tags, and move the alias if it says so.
 
-    `answers` are the version's to the whole split of `data`. Somebody else's promotion in the meantime means another
+    `answers` are the version's to the whole split of `data`; `choice` says where a champion is scored on it that was
+    registered with other data. Somebody else's promotion in the meantime means another
     comparison, with that champion; what a killed process left half-done is finished first.
 
     Raises:
@@ -37,27 +50,28 @@ def challenge(tracking: Tracking, version: Version, answers: Predictions, data: 
         present = standing.champion
         if present and present.number == version.number:
             return present.decision or Decision(promote=True, reason="it is the champion already")
-        decision = _decide(tracking, version, present, answers, data, margin)
+        decision = _decide(tracking, version, present, _Contest(answers, data, margin, choice))
         record(tracking, version, decision)
         if not decision.promote or move(tracking, version, standing, "gate"):
             return decision
     raise restless(version.name)
 
 
-def _decide(
-    tracking: Tracking,
-    version: Version,
-    present: Version | None,
-    answers: Predictions,
-    data: EvalData,
-    margin: float,
-) -> Decision:
+class _Contest(NamedTuple):
+    answers: Predictions  # of the challenger
+    data: EvalData
+    margin: float
+    choice: Choice
+
+
+def _decide(tracking: Tracking, version: Version, present: Version | None, contest: _Contest) -> Decision:
+    answers, data, margin, choice = contest
     if when := version.tags.get(ROLLED_BACK):
         again = command("register", "--promote", version.name, str(version.number), *database_option(tracking))
         return Decision(promote=False, reason=f"it was rolled back at {when}; to use it all the same: {again}")
     if present is None:
         return Decision(promote=True, reason="there is no champion yet", margin=margin)
-    theirs = _recorded(tracking, present, data) or _scored_anew(tracking, present, data)
+    theirs = _recorded(tracking, present, data) or _scored_anew(tracking, present, data, choice)
     if theirs is None:
         reason = f"the champion {present.uri} knows other classes: register under another name"
         return Decision(promote=False, reason=reason, champion=present.uri)
@@ -73,11 +87,11 @@ def _recorded(tracking: Tracking, version: Version, data: EvalData) -> Predictio
     return Predictions.from_parquet(content) if content else None
 
 
-def _scored_anew(tracking: Tracking, version: Version, data: EvalData) -> Predictions | None:
+def _scored_anew(tracking: Tracking, version: Version, data: EvalData, choice: Choice) -> Predictions | None:
     """A version's answers to data that it was not registered with; None where its classes are others."""
-    model = load(tracking, version.uri)
-    if tuple(model.metadata["class_names"]) != data.manifest.class_names:
+    files = fetch(tracking, version.uri)
+    if tuple(files.metadata["class_names"]) != data.manifest.class_names:
         return None
-    crop = CropConfig.of_shown(model.metadata)
+    crop = CropConfig.of_shown(files.metadata)
     shown = EvalData(store=data.store, manifest=data.manifest, crop=crop, split=data.split)
-    return evaluate_split(model.predict, shown).predictions
+    return evaluate(choice, VersionModel(files=files), shown).predictions

@@ -11,17 +11,20 @@ from dataclasses import asdict, dataclass, field, replace
 from statistics import median
 from typing import Any
 
+import infra.cluster
 from infra.records import Record
 from infra.storage import Store, open_store
 from pipelines.budget import multiply_adds
 from pipelines.checkpoint import Checkpoint, RunFolder
 from pipelines.data.manifest import load_manifest
+from pipelines.inference import KEY, Choice, On, choose, compute
+from pipelines.model_source import Ensemble, RunModel
 from pipelines.outcome import Outcome
 from pipelines.recipe import Recipe
 from pipelines.scoring import EvalData, SplitScore, ViewName, Views, score_blocks, score_model
 from pipelines.suite import Entry, Measure, Suite
 from pipelines.suite_plan import SuiteRun
-from pipelines.targets import Request, Target, ensemble, open_targets
+from pipelines.targets import Request, Target, open_targets
 from resnet_core.reaction import HeldOut
 from resnet_core.schedule import total_samples
 
@@ -94,6 +97,7 @@ def measure_run(suite: Suite, run: Finished, store: Store, warn: Warn) -> Measur
     from pipelines.serving_model import recipe_of
 
     (planned, outcome), entry = run, run[0].entry
+    infra.cluster.connect(min_cpus=1)
     _share_cores(planned)
     checkpoint = RunFolder(open_store(planned.uri)).load(outcome.step)
     records, recipe = checkpoint.records, recipe_of(checkpoint)
@@ -121,6 +125,7 @@ def measure_run(suite: Suite, run: Finished, store: Store, warn: Warn) -> Measur
 
 def measure_ensemble(suite: Suite, entry: Entry, runs: Sequence[Finished], store: Store, warn: Warn) -> Measured:
     """Score finished runs as one model, and keep that in the suite's folder. UserError as in `measure_run`."""
+    infra.cluster.connect(min_cpus=1)
     _share_cores(runs[0][0])
     return _keep(
         store,
@@ -159,18 +164,28 @@ def _scored(suite: Suite, runs: Sequence[Finished], measures: set[Measure], warn
     """Errors by measure; each split and each way of looking at it is gone through once."""
     errors: dict[str, float] = {}
     for training, views in sorted({(measure == TRAIN_ERROR, _VIEWS[measure]) for measure in measures}):
-        score = _score([_target(run, views, warn, training=training) for run in runs], suite, training=training)
+        targets = [_target(run, views, warn, training=training) for run in runs]
+        score = _score(targets, suite, _choice(runs[0]), training=training)
         for measure in measures:
             if (measure == TRAIN_ERROR, _VIEWS[measure]) == (training, views):
                 errors[measure] = _percent(score.top5_accuracy if "top5" in measure else score.accuracy)
     return errors
 
 
-def _score(targets: Sequence[Target], suite: Suite, *, training: bool) -> SplitScore:
+def _score(targets: Sequence[Target], suite: Suite, choice: Choice, *, training: bool) -> SplitScore:
     data = targets[0].data
     if training and suite.train_images:
         data = _part(data, suite.train_images)
-    return score_model(ensemble([target.predict for target in targets]), data)
+    return compute(choice, _score_of, Ensemble(members=tuple(target.model for target in targets)), data)
+
+
+def _score_of(on: On, model: Ensemble, data: EvalData) -> SplitScore:
+    return score_model(model.open(on.device), on.fed(data), on.limit)
+
+
+def _choice(run: Finished) -> Choice:
+    """A GPU where the run was to have one and the cluster has one."""
+    return choose("auto" if run[0].recipe.run.use_gpu else False, setting=KEY)
 
 
 def _target(run: Finished, views: ViewName, warn: Warn, *, training: bool = False) -> Target:
@@ -188,18 +203,19 @@ def _part(data: EvalData, images: int) -> EvalData:
 
 def _responses(run: Finished, checkpoint: Checkpoint, warn: Warn) -> list[tuple[str, float]]:
     """By layer, on images that the network was not trained on."""
+    data = _part(_target(run, "centre", warn).data, _RESPONSE_IMAGES)
+    return compute(_choice(run), _responses_of, RunModel.of(checkpoint), data)
+
+
+def _responses_of(on: On, model: RunModel, data: EvalData) -> list[tuple[str, float]]:
     import torch
 
-    from pipelines.serving_model import ServedClassifier
-    from resnet_core.compute import pick_device
     from resnet_core.evaluation.diagnostics import response_deviations
 
-    device = pick_device(use_gpu=torch.cuda.is_available())
-    classifier = ServedClassifier.from_checkpoint(checkpoint).to(device)
-    data = _part(_target(run, "centre", warn).data, _RESPONSE_IMAGES)
+    classifier = model.classifier(on.device)
     batches = (
-        torch.tensor(block["image"][begin : begin + _RESPONSE_BATCH], device=device)
-        for block in score_blocks(data)
+        torch.tensor(block["image"][begin : begin + _RESPONSE_BATCH], device=on.device)
+        for block in score_blocks(on.fed(data))
         for begin in range(0, len(block["image"]), _RESPONSE_BATCH)
     )
     deviations = response_deviations(classifier, batches)  # the classifier normalizes, as in training

@@ -16,6 +16,7 @@ from infra.tracking import Record, Tracker
 from pipelines.checkpoint import Checkpoint, RunFolder
 from pipelines.data.manifest import Manifest
 from pipelines.data.quarantine import QUARANTINE, Quarantine
+from pipelines.inference import KEY, Choice, choose
 from pipelines.recipe import Recipe
 from pipelines.telemetry import data_limit, retries
 from resnet_core.reaction import held_out
@@ -98,21 +99,27 @@ def conclude(
         bad_samples=len(Quarantine.from_parquet(newest.files[QUARANTINE])) if QUARANTINE in newest.files else 0,
     )
     data = _test_data(recipe, manifest)
+    choice = choose("auto" if recipe.run.use_gpu else False, setting=KEY)  # the run's GPUs are free by now
     if not recipe.run.register_as:
         if not scores_test or recipe.data.held_out == "test":
             return outcome(accuracy=chosen, images=manifest.splits[recipe.data.eval_split])
         with console.status("scoring the best checkpoint on the test split"):
-            score = _scored(best, data)
+            score = _scored(best, data, choice)
         _record(tracker, best.step, score)
         return outcome(accuracy=score.accuracy, images=score.count)
     if not tracker.drain(DELIVERY_PATIENCE_S):
         raise tracker.away()
-    from pipelines.register import register_checkpoint
+    from pipelines.register import Terms, register_checkpoint
     from pipelines.scoring import example_images
 
     with console.status("scoring the best checkpoint on the test split and registering it"):
         version, decision = register_checkpoint(
-            tracker.tracking, best, data, run_id=tracker.run_id, name=recipe.run.register_as
+            tracker.tracking,
+            best,
+            data,
+            run_id=tracker.run_id,
+            name=recipe.run.register_as,
+            terms=Terms(choice=choice),
         )
     if recipe.data.held_out != "test":
         _record(tracker, best.step, version.score)
@@ -134,16 +141,12 @@ def _test_data(recipe: Recipe, manifest: Manifest) -> EvalData:
     return EvalData(store=store, manifest=manifest, crop=crop, split=recipe.data.test_split)
 
 
-def _scored(checkpoint: Checkpoint, data: EvalData) -> Score:
+def _scored(checkpoint: Checkpoint, data: EvalData, choice: Choice) -> Score:
     """Score a checkpoint in fp32, as a registered version is scored."""
-    import torch
+    from pipelines.evaluated import evaluate
+    from pipelines.model_source import RunModel
 
-    from pipelines.scoring import score_model
-    from pipelines.serving_model import ServedClassifier
-    from resnet_core.compute import pick_device
-
-    device = pick_device(use_gpu=torch.cuda.is_available())
-    return score_model(ServedClassifier.from_checkpoint(checkpoint).to(device).predict, data)
+    return evaluate(choice, RunModel.of(checkpoint), data).score
 
 
 def _record(tracker: Tracker, step: int, score: Score) -> None:

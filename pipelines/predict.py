@@ -11,8 +11,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -26,7 +27,7 @@ import infra.cluster
 from infra.errors import USER_ERROR_STATUS, UserError
 from infra.interruption import explained
 from infra.mlflow_client import resolve_tracking
-from infra.registry import CHAMPION, LoadedModel, load
+from infra.registry import CHAMPION, LoadedModel, fetch
 from infra.stderr import left_out
 from infra.storage import Store, open_store
 from pipelines import cli
@@ -40,6 +41,10 @@ from pipelines.data.task import Block
 from pipelines.data.unlabelled.files import ImageFiles
 from pipelines.data.unlabelled.find import find_images
 from pipelines.data.unlabelled.images import Images, decoded
+from pipelines.inference import check, choose
+
+if TYPE_CHECKING:
+    from pipelines.inference import UseGpu
 
 _PRINTED_ROWS = 64  # images at once
 _NAMED_BAD = 20  # lines for images that are not classified; the column reason has all
@@ -61,8 +66,9 @@ def main() -> int:
     if not arguments.out and not isinstance(images, ImageFiles):
         raise UserError(f"{images.description}: say with --out where the predictions go")
     uri = chosen_model(tracking, arguments.model)
-    model = load(tracking, uri)
-    print(f"model: {described(uri, model.version)}", file=sys.stderr)  # whoever named none may mean another
+    files = fetch(tracking, uri)
+    model = files.open()
+    print(f"model: {described(uri, files.version)}", file=sys.stderr)  # whoever named none may mean another
     named = [folder.text for folder in images.folders if folder.named] if isinstance(images, ImageFiles) else []
     bad = _Bad(named=frozenset(named))
     if not arguments.out:
@@ -70,15 +76,13 @@ def main() -> int:
         return bad.status
     wanted = Classification(
         images=images,
-        tracking=tracking,
-        model_uri=model.version.uri,  # every actor loads the same, wherever the alias goes
-        crop=CropConfig.of_shown(model.metadata),
+        model=files,  # every actor gets the same, wherever the alias goes
         top=arguments.top,
         all_probabilities=arguments.all,
         file_rows=arguments.file_rows,
         actors=arguments.actors,
     )
-    _write(wanted, model, open_store(arguments.out), bad)
+    _write(wanted, cli.use_gpu(arguments), open_store(arguments.out), bad)
     return bad.status
 
 
@@ -101,8 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=_ACTORS,
         metavar="N",
-        help=f"copies of the model, one CPU each (default: {_ACTORS})",
+        help=f"copies of the model at most, one CPU each, or one GPU (default: {_ACTORS})",
     )
+    cli.add_use_gpu(parser)
     parser.add_argument("--home", default="runs", help="folder of MLflow's database without MLFLOW_TRACKING_URI")
     return parser
 
@@ -144,18 +149,21 @@ def _lines(found: Block, row: int, names: Sequence[str]) -> list[str]:
     return [f"{probability:8.2%}  {names[number]}" for probability, number in pairs]
 
 
-def _write(wanted: Classification, model: LoadedModel, store: Store, bad: _Bad) -> None:
+def _write(wanted: Classification, use_gpu: UseGpu, store: Store, bad: _Bad) -> None:
     """Parquet, as far as it is not there yet."""
     console = cli.console()
     store.check_access(write=True)
-    wanted.job(model.version.tags["checkpoint_sha256"]).claim(store)
+    wanted.job().claim(store)
     layout = Layout.of(wanted.images.parts, wanted.file_rows)
-    collector = Collector(store=store, layout=layout, class_names=model.metadata["class_names"])
+    collector = Collector(store=store, layout=layout, class_names=wanted.model.metadata["class_names"])
     missing = layout.missing(store)
     if missing:
         with explained(lambda: _kept(layout, store)):
             infra.cluster.connect(min_cpus=1)
-            console.print(f"classifying {wanted.images.description} with {model.version.uri}")
+            wanted = replace(wanted, choice=choose(use_gpu))
+            check(wanted.choice)
+            on = f"{wanted.model.version.uri} on {wanted.choice.told}"
+            console.print(f"classifying {wanted.images.description} with {on}")
             with left_out(_FALSE_ALARM), PredictBar(console, total=layout.total, found=layout.written(store)) as bar:
                 for block in classify(wanted, layout, missing):
                     bad.tell(block)

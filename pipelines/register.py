@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -33,8 +34,10 @@ from pipelines.checkpoint import RUN, Checkpoint, RunFolder
 from pipelines.data.manifest import load_manifest
 from pipelines.data.predictions import Predictions
 from pipelines.description import version_note
-from pipelines.evaluated import evaluate_split
+from pipelines.evaluated import Evaluated, evaluate
 from pipelines.gatekeeper import PREDICTIONS, SPLIT_TAG, challenge
+from pipelines.inference import HERE, Choice, choose
+from pipelines.model_source import RunModel
 from pipelines.scoring import EvalData, example_images
 from pipelines.serving.bundle import request_reader
 from pipelines.verdict import promote_command, verdict
@@ -42,13 +45,28 @@ from pipelines.verdict import promote_command, verdict
 _EXAMPLES = 2  # images of the input example: with one, the export would fix the batch size
 
 
+class Terms(NamedTuple):
+    """How a checkpoint is judged."""
+
+    margin: float | None = None  # None = the recipe's run.gate_margin
+    choice: Choice = HERE  # where models are scored
+
+
+_USUAL = Terms()
+
+
 def register_checkpoint(
-    tracking: Tracking, checkpoint: Checkpoint, data: EvalData, *, run_id: str, name: str, margin: float | None = None
+    tracking: Tracking,
+    checkpoint: Checkpoint,
+    data: EvalData,
+    *,
+    run_id: str,
+    name: str,
+    terms: Terms = _USUAL,
 ) -> tuple[Version, Decision]:
     """Export a checkpoint, register it as a version of `name`, and let the gate decide on the alias `champion`.
 
-    `data` is the whole split that decides; `margin` is the recipe's run.gate_margin unless it is given. A checkpoint
-    that has a version already goes through the gate again.
+    `data` is the whole split that decides. A checkpoint that has a version already goes through the gate again.
 
     Raises:
         UserError: the checkpoint is of another data set, or MLflow is not reachable or refuses.
@@ -62,28 +80,27 @@ def register_checkpoint(
     if version and kept:
         answers = Predictions.from_parquet(kept)
     else:
-        version, answers = _register(tracking, checkpoint, data, run_id=run_id, name=name)
-    if margin is None:
-        margin = recipe_of(checkpoint).run.gate_margin
-    return version, challenge(tracking, version, answers, data, margin=margin)
+        evaluated = evaluate(terms.choice, RunModel.of(checkpoint), data)
+        version, answers = (
+            _register(tracking, checkpoint, data, evaluated, run_id=run_id, name=name),
+            evaluated.predictions,
+        )
+    margin = recipe_of(checkpoint).run.gate_margin if terms.margin is None else terms.margin
+    return version, challenge(tracking, version, answers, data, margin=margin, choice=terms.choice)
 
 
 def _register(
-    tracking: Tracking, checkpoint: Checkpoint, data: EvalData, *, run_id: str, name: str
-) -> tuple[Version, Predictions]:
-    """A version, and its answers to the whole split."""
-    import torch
-
+    tracking: Tracking, checkpoint: Checkpoint, data: EvalData, evaluated: Evaluated, *, run_id: str, name: str
+) -> Version:
+    """A version, with its answers to the whole split."""
     from pipelines.serving_model import ServedClassifier, recipe_of
-    from resnet_core.compute import pick_device
 
-    recipe, module = recipe_of(checkpoint), ServedClassifier.from_checkpoint(checkpoint)
-    evaluated = evaluate_split(module.to(pick_device(use_gpu=torch.cuda.is_available())).predict, data)
+    recipe = recipe_of(checkpoint)
     candidate = Candidate(
         name=name,
         run_id=run_id,
         step=checkpoint.step,
-        module=module,
+        module=ServedClassifier.from_checkpoint(checkpoint),
         example=example_images(data, _EXAMPLES),
         score=evaluated.score,
         checkpoint_sha256=checkpoint.sha256,
@@ -101,7 +118,7 @@ def _register(
         reader=request_reader(),
         description=version_note(recipe, data.manifest, evaluated, data.split, checkpoint.step),
     )
-    return register(tracking, candidate), evaluated.predictions
+    return register(tracking, candidate)
 
 
 def _check_data(checkpoint: Checkpoint, data: EvalData) -> None:
@@ -155,6 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     instead.add_argument("--history", metavar="NAME", help="who was champion when")
     told = "folder of MLflow's database without MLFLOW_TRACKING_URI, for those three (a run knows its own)"
     parser.add_argument("--home", default="runs", help=told)
+    cli.add_use_gpu(parser)
     return parser
 
 
@@ -175,9 +193,11 @@ def _register_run(arguments: argparse.Namespace, console: Console) -> None:
     _check_data(checkpoint, data)
     tracking, run_id = resolve_tracking(cli.local_home(recipe.run.home)), _run_id(folder)
     infra.cluster.connect(min_cpus=1)
+    choice = choose(cli.use_gpu(arguments))
+    print(f"scoring on {choice.told}", file=sys.stderr)
     with console.status("exporting, comparing, registering"):
         version, decision = register_checkpoint(
-            tracking, checkpoint, data, run_id=run_id, name=name, margin=arguments.margin
+            tracking, checkpoint, data, run_id=run_id, name=name, terms=Terms(arguments.margin, choice)
         )
     console.print(f"{version.uri}: checkpoint {checkpoint.step}, accuracy {version.score.accuracy:.4f}")
     console.print(verdict(version.uri, champion=decision.promote, reason=decision.reason))

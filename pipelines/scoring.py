@@ -43,12 +43,32 @@ _ITEM_BYTES = 16 * 2**20  # decoded: hides the cost of a task, and a few in flig
 _ITEM_ROWS = (64, 4096)  # bounds of it, whatever the size of the images
 _WHOLE_BYTES = 64 * 2**20  # of whole images at all scales, which come row group by row group or in parts of one
 _WHOLE_ASPECT = 4 / 3  # of a photograph
-_PREDICT_PIXELS = 128 * 224**2  # activations of one forward pass stay below a gigabyte on a CPU
-_PREDICT_ROWS = 128
 _IMAGES_NDIM = 4
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)  # of a class that a softmax rounded to zero
 _PAPER_CROP = 224
 _PAPER_SCALES = (224, 256, 384, 480, 640)  # He et al. 2015, Section 3.4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchLimit:
+    """How much goes through a model at once, at most."""
+
+    rows: int
+    pixels: int
+
+    def rows_of(self, block: Block) -> int:
+        """How many of a block's images: fewer where they are large."""
+        return self.rows_at(
+            max(math.prod(values.shape[1:3]) for values in block.values() if values.ndim == _IMAGES_NDIM)
+        )
+
+    def rows_at(self, pixels: int) -> int:
+        """How many images of so many pixels."""
+        return max(1, min(self.rows, self.pixels // pixels))
+
+
+ON_CPU = BatchLimit(rows=128, pixels=128 * 224**2)
+"""Activations of one forward pass stay below a gigabyte."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,24 +235,24 @@ def eval_batches(data: EvalData, device: torch.device, batch_size: int) -> Itera
             )
 
 
-def score_model(predict: Predict, data: EvalData) -> SplitScore:
+def score_model(predict: Predict, data: EvalData, limit: BatchLimit = ON_CPU) -> SplitScore:
     """Score whatever answers with probabilities, such as a registered model, with the same sums as training does."""
-    return SplitScore.of(sum_scores(predict, data), data)
+    return SplitScore.of(sum_scores(predict, data, limit), data)
 
 
-def sum_scores(predict: Predict, data: EvalData) -> EvalSums:
+def sum_scores(predict: Predict, data: EvalData, limit: BatchLimit = ON_CPU) -> EvalSums:
     """This rank's part of `score_model`; those of all ranks add up to the whole."""
     import torch
 
     from resnet_core.evaluation import EvalSums
 
     sums = EvalSums(len(data.manifest.class_names), torch.device("cpu"))
-    for rows, probabilities in answers(predict, data):
+    for rows, probabilities in answers(predict, data, limit):
         sums.update(probabilities.log(), torch.tensor(rows["label"]))
     return sums
 
 
-def answers(predict: Predict, data: EvalData) -> Iterator[tuple[Block, torch.Tensor]]:
+def answers(predict: Predict, data: EvalData, limit: BatchLimit = ON_CPU) -> Iterator[tuple[Block, torch.Tensor]]:
     """This rank's samples with the probabilities of their classes, float32 B x K, batch by batch.
 
     Nothing is padded, and views are averaged image by image, so that no answer depends on what else is in a batch. A
@@ -243,7 +263,7 @@ def answers(predict: Predict, data: EvalData) -> Iterator[tuple[Block, torch.Ten
     from resnet_core.evaluation.views import mean_probabilities
 
     for block in score_blocks(data):
-        for rows in _split(block, _predict_rows(block)):
+        for rows in _split(block, limit.rows_of(block)):
             views = _views(rows, data)
             probabilities = mean_probabilities(torch.from_numpy(predict(view.numpy())) for view in views)
             yield rows, probabilities.clamp(min=_LEAST_PROBABILITY)
@@ -270,12 +290,6 @@ def _views(block: Block, data: EvalData) -> Iterator[torch.Tensor]:
             yield from mirrored(images)
         else:
             yield images
-
-
-def _predict_rows(block: Block) -> int:
-    """How many of a block's images go through a model at once: fewer where they are large."""
-    pixels = max(math.prod(values.shape[1:3]) for values in block.values() if values.ndim == _IMAGES_NDIM)
-    return max(1, min(_PREDICT_ROWS, _PREDICT_PIXELS // pixels))
 
 
 def _split(block: Block, rows: int) -> Iterator[Block]:

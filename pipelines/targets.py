@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from infra.errors import UserError
 from infra.mlflow_client import resolve_tracking
-from infra.registry import load
+from infra.registry import fetch
 from infra.storage import open_store
 from pipelines.checkpoint import Checkpoint, Warn
 from pipelines.data.decode import SHOWN, CropConfig
 from pipelines.data.manifest import Manifest, load_manifest
+from pipelines.inference import Source
+from pipelines.model_source import Ensemble, RunModel, VersionModel
 from pipelines.paths import shown
 from pipelines.recipe import Recipe, build_recipe
-from pipelines.scoring import EvalData, Predict, Views
+from pipelines.scoring import EvalData, Views
 
 MODELS = "models:/"
 SIZE_KEY, RESIZE_KEY = "data.image_size", "data.eval_resize"
@@ -53,14 +52,14 @@ class Target:
     """What is scored, and on what."""
 
     description: str
-    predict: Predict
+    model: Source
     class_names: tuple[str, ...]
     """In the order of its outputs."""
     data: EvalData
 
 
 def open_targets(request: Request, warn: Warn) -> list[Target]:
-    """Load the models, on the GPU where a checkpoint finds one, and find their data: one target, or two to compare.
+    """Read the models and find their data: one target, or two to compare.
 
     Raises:
         UserError: no such model or data set, its classes or image sizes differ, or it cannot be shown these views.
@@ -107,29 +106,22 @@ def _check_request(request: Request) -> None:
 
 
 def _of_run(request: Request, target: str, step: int | None, warn: Warn) -> Target:
-    import torch
-
-    from pipelines.serving_model import ServedClassifier, find_checkpoint, open_run, recipe_of
-    from resnet_core.compute import pick_device
-    from resnet_core.evaluation.views import Dense
+    from pipelines.serving_model import find_checkpoint, open_run, recipe_of
 
     checkpoint = find_checkpoint(open_run(target), step, warn)
     recipe = recipe_of(checkpoint)
     data = _data(request, recipe.data.uri, recipe.data.test_split, recipe.data)
-    classifier = ServedClassifier.from_checkpoint(checkpoint)
-    if data.views.whole:
-        classifier.model = Dense(classifier.model, data.crop.image_size)
     return Target(
         description=f"{target}, step {checkpoint.step}",
-        predict=classifier.to(pick_device(use_gpu=torch.cuda.is_available())).predict,
+        model=RunModel.of(checkpoint, dense_for=data.crop.image_size if data.views.whole else 0),
         class_names=_class_names(checkpoint, recipe, data.manifest),
         data=data,
     )
 
 
 def _registered(request: Request, target: str) -> Target:
-    model = load(resolve_tracking(request.home), target)
-    about, uri = model.metadata, model.version.uri
+    files = fetch(resolve_tracking(request.home), target)
+    about, uri = files.metadata, files.version.uri
     size = about["image_size"]
     if request.views.whole:
         raise UserError(
@@ -139,7 +131,8 @@ def _registered(request: Request, target: str) -> Target:
     if data.crop.image_size != size:
         asked = f"--set {SIZE_KEY}" if request.size is None else "--size"
         raise UserError(f"{asked}: {uri} was exported for {size}x{size} pixels")
-    return Target(description=uri, predict=model.predict, class_names=tuple(about["class_names"]), data=data)
+    names = tuple(about["class_names"])
+    return Target(description=uri, model=VersionModel(files=files), class_names=names, data=data)
 
 
 def _data(request: Request, uri: str, split: str, trained: CropConfig) -> EvalData:
@@ -185,23 +178,10 @@ def _together(members: list[Target]) -> Target:
                 )
     return Target(
         description="ensemble of " + "; ".join(member.description for member in members),
-        predict=ensemble([member.predict for member in members]),
+        model=Ensemble(members=tuple(member.model for member in members)),
         class_names=members[0].class_names,
         data=members[0].data,
     )
-
-
-def ensemble(members: Sequence[Predict]) -> Predict:
-    """Several models as one: the mean of their probabilities."""
-    import torch
-
-    from resnet_core.evaluation.views import mean_probabilities
-
-    def predict(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        mean: npt.NDArray[np.float32] = mean_probabilities(torch.from_numpy(one(images)) for one in members).numpy()
-        return mean
-
-    return predict
 
 
 def _place(target: Target) -> str:

@@ -28,10 +28,13 @@ def quiet(dataset: ray.data.Dataset) -> ray.data.Dataset:
     return paused(dataset)
 
 
-def within(dataset: ray.data.Dataset, *, held: float = 0.0, most: float = math.inf) -> ray.data.Dataset:
-    """The same dataset, whose tasks bring no GPU node and hold `most` CPUs; workers hold `held` of the cluster's."""
+def within(dataset: ray.data.Dataset, *, held: float = 0.0, most: float = math.inf, gpus: int = 0) -> ray.data.Dataset:
+    """The same dataset, whose tasks hold `most` CPUs and `gpus`; without any, they bring no GPU node.
+
+    Workers hold `held` of the cluster's CPUs.
+    """
     import ray.data
 
     cpus = min(most, ingest_cpus(held))
-    dataset.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=cpus, gpu=0)
+    dataset.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=cpus, gpu=gpus)
     return dataset

@@ -17,15 +17,18 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from infra.mlflow_client import Tracking, resolve_tracking
+from infra.mlflow_client import resolve_tracking
+from pipelines.inference import HERE, Choice, choose
 from pipelines.serving.batches import Scorer, Waiting
 from pipelines.serving.following import Following
 from pipelines.serving.metrics import Metrics
+from pipelines.serving.models import FromMlflow, Models
 from pipelines.serving.pictures import Refused
 from pipelines.serving.requests import read_body, read_images
 
 _NOT_FOUND, _BUSY = 404, 503
 _QUEUED_BATCHES = 64  # of one image a request
+BATCH_ON_CPU, BATCH_ON_GPU = 32, 64
 _log = logging.getLogger("ray.serve")
 
 
@@ -33,24 +36,29 @@ _log = logging.getLogger("ray.serve")
 class Serving:
     """What is served, and how."""
 
-    tracking: Tracking
-    uri: str  # of the model; an alias in it is followed
+    models: Models  # what is served; an alias in its URI is followed
     replicas: int = 1
     cpus: int = 1  # of each replica
-    batch_size: int = 32  # images that go through the model at once, at most
+    choice: Choice = HERE  # whether each has a GPU
+    batch_size: int = 0  # images that go through the model at once, at most; 0 = as many as fit the device
     batch_wait_s: float = 0.005  # that the first of them waits for others
     poll_s: float = 10.0  # between two looks at the alias
 
     @property
+    def most_images(self) -> int:
+        """That go through the model at once."""
+        return self.batch_size or (BATCH_ON_GPU if self.choice.gpu else BATCH_ON_CPU)
+
+    @property
     def most_requests(self) -> int:
         """Under way at once in a replica; more are refused."""
-        return _QUEUED_BATCHES * self.batch_size
+        return _QUEUED_BATCHES * self.most_images
 
     def application(self) -> serve.Application:
         """What `serve.run` takes."""
         deployment: Any = serve.deployment(
             num_replicas=self.replicas,
-            ray_actor_options={"num_cpus": self.cpus},
+            ray_actor_options={"num_cpus": self.cpus, "num_gpus": int(self.choice.gpu)},
             # All wait in a replica, which answers them before it stops: what waits in Serve's own queue is lost then.
             max_ongoing_requests=2 * self.most_requests,
             graceful_shutdown_timeout_s=30,
@@ -63,10 +71,13 @@ class Serving:
 def application(arguments: dict[str, Any]) -> serve.Application:
     """What a config file of Ray Serve names, as infra/kuberay/rayservice.yaml does.
 
-    Its `args` are a `Serving`'s fields, with the model's URI as `model`; MLFLOW_TRACKING_URI says where that is.
+    Its `args` are a `Serving`'s numbers, the model's URI as `model`, and `use_gpu` ("auto", true or false);
+    MLFLOW_TRACKING_URI says where the model is: a server that every replica reaches.
     """
-    given = {name: value for name, value in arguments.items() if name != "model"}
-    return Serving(tracking=resolve_tracking("runs"), uri=arguments["model"], **given).application()
+    given = {name: value for name, value in arguments.items() if name not in ("model", "use_gpu")}
+    models = FromMlflow(tracking=resolve_tracking("runs"), uri=arguments["model"])
+    choice = choose(arguments.get("use_gpu", "auto"), copies=given.get("replicas", 1), setting="use_gpu")
+    return Serving(models=models, choice=choice, **given).application()
 
 
 class Classifier:
@@ -75,10 +86,10 @@ class Classifier:
     def __init__(self, serving: Serving) -> None:
         self._poll_s, self._most_requests = serving.poll_s, serving.most_requests
         self._under_way = 0
-        self._following = Following(serving.tracking, serving.uri)
+        self._following = Following(serving.models, serving.choice.device())
         self._metrics = Metrics(self._following.now.version)
         self._trouble = ""
-        batched: Any = serve.batch(max_batch_size=serving.batch_size, batch_wait_timeout_s=serving.batch_wait_s)
+        batched: Any = serve.batch(max_batch_size=serving.most_images, batch_wait_timeout_s=serving.batch_wait_s)
         self._score = batched(Scorer(told=self._metrics.batch).score)
         self._polling = asyncio.get_event_loop().create_task(self._poll())
 

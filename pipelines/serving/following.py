@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from infra.errors import UserError
-from infra.mlflow_client import Tracking
-from infra.registry import Version, find, load
+from infra.registry import LoadedModel, Version
 from pipelines.scoring import Predict
+from pipelines.serving.models import Models
 from pipelines.serving.pictures import Pictures
 
 
@@ -20,13 +20,12 @@ class Served:
     predict: Predict
 
     @classmethod
-    def open(cls, tracking: Tracking, uri: str) -> Served:
-        """Load a version, which answers once on that occasion.
+    def of(cls, model: LoadedModel) -> Served:
+        """Check a model, which has answered once when it was loaded, against what its metadata say.
 
         Raises:
-            UserError: it is not there, not what was registered, or not what its metadata say.
+            UserError: the model is not what its metadata say.
         """
-        model = load(tracking, uri)
         pictures = Pictures.of(model.metadata)
         side, classes = pictures.crop.image_size, len(pictures.class_names)
         if model.shapes.image != (side, side, 3):
@@ -40,10 +39,14 @@ class Served:
 class Following:
     """What a URI with an alias names now. `now` is replaced as a whole, so that readers need no lock."""
 
-    def __init__(self, tracking: Tracking, uri: str) -> None:
-        """Raises UserError: there is no such model, or it cannot be loaded."""
-        self._tracking, self._uri = tracking, uri
-        self.now = Served.open(tracking, uri)
+    def __init__(self, models: Models, device: str = "cpu") -> None:
+        """Load the present version on a device.
+
+        Raises:
+            UserError: there is no such model, it is not what was registered, or it cannot be loaded.
+        """
+        self._models, self._device = models, device
+        self.now = self._open(models.find())
 
     def refresh(self) -> bool:
         """Ask what the URI names, and change over to it if that is another version.
@@ -54,8 +57,11 @@ class Following:
         Raises:
             UserError: MLflow does not answer, or that version cannot be loaded; the present one stays.
         """
-        version = find(self._tracking, self._uri)
+        version = self._models.find()
         if version.number == self.now.version.number:
             return False
-        self.now = Served.open(self._tracking, version.uri)
+        self.now = self._open(version)
         return True
+
+    def _open(self, version: Version) -> Served:
+        return Served.of(self._models.fetch(version).open(self._device))

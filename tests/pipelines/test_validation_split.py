@@ -61,7 +61,7 @@ def test_the_validation_split_chooses_and_the_test_split_is_scored_once(recipe_f
     assert target.data.split == "test"
     from pipelines.scoring import score_model
 
-    assert score_model(target.predict, target.data).accuracy == outcome.accuracy
+    assert score_model(target.model.open("cpu"), target.data).accuracy == outcome.accuracy
     chosen, tested = outcome.lines()
     assert f"step {best[0]} of {outcome.step}" in chosen and "400 images of the validation split" in chosen
     assert tested.startswith(f"test accuracy    {outcome.accuracy:.2%}") and tested.endswith(

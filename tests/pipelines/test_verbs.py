@@ -28,6 +28,7 @@ from pipelines import evaluate, predict, register
 from pipelines.checkpoint import RUN, RunFolder
 from pipelines.data.predictions import Predictions
 from pipelines.evaluated import Evaluated
+from pipelines.model_source import RunModel
 from pipelines.register import register_checkpoint
 from pipelines.scoring import SplitScore
 from pipelines.targets import Target
@@ -328,11 +329,11 @@ def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(
         class_correct=(0, *(number % 10 for number in range(1, 30))),
     )
     names = tuple(f"class{number}" for number in range(30))
-    target = Target(
-        description="m", predict=lambda images: images.astype(np.float32), class_names=names, data=colours.data
-    )
+    model = RunModel.of(colours.checkpoint({}, {}))  # which nobody opens
+    target = Target(description="m", model=model, class_names=names, data=colours.data)
     monkeypatch.setattr(evaluate, "open_targets", lambda request, warn: [target])
-    monkeypatch.setattr(evaluate, "evaluate_split", lambda predict, data: Evaluated(score=score, predictions=answers))
+    found = Evaluated(score=score, predictions=answers)
+    monkeypatch.setattr("pipelines.evaluate.evaluate", lambda choice, model, data: found)
     title, *rows = [line.split() for line in command(evaluate, "m")[10:]]
     assert title == ["lowest", "20", "of", "30", "classes", "images", "top-1", "95", "%"]
     assert [row[:3] for row in rows[:3]] == [

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+from pipelines.model_source import ensemble
 from pipelines.scoring import EvalData, ViewName, Views, score_blocks, score_model, sum_scores
 from pipelines.serving_model import ServedClassifier
-from pipelines.targets import ensemble
 from resnet_core.config import AugmentConfig, ModelConfig
 from resnet_core.evaluation import EvalSums
 from resnet_core.evaluation.views import Dense

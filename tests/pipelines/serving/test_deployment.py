@@ -37,13 +37,15 @@ def url(ray_local: None, registry: Registry) -> Iterator[str]:
     from ray import serve
 
     from pipelines.serving.deployment import Serving
+    from pipelines.serving.models import FromMlflow
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     registry.champion_is(registry.first)
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    serving = Serving(tracking=registry.tracking, uri=registry.uri, batch_size=4, poll_s=0.1)
+    models = FromMlflow(tracking=registry.tracking, uri=registry.uri)
+    serving = Serving(models=models, batch_size=4, poll_s=0.1)
     serve.run(serving.application(), name="test", route_prefix="/")
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()

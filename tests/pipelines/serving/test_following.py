@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from infra.mlflow_client import Tracking, connect
-from infra.registry import LoadedModel, find, load
+from infra.mlflow_client import connect
+from infra.registry import find, load
 from pipelines.serving.following import Following, Served
+from pipelines.serving.models import FromMlflow
 
 from ..conftest import SIZE
 from ..registered import Registry
@@ -20,7 +21,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.
 
 def test_the_alias_is_followed_and_what_answers_is_kept(registry: Registry) -> None:
     first = registry.champion_is(registry.first)
-    following = Following(registry.tracking, registry.uri)
+    following = Following(FromMlflow(tracking=registry.tracking, uri=registry.uri))
     assert not following.refresh()
     kept = following.now
     second = registry.champion_is(registry.second)
@@ -32,7 +33,7 @@ def test_the_alias_is_followed_and_what_answers_is_kept(registry: Registry) -> N
 
 
 def test_a_version_without_an_alias_stays(registry: Registry) -> None:
-    following = Following(registry.tracking, registry.first.uri)
+    following = Following(FromMlflow(tracking=registry.tracking, uri=registry.first.uri))
     registry.champion_is(registry.second)
     assert not following.refresh()
     assert following.now.version.uri == registry.first.uri == find(registry.tracking, registry.first.uri).uri
@@ -40,7 +41,7 @@ def test_a_version_without_an_alias_stays(registry: Registry) -> None:
 
 def test_a_version_whose_bytes_changed_does_not_take_over(registry: Registry) -> None:
     registry.champion_is(registry.first)
-    following = Following(registry.tracking, registry.uri)
+    following = Following(FromMlflow(tracking=registry.tracking, uri=registry.uri))
     registry.champion_is(registry.second)
     uri = connect(registry.tracking).get_model_version_download_uri("served", "2")
     program = Path(uri.removeprefix("file://")) / "data/model.pt2"
@@ -62,14 +63,8 @@ def test_a_version_whose_bytes_changed_does_not_take_over(registry: Registry) ->
         ({"class_names": ["azure", "lime"]}, "answers 3 numbers and names 2 classes"),
     ],
 )
-def test_a_model_that_is_not_what_it_says_is_refused(
-    registry: Registry, monkeypatch: pytest.MonkeyPatch, about: dict[str, object], reason: str
-) -> None:
-    def edited(tracking: Tracking, uri: str) -> LoadedModel:
-        model = load(tracking, uri)
-        model.metadata = {**model.metadata, **about}
-        return model
-
-    monkeypatch.setattr("pipelines.serving.following.load", edited)
+def test_a_model_that_is_not_what_it_says_is_refused(registry: Registry, about: dict[str, object], reason: str) -> None:
+    model = load(registry.tracking, registry.first.uri)
+    model.metadata = {**model.metadata, **about}
     with pytest.raises(UserError, match=f"models:/served/1 {reason}"):
-        Served.open(registry.tracking, registry.first.uri)
+        Served.of(model)
