@@ -5,12 +5,13 @@ RUNS ?= runs
 SERVICES ?= runs/services
 
 BIN := .venv/bin
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 READY := .venv/.installed
 # Every Ray process imports torch anew, so the set-up compiles bytecode whatever the environment says about writing it.
 INSTALL := env -u PYTHONDONTWRITEBYTECODE -u VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-cluster check audit lock services services-stop ui bench
+.PHONY: help demo test test-faults test-cluster test-gpu check audit lock services services-stop ui bench
 
 help: ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -26,6 +27,10 @@ test-faults: $(READY) ## run the tests of faults, and others that take minutes: 
 
 test-cluster: $(READY) ## run the tests of ray up on machines made of namespaces, and of all services: 20 minutes; as root on Linux, with openssh-server, rsync, iproute2, prometheus, postgresql
 	$(BIN)/python -m pytest -m cluster
+
+test-gpu: ## run the tests of a GPU and measure its speed, without Ray: 8 minutes at most (GPU_PYTHON=… for a Python with torch, torchvision, Pillow and pytest)
+	timeout 240 $(GPU_PYTHON) -m pytest -o addopts= -p no:cacheprovider -m gpu -ra tests/gpu
+	timeout 240 $(GPU_PYTHON) -m benchmarks.gpu --profile
 
 check: $(READY) ## lint, formatting, types, import contract
 	$(BIN)/ruff check

@@ -20,6 +20,7 @@ from infra.cluster_rules import ROLE
 
 NODE_TYPES = "RESNET_RAY_NODE_TYPES"
 """Environment of a head on Kubernetes: JSON as `available_node_types` of a cluster file, by worker group."""
+_RAY_DIGITS = 10_000  # a resource is a whole number of so many parts
 _INGEST = {ROLE: "ingest"}
 _ON_INGEST: dict[str, Any] = {"label_selector": _INGEST, "fallback_strategy": [{"label_selector": {ROLE: "!ingest"}}]}
 
@@ -68,6 +69,18 @@ def ingest_options() -> dict[str, Any]:
     """Where data tasks run, as options of theirs: CPU nodes first if there are any or may yet come; else anywhere."""
     there = any(_is_ingest(node.get("Labels", {})) for node in _nodes())
     return dict(_ON_INGEST) if there or any(_is_ingest(each.labels) for each in node_types()) else {}
+
+
+def evaluation_cpus() -> float:
+    """Return the CPUs that a task of evaluation holds beside a run's data tasks, each of which holds one CPU less that.
+
+    While a run evaluates, nobody takes the blocks of its data tasks. They wait, and hold their CPUs while they do. With
+    whole CPUs they would hold all, and the evaluation that the run waits for would never begin. So every CPU has room
+    for a data task and for one of evaluation, and no node for more data tasks than it has CPUs.
+    """
+    cpus = [node["Resources"].get("CPU", 0.0) for node in _nodes()]
+    most = max([*cpus, *(each.resources.get("CPU", 0.0) for each in node_types())], default=1.0)
+    return math.floor(_RAY_DIGITS / (most + 2)) / _RAY_DIGITS
 
 
 def ingest_cpus(held: float) -> float:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 import infra.cluster
+from infra.capacity import evaluation_cpus
 from infra.errors import UserError
 from infra.interruption import AGAIN, explained
 from infra.mlflow_run import NOTE
@@ -246,6 +247,7 @@ def _stream(recipe: Recipe, placement: Placement, manifest: Manifest, folder: Ru
         tolerant=recipe.data.max_bad_samples > 0,
         cpus=cpus,
         worker_cpus=placement.held_cpus,
+        evaluation_cpus=evaluation_cpus(),
     )
 
 

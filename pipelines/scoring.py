@@ -39,6 +39,7 @@ Predict = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 """uint8 B x H x W x 3 to probabilities B x K; where views are crops, H = W = S."""
 ViewName = Literal["centre", "flip", "ten_crop", "multi_scale", "multi_scale_flip"]
 
+_WINDOW = 3
 _ITEM_BYTES = 16 * 2**20  # decoded: hides the cost of a task, and a few in flight fit into any memory
 _ITEM_ROWS = (64, 4096)  # bounds of it, whatever the size of the images
 _WHOLE_BYTES = 64 * 2**20  # of whole images at all scales, which come row group by row group or in parts of one
@@ -113,9 +114,11 @@ class EvalData:
     cache: CacheConfig | None = None
     tolerant: bool = False
     """Leave bad samples out, which training names; else they are errors, and evaluation is never tolerant."""
-    window: int = 3
+    window: int = _WINDOW
     """Tasks in flight, finished ones included: bounds what waits in the object store."""
     views: Views = field(default_factory=Views)
+    task_cpus: float = 0.0
+    """CPUs that a task holds beside the data tasks of a run (`infra.capacity.evaluation_cpus`); 0 = a whole one."""
 
     @property
     def scales(self) -> tuple[int, ...]:
@@ -193,6 +196,17 @@ class SplitScore(Score):
         )
 
 
+def window_of(world_size: int, worker_cpus: float) -> int:
+    """Return the tasks in flight of each rank of a run: few where few CPUs are left beside the workers.
+
+    Tasks that hold a small part of a CPU would all start at once, each in a process of its own.
+    """
+    import ray
+
+    left = ray.cluster_resources().get("CPU", 0.0) - world_size * worker_cpus
+    return max(1, min(_WINDOW, int(left / world_size) + 1))
+
+
 def score_blocks(data: EvalData) -> Iterator[Block]:
     """This rank's samples as blocks of numpy columns: crops in id order (`load_item`), or whole images (`load_whole`).
 
@@ -208,8 +222,10 @@ def score_blocks(data: EvalData) -> Iterator[Block]:
         for item in items:
             yield from data.load(item, rows)
         return
-    # "DEFAULT": below Tune a worker's tasks would be put into its own placement group, where they wait for ever
-    placed = {"num_cpus": 1, "scheduling_strategy": "DEFAULT", **ingest_options()}
+    # A strategy in any case: below Tune a worker's tasks would be put into its own placement group, where they wait for
+    # ever. Ray fills half of a node before it takes the next one, which many small tasks would all fit into.
+    strategy = "SPREAD" if data.task_cpus else "DEFAULT"
+    placed = {"num_cpus": data.task_cpus or 1, "scheduling_strategy": strategy, **ingest_options()}
     load, shared = ray.remote(**placed)(_load), ray.put(data)
     flying: deque[ray.ObjectRef[list[Block]]] = deque()
     for item in items:

@@ -273,7 +273,7 @@ class _Worker:
         return eval_batches(self._data(split, tolerant=tolerant), self.device, batch_size=batch_size)
 
     def _data(self, split: str, *, tolerant: bool) -> EvalData:
-        from pipelines.scoring import EvalData
+        from pipelines.scoring import EvalData, window_of
 
         stream = self.job.stream
         return EvalData(
@@ -285,6 +285,8 @@ class _Worker:
             split=split,
             rank=self.rank,
             world_size=self.world_size,
+            window=window_of(self.world_size, stream.worker_cpus),
+            task_cpus=stream.evaluation_cpus,
         )
 
     def _telemetry(self) -> dict[str, float]:

@@ -70,6 +70,7 @@ class Stream:
     tolerant: bool = False  # bad samples come as rows that name them, and not as errors
     cpus: float = math.inf  # most that data tasks hold at once
     worker_cpus: float = 0.0  # of the cluster's, which each worker holds
+    evaluation_cpus: float = 0.0  # which each task of evaluation holds, and a data task leaves (infra.capacity)
 
     @property
     def plan(self) -> Plan:
@@ -183,7 +184,8 @@ def build_dataset(stream: Stream, base: int, ledger: Ledger, world_size: int) ->
     planned = ray.data.from_items([{"run": 0}], override_num_blocks=1).map_batches(plan, batch_size=None, num_cpus=0)
     if not stream.ordered:  # else every row is a block anyway
         planned = planned.repartition(target_num_rows_per_block=1)
-    dataset = planned.map_batches(load, batch_size=None, num_cpus=1, **ingest_options())
+    task_cpus = 1 - stream.evaluation_cpus
+    dataset = planned.map_batches(load, batch_size=None, num_cpus=task_cpus, **ingest_options())
     context = dataset.context
     # Ray joins blocks that are smaller and cuts those half as large again: ours are between the two, but for those of
     # a curriculum's larger sizes, which it may cut. A sealed block is one row, which cannot be cut.

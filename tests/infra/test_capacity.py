@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infra import cluster
-from infra.capacity import NODE_TYPES, ingest_cpus, ingest_options, most_of
+from infra.capacity import NODE_TYPES, evaluation_cpus, ingest_cpus, ingest_options, most_of
 from infra.errors import UserError
 
 GPU = {"max_workers": 8, "resources": {"CPU": 16, "GPU": 1}, "labels": {"resnet-ray-role": "train"}}
@@ -85,3 +85,15 @@ def test_data_tasks_go_to_cpu_nodes_first_where_there_may_be_any(
     assert ingest_options() == placed
     monkeypatch.setattr("ray.nodes", lambda: [{**there, "Alive": False}])
     assert ingest_options() == {}
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 8, 16, 96, 128, 192, 448])
+def test_every_cpu_has_room_for_a_data_task_and_one_of_evaluation(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
+    """And none for a second data task, whatever part of the node's CPUs workers hold."""
+    node = {"Alive": True, "Resources": {"CPU": float(cpus)}, "Labels": {}}
+    monkeypatch.setattr("ray.nodes", lambda: [node])
+    monkeypatch.setattr("infra.capacity.node_types", lambda: ())
+    share = evaluation_cpus()
+    for free in range(1, cpus + 1):
+        assert math.floor(free / (1 - share)) == free
+        assert math.floor((free - free * (1 - share)) / share + 1e-6) == free

@@ -191,3 +191,8 @@ def test_rows_within_bounds():
     assert rows_within(32 * 2**20, 224, least=64, most=8192) == 222
     assert rows_within(32 * 2**20, 28, least=64, most=8192) == 8192
     assert rows_within(2**20, 512, least=64, most=8192) == 64
+
+
+def test_data_tasks_leave_what_a_task_of_evaluation_holds(stream):
+    dataset = build_dataset(dataclasses.replace(stream, evaluation_cpus=0.125), 0, Ledger(ROWS), 1)
+    assert dataset._logical_plan.dag._ray_remote_args["num_cpus"] == 0.875

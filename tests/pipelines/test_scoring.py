@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from infra.capacity import evaluation_cpus
 from infra.errors import UserError
 from infra.storage import LocalStore
 from pipelines.data.manifest import load_manifest
@@ -119,3 +121,28 @@ def test_the_classifier_has_its_preprocessing_inside(classifier: ServedClassifie
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     assert (probabilities.argmax(axis=1) == rows["label"]).all()
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
+
+
+def test_an_evaluation_begins_while_data_tasks_hold_all_that_they_may(colours: Coloured, ray_local: None) -> None:
+    """A data task that waits for its consumer holds its CPUs for as long, and the run waits for its evaluation."""
+    import ray
+
+    share = evaluation_cpus()
+
+    @ray.remote(num_cpus=1 - share)
+    class Waiting:
+        def begun(self) -> bool:
+            return True
+
+    waiting = [Waiting.remote() for _ in range(6)]  # type: ignore[attr-defined]
+    try:
+        begun, others = ray.wait([each.begun.remote() for each in waiting], num_returns=4, timeout=120)
+        assert (len(begun), len(others)) == (4, 2)
+        with ThreadPoolExecutor(1) as beside:
+            data = dataclasses.replace(colours.data, task_cpus=share)
+            ids = beside.submit(lambda: [int(each) for block in score_blocks(data) for each in block["id"]])
+            assert len(ids.result(timeout=120)) == 30
+        assert not ray.wait(others, timeout=0)[0]
+    finally:
+        for each in waiting:
+            ray.kill(each)
