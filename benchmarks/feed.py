@@ -1,8 +1,8 @@
 """The host's time for a step's data, before it can train: `python -m benchmarks.feed --against 6b67546`.
 
 Blocks come from memory, so that nothing is measured but the feed: cutting and joining blocks to a batch, and, on a GPU,
-the copy. With `--against`, a process with the code of that revision and one with the present code take turns, round by
-round; the ratio is taken within a round, and its median and range are printed. `--threads` has present code only: the
+the copy. A process with the code of that revision and one with the present code take turns, round by round; the ratio
+is taken within a round, and its median and range are printed. `--threads` has present code only: the
 training thread prepares its own steps, or a thread prepares one ahead, beside real steps on this machine's cores.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import subprocess
 import sys
@@ -29,10 +28,10 @@ if not __package__:
     benchmarks.__path__.append(str(ROOT / "benchmarks"))  # an older tree does not have all of them
 
 BATCH, SIZE, BLOCK_ROWS = 256, 224, 106
-STEPS, WARMUP = 40, 5
+STEPS, WARMUP = 10, 3  # of each case in a round
 CASES = {"host crops": 1, "host crops, 2 views": 2, "JPEGs on the device": 0}
 """What blocks hold: so many views of each sample, made by data tasks; 0 = stored JPEGs."""
-JPEG_BATCH, JPEG_STEPS = 64, 3  # a CPU takes its time for them
+JPEG_BATCH, JPEG_STEPS = 32, 2  # a CPU takes its time for them
 
 
 def blocks_of(views: int) -> list[dict[str, Any]]:
@@ -45,17 +44,17 @@ def blocks_of(views: int) -> list[dict[str, Any]]:
     return [host_block(range(first, first + rows), SIZE, [0] * rows, views) for first in range(0, 6 * rows, rows)]
 
 
-def step_milliseconds(views: int, device_name: str) -> list[float]:
-    """What each step's data takes a thread that finds all blocks there."""
+def prepared_steps(blocks: list[dict[str, Any]], views: int, device_name: str) -> list[float]:
+    """Milliseconds that the training thread computes for each step's data, where it finds all blocks there.
+
+    Its CPU time: by the clock on the wall, other work of the machine would count too.
+    """
     import torch
 
     from benchmarks.blocks import renumbered
     from pipelines.feed import Feed, Steps
-    from resnet_core.compute import configure
-    from resnet_core.config import ComputeConfig
 
     device = torch.device(device_name)
-    configure(ComputeConfig(precision="fp32", compile=False), device)
     steps, batch = (STEPS, BATCH) if views or device.type == "cuda" else (JPEG_STEPS, JPEG_BATCH)
     repeats = max(1, views)
     rows = (steps + WARMUP) * batch // repeats
@@ -67,16 +66,30 @@ def step_milliseconds(views: int, device_name: str) -> list[float]:
         microbatch_size=0,
         repeats=repeats,
     )
-    feed = Feed(renumbered(blocks_of(views), rows), cut, device)
+    feed = Feed(renumbered(blocks, rows), cut, device)
     shares = feed.shares(feed.base())
     taken = []
     while True:
         time.sleep(0.02)  # the thread that reads has its blocks
-        began = time.perf_counter()
+        began = time.thread_time()
         share = next(shares, None)
         if share is None:
             return taken[WARMUP:]
-        taken.append(1000 * (time.perf_counter() - began))
+        taken.append(1000 * (time.thread_time() - began))
+
+
+def answer(device_name: str) -> None:
+    """Prepare steps of each case that is asked for on stdin, and tell their median."""
+    import torch
+
+    from resnet_core.compute import configure
+    from resnet_core.config import ComputeConfig
+
+    configure(ComputeConfig(precision="fp32", compile=False), torch.device(device_name))
+    blocks = {views: blocks_of(views) for views in CASES.values()}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(median(prepared_steps(blocks[int(line)], int(line), device_name)), flush=True)
 
 
 def training_rate(ahead: bool) -> float:
@@ -99,7 +112,7 @@ def training_rate(ahead: bool) -> float:
         def asynchronous(self) -> bool:
             return True
 
-    cpu, batch, size, steps = torch.device("cpu"), 64, 112, 24
+    cpu, batch, size, steps = torch.device("cpu"), 64, 112, 14
     configure(ComputeConfig(precision="fp32", compile=False, threads_per_worker=0), cpu)
     torch.manual_seed(0)
     model = to_memory_format(build_model(ModelConfig(name="resnet18", num_classes=10)), True)
@@ -118,12 +131,21 @@ def training_rate(ahead: bool) -> float:
     return (steps - 4) * batch / (time.perf_counter() - began)
 
 
-def child(arguments: list[str], tree: Path) -> Any:
-    """The answer of a process of its own with the code in `tree`."""
+def child(arguments: list[str], tree: Path) -> subprocess.Popen[str]:
+    """A process of its own with the code in `tree`."""
     environment = {**os.environ, "RESNET_RAY_TREE": str(tree)}
     command = [sys.executable, str(ROOT / "benchmarks" / "feed.py"), *arguments]
-    told = subprocess.run(command, env=environment, cwd=tree, check=True, stdout=subprocess.PIPE)
-    return json.loads(told.stdout.splitlines()[-1])
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, cwd=tree, stdin=pipe, stdout=pipe, text=True)
+
+
+def asked(process: subprocess.Popen[str], question: str = "") -> str:
+    """The next line of its answer."""
+    assert process.stdin and process.stdout
+    if question:
+        process.stdin.write(question + "\n")
+        process.stdin.flush()
+    return process.stdout.readline().strip()
 
 
 def unpacked(revision: str, folder: Path) -> Path:
@@ -142,15 +164,19 @@ def against(revision: str, rounds: int, device: str) -> None:
     """Print the milliseconds a step of both, and their ratios."""
     print(f"{BATCH} images of {SIZE} a step, blocks of {BLOCK_ROWS} images, {device}, {rounds} rounds", flush=True)
     with tempfile.TemporaryDirectory(prefix="resnet-ray-feed-") as folder:
-        trees = {revision: unpacked(revision, Path(folder)), "now": ROOT}
+        sides = {"before": child(["--child", device], unpacked(revision, Path(folder)))}
+        sides["now"] = child(["--child", device], ROOT)
+        assert [asked(side) for side in sides.values()] == ["ready", "ready"]
         for case, views in CASES.items():
-            found: dict[str, list[float]] = {name: [] for name in trees}
+            found: dict[str, list[float]] = {name: [] for name in sides}
             for number in range(rounds):
-                for name in [*trees][:: 1 if number % 2 else -1]:
-                    found[name].append(median(child(["--child", str(views), device], trees[name])))
-            ratios = [now / before for before, now in zip(found[revision], found["now"], strict=True)]
+                for name in [*sides][:: 1 if number % 2 else -1]:
+                    found[name].append(float(asked(sides[name], str(views))))
+            ratios = [now / before for before, now in zip(found["before"], found["now"], strict=True)]
             times = "; ".join(told(name, values) for name, values in found.items())
-            print(f"{case:22} ms a step: {times}; {told('now/before', ratios)}", flush=True)
+            print(f"{case:20} CPU ms a step: {times}; {told('now/before', ratios)}", flush=True)
+        for side in sides.values():
+            side.communicate()
 
 
 def threads(rounds: int) -> None:
@@ -158,7 +184,9 @@ def threads(rounds: int) -> None:
     rates: dict[str, list[float]] = {"training thread": [], "one ahead": []}
     for number in range(rounds):
         for name in [*rates][:: 1 if number % 2 else -1]:
-            rates[name].append(child(["--child", name], ROOT))
+            process = child(["--child", name], ROOT)
+            rates[name].append(float(asked(process)))
+            process.communicate()
     ratios = [ahead / own for own, ahead in zip(*rates.values(), strict=True)]
     print("ResNet-18 at 112, 64 images a step; images/s: " + "; ".join(told(*each) for each in rates.items()))
     print(told("one ahead / training thread", ratios))
@@ -170,12 +198,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", action="store_true")
-    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child and arguments.child[0] in ("training thread", "one ahead"):
-        print(json.dumps(training_rate(ahead=arguments.child[0] == "one ahead")))
+    if arguments.child in ("training thread", "one ahead"):
+        print(training_rate(ahead=arguments.child == "one ahead"))
     elif arguments.child:
-        print(json.dumps(step_milliseconds(int(arguments.child[0]), arguments.child[1])))
+        answer(arguments.child)
     elif arguments.threads:
         threads(arguments.rounds)
     else:

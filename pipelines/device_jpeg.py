@@ -53,7 +53,7 @@ def decoded(jpegs: Sequence[bytes], device: torch.device, stream: SideStream) ->
     if not jpegs:
         return []
     views = [np.frombuffer(data, dtype=np.uint8) for data in jpegs]
-    buffer = stream.host_buffer((sum(map(len, views)),), torch.uint8)
+    buffer = stream.host_buffer((sum(map(len, views)),), np.uint8)
     np.concatenate(views, out=buffer.numpy())
     pictures = _decoded(list(buffer.split([len(view) for view in views])), device, stream)
     return [

@@ -31,6 +31,7 @@ class SideStream:
     def __init__(self, device: torch.device, api: Any = None) -> None:
         """`api` offers what `torch.cuda` does; None = `torch.cuda` itself for a GPU, and no streams for a CPU."""
         self._device = device
+        self._pins = device.type == "cuda"
         self._api = api if api is not None else torch.cuda if device.type == "cuda" else None
         if self._api is not None:
             self._stream = self._api.Stream(device)
@@ -51,12 +52,15 @@ class SideStream:
         with self._api.stream(self._stream):
             yield
 
-    def host_buffer(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """Return memory of the host that the device can copy from by itself: page-locked, and kept for later buffers.
+    def host_buffer(self, shape: Sequence[int], dtype: npt.DTypeLike) -> Tensor:
+        """Return memory of the host. A GPU copies from it by itself: it is page-locked, and kept for later buffers.
 
         A buffer may be dropped while the device still copies from it: torch's allocator waits before it is used again.
+        For a CPU it is numpy's, which asks for huge pages: torch's takes twice as long to fill for the first time.
         """
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._device.type == "cuda")
+        array = np.empty(0 if self._pins else tuple(shape), dtype)
+        buffer = torch.from_numpy(array)
+        return torch.empty(tuple(shape), dtype=buffer.dtype, pin_memory=True) if self._pins else buffer
 
     def send(self, parts: Sequence[npt.NDArray[Any]], axis: int = 0) -> Tensor:
         """Join arrays along `axis` and put them on the device: one copy on the host, and one that it does not wait for.
@@ -65,7 +69,7 @@ class SideStream:
         """
         shape = list(parts[0].shape)
         shape[axis] = sum(part.shape[axis] for part in parts)
-        buffer = self.host_buffer(shape, torch.from_numpy(np.empty(0, parts[0].dtype)).dtype)
+        buffer = self.host_buffer(shape, parts[0].dtype)
         np.concatenate(parts, axis=axis, out=buffer.numpy())
         return self.copied(buffer)
 
@@ -73,7 +77,7 @@ class SideStream:
         """Return a `host_buffer`'s content on the device; without streams, the buffer itself."""
         if self._api is None:
             return buffer
-        return torch.empty_like(buffer, device=self._device, pin_memory=False).copy_(buffer, non_blocking=True)
+        return torch.empty_like(buffer, device=self._device).copy_(buffer, non_blocking=True)
 
     def settle(self) -> None:
         """Wait until the stream is idle, as it must be before nvJPEG takes memory from it."""
