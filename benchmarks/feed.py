@@ -2,8 +2,7 @@
 
 Blocks come from memory, so that nothing is measured but the feed: cutting and joining blocks to a batch, and, on a GPU,
 the copy. A process with the code of that revision and one with the present code take turns, round by round; the ratio
-is taken within a round, and its median and range are printed. `--threads` has present code only: the
-training thread prepares its own steps, or a thread prepares one ahead, beside real steps on this machine's cores.
+is taken within a round, and its median and range are printed.
 """
 
 from __future__ import annotations
@@ -92,45 +91,6 @@ def answer(device_name: str) -> None:
         print(median(prepared_steps(blocks[int(line)], int(line), device_name)), flush=True)
 
 
-def training_rate(ahead: bool) -> float:
-    """Images/s of a small network on all cores, with a feed that works ahead in a thread, or does not."""
-    import torch
-
-    from benchmarks.blocks import host_block, renumbered
-    from pipelines.feed import Feed, Steps
-    from pipelines.side_stream import SideStream
-    from resnet_core.augment import step_generator
-    from resnet_core.compute import configure, to_memory_format
-    from resnet_core.config import ComputeConfig, ModelConfig, OptimConfig
-    from resnet_core.models import build_model
-    from resnet_core.optim import build_optimizer
-    from resnet_core.state import TrainState
-    from resnet_core.step import StepConfig, train_step
-
-    class Ahead(SideStream):
-        @property
-        def asynchronous(self) -> bool:
-            return True
-
-    cpu, batch, size, steps = torch.device("cpu"), 64, 112, 14
-    configure(ComputeConfig(precision="fp32", compile=False, threads_per_worker=0), cpu)
-    torch.manual_seed(0)
-    model = to_memory_format(build_model(ModelConfig(name="resnet18", num_classes=10)), True)
-    optim = OptimConfig()
-    state = TrainState(model=model, forward=model, optimizer=build_optimizer(model, optim))
-    cut = Steps(
-        total_samples=steps * batch, total_steps=steps, global_batch_size=batch, world_size=1, microbatch_size=0
-    )
-    made = [host_block(range(first, first + 30), size, [0] * 30) for first in range(0, 180, 30)]
-    feed = Feed(renumbered(made, steps * batch), cut, cpu, stream=Ahead(cpu) if ahead else None)
-    began = 0.0
-    for step, share in enumerate(feed.shares(feed.base())):
-        if step == 4:
-            began = time.perf_counter()
-        train_step(state, share, lr=0.01, config=StepConfig(), generator=step_generator(0, step, 0, cpu))
-    return (steps - 4) * batch / (time.perf_counter() - began)
-
-
 def child(arguments: list[str], tree: Path) -> subprocess.Popen[str]:
     """A process of its own with the code in `tree`."""
     environment = {**os.environ, "RESNET_RAY_TREE": str(tree)}
@@ -179,33 +139,15 @@ def against(revision: str, rounds: int, device: str) -> None:
             side.communicate()
 
 
-def threads(rounds: int) -> None:
-    """Print images/s of both ways on this machine's cores."""
-    rates: dict[str, list[float]] = {"training thread": [], "one ahead": []}
-    for number in range(rounds):
-        for name in [*rates][:: 1 if number % 2 else -1]:
-            process = child(["--child", name], ROOT)
-            rates[name].append(float(asked(process)))
-            process.communicate()
-    ratios = [ahead / own for own, ahead in zip(*rates.values(), strict=True)]
-    print("ResNet-18 at 112, 64 images a step; images/s: " + "; ".join(told(*each) for each in rates.items()))
-    print(told("one ahead / training thread", ratios))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="The host's time for a step's data.")
     parser.add_argument("--against", metavar="REVISION", default="6b67546")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", action="store_true")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child in ("training thread", "one ahead"):
-        print(training_rate(ahead=arguments.child == "one ahead"))
-    elif arguments.child:
+    if arguments.child:
         answer(arguments.child)
-    elif arguments.threads:
-        threads(arguments.rounds)
     else:
         against(arguments.against, arguments.rounds, arguments.device)
 

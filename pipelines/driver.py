@@ -240,6 +240,7 @@ def _stream(recipe: Recipe, placement: Placement, manifest: Manifest, folder: Ru
         seed=recipe.run.seed,
         total_samples=max(1, total_samples(recipe.schedule, samples, batch) // views),
         step_rows=batch // views,
+        worker_rows=batch // views // max(1, placement.workers[1]),
         task_mb=recipe.data.task_mb,
         ordered=recipe.data.ordered,
         decode_on=recipe.data.decode_on,

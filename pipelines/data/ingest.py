@@ -36,7 +36,9 @@ from pipelines.data.stages import StageClock
 from pipelines.data.task import Block, TaskConfig, load_item
 from pipelines.data.undecoded import DecodeOn, filler_columns, load_undecoded
 
-_BLOCK_BYTES = 16 * 2**20  # each costs Ray milliseconds of CPU time, whatever its size (docs/ingest-benchmark.md)
+# One actor hands all blocks to all workers, at milliseconds of CPU time each, whatever their size (docs/scaling.md): so
+# a block has what a worker takes in a step, between these.
+_BLOCK_BYTES = (16 * 2**20, 64 * 2**20)
 # At least, or tasks that run at once, and so a step, would be of different epochs where the data set is small.
 _ITEMS_PER_EPOCH, _BLOCKS_PER_EPOCH = 8, 16
 _LEAST_ITEM_ROWS = 64
@@ -63,6 +65,7 @@ class Stream:
     seed: int
     total_samples: int  # of the whole run; each is one row, however many views of it are trained on
     step_rows: int  # of one step, over all workers
+    worker_rows: int = 0  # of one step and worker, where the run has all its workers
     task_mb: int
     ordered: bool
     decode_on: DecodeOn = "host"
@@ -97,7 +100,10 @@ class Stream:
 
         Workers are dealt blocks, so that an epoch has some for each, or they would train on different epochs at once.
         """
-        rows = rows_within(_BLOCK_BYTES, image_size, least=16, most=1024) // self.crop.repeats
+        least, most = _BLOCK_BYTES
+        step_bytes = self.worker_rows * self.crop.repeats * 3 * image_size**2
+        wanted = min(max(step_bytes, least), most)
+        rows = rows_within(wanted, image_size, least=16, most=1024) // self.crop.repeats
         return max(1, min(rows, self.manifest.splits[self.split] // _BLOCKS_PER_EPOCH))
 
     @property

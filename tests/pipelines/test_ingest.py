@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import threading
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,3 +197,13 @@ def test_rows_within_bounds():
 def test_data_tasks_leave_what_a_task_of_evaluation_holds(stream):
     dataset = build_dataset(dataclasses.replace(stream, evaluation_cpus=0.125), 0, Ledger(ROWS), 1)
     assert dataset._logical_plan.dag._ray_remote_args["num_cpus"] == 0.875
+
+
+@pytest.mark.parametrize(
+    ("worker_rows", "rows"), [(0, 111), (32, 111), (256, 256), (4096, 445)], ids=["unknown", "few", "a step", "many"]
+)
+def test_a_block_has_what_a_worker_takes_in_a_step_within_bounds(stream, worker_rows, rows):
+    """So that the actor that hands out blocks has few of them to hand out (docs/scaling.md)."""
+    manifest = SimpleNamespace(splits={"train": 1_281_167})
+    large = dataclasses.replace(stream, manifest=manifest, worker_rows=worker_rows, sizes=((0, 224),))
+    assert large.block_rows(224) == rows
