@@ -3,7 +3,7 @@
 `streaming_split` has one actor, the coordinator, that runs Ray Data's scheduler and hands every block to its worker,
 whatever the number of nodes. Data tasks here do nothing: they yield blocks that are ready, just large enough (128 KiB)
 to live in the object store, as real ones do. Consumers take them as workers do and drop them. Nodes are Ray's own
-simulated ones (`ray.cluster_utils.Cluster`), two consumers and two data tasks on each.
+simulated ones (`ray.cluster_utils.Cluster`), up to four consumers and four data tasks on each.
 
 On few cores the data tasks and the consumers compete with the coordinator. So two numbers are told: blocks/s as found,
 and the coordinator's CPU time for a block. It is a Python process, at most one core's worth: the ceiling is one second
@@ -30,13 +30,14 @@ from pipelines.data.execution import quiet
 CONSUMERS = (1, 2, 4, 8)
 BLOCK_BYTES = 128 * 2**10  # Ray keeps what is smaller than 100 kB with its owner
 CROP_BYTES = 3 * 224**2
-WARMUP_S = 6.0
-PER_NODE = 2
+_TASKS, _BLOCKS_OF_A_TASK = 500, 1000  # more than anybody takes
+WARMUP_S = 4.0
+PER_NODE = 4
 
 
 @contextmanager
 def cluster(consumers: int) -> Iterator[None]:
-    """A head that computes nothing, and nodes of two consumers and two data tasks each."""
+    """A head that computes nothing, and nodes of up to four consumers and four data tasks."""
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_AUTH_MODE"] = "disabled"  # on loopback, for as long as this takes
@@ -55,19 +56,18 @@ def cluster(consumers: int) -> Iterator[None]:
 class Consumer:
     """Takes blocks for some time, as `pipelines.feed.Feed` does."""
 
-    def take(self, part: Any, seconds: float) -> tuple[int, float]:
-        """(blocks, seconds) after the warm-up."""
-        count, began, ends = 0, 0.0, float("inf")
+    def take(self, part: Any, seconds: float) -> tuple[int, float, float]:
+        """(blocks, first and last moment of counting), after the warm-up."""
+        count, begins, began, now = 0, 0.0, 0.0, 0.0
         for _ in part.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
-            now = time.monotonic()
-            if ends == float("inf"):
-                begins, ends = now + WARMUP_S, now + WARMUP_S + seconds
-            if now > ends:
-                break
+            now = time.time()
+            begins = begins or now + WARMUP_S
             if now >= begins:
                 began = began or now
                 count += 1
-        return count, now - began
+            if now > begins + seconds:
+                break
+        return count - 1, began, now
 
 
 def stream(data_tasks: int) -> ray.data.Dataset:
@@ -75,11 +75,12 @@ def stream(data_tasks: int) -> ray.data.Dataset:
 
     def nothing(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         block = {"image": np.zeros((1, BLOCK_BYTES), dtype=np.uint8)}
-        for _ in range(500):
+        for _ in range(_BLOCKS_OF_A_TASK):
             yield block
 
-    tasks = ray.data.range(100_000, override_num_blocks=1).repartition(target_num_rows_per_block=1)
-    dataset = quiet(tasks.map_batches(nothing, batch_size=None, num_cpus=1))
+    dataset = quiet(
+        ray.data.range(_TASKS, override_num_blocks=_TASKS).map_batches(nothing, batch_size=None, num_cpus=1)
+    )
     dataset.context.target_max_block_size = BLOCK_BYTES * 3 // 4
     dataset.context._max_num_blocks_in_streaming_gen_buffer = 4
     dataset.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(cpu=data_tasks, gpu=0)
@@ -93,24 +94,21 @@ def coordinators() -> list[psutil.Process]:
     ]
 
 
-def spent_s() -> float:
-    return sum(sum(each.cpu_times()[:2]) for each in coordinators())
-
-
 def measured(consumers: int, several: int, seconds: float) -> tuple[float, float]:
     """(blocks/s over all consumers, CPU milliseconds of the coordinators for a block)."""
     with cluster(consumers):
         each = consumers // several
         parts = [part for _ in range(several) for part in stream(max(1, each)).streaming_split(each, equal=True)]
         taken = [Consumer.remote().take.remote(part, seconds) for part in parts]  # type: ignore[attr-defined]
-        while len(coordinators()) < several:
-            time.sleep(0.2)
-        time.sleep(WARMUP_S + 8.0)  # the first block takes some seconds
-        before, began = spent_s(), time.monotonic()
-        time.sleep(max(1.0, seconds - 8.0))
-        cpu_share = (spent_s() - before) / (time.monotonic() - began)
-        rate = sum(count / took for count, took in ray.get(taken))
-    return rate, 1000 * cpu_share / rate
+        clocks: list[tuple[float, float]] = []
+        while ray.wait(taken, num_returns=1, timeout=0.5)[0] == []:  # until one of them has enough
+            clocks.append((time.time(), sum(sum(each.cpu_times()[:2]) for each in coordinators())))
+        found = ray.get(taken)
+    since, until = max(began for _, began, _ in found), min(ended for _, _, ended in found)
+    inside = [(moment, spent) for moment, spent in clocks if since <= moment <= until]
+    busy = (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])
+    rate = sum(count / (ended - began) for count, began, ended in found)
+    return rate, 1000 * busy / rate
 
 
 def main() -> None:

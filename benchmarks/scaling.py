@@ -2,8 +2,9 @@
 
     python -m benchmarks.scaling [--epochs 90] [--gpu-hour 4.92]
 
-A run is as fast as its slowest stage: reading from the storage, decoding on CPUs, the object store's copies, and the
-devices' steps with their all-reduce and their stragglers, all of which overlap (docs/scaling.md).
+A run is as fast as its slowest stage: reading from the storage, decoding on CPUs, the object store's copies, Ray's
+coordinator that hands out blocks, and the devices' steps with their all-reduce and their stragglers, all of which
+overlap (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Job:
     decoded_bytes: float
     gradient_bytes: float  # of all parameters, each step
     overlapped: float = 0.7  # share of the all-reduce that runs beside the backward pass
+    blocks_per_s: float = math.inf  # through Ray's coordinator, of which a run has one, whatever the number of nodes
+    block_images: float = 1.0
     step_spread: float = 0.0  # standard deviation of a step's time over ranks, as a share of its mean
 
 
@@ -51,6 +54,7 @@ def limits(node: Node, nodes: int, job: Job) -> dict[str, float]:
         "storage": nodes * node.storage_bytes_per_s / job.stored_bytes,
         "decode": decode,
         "object store": nodes * node.store_bytes_per_s / job.decoded_bytes,
+        "coordinator": job.blocks_per_s * job.block_images,
         "device": node.free_share / (1 / decode + 1 / device) if node.shared_cores else device,
     }
 
@@ -91,6 +95,8 @@ IMAGENET_JOB = Job(
     stored_bytes=110e3,
     decoded_bytes=3 * 224 * 224,
     gradient_bytes=25.6e6 * 4,
+    blocks_per_s=190,
+    block_images=256,
     step_spread=0.01,
 )
 

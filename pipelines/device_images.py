@@ -60,7 +60,7 @@ class DeviceImages:
         second ones. The host waits for the device before it decodes JPEGs, and nowhere else.
 
         Args:
-            stream: The current one; None = of a thread that works on the device's default stream.
+            stream: The one that the thread has entered; None = the thread works on the device's current stream.
             tell: Takes a line where the host decodes what the device refused.
 
         Raises:

@@ -80,12 +80,12 @@ class SideStream:
         return torch.empty_like(buffer, device=self._device).copy_(buffer, non_blocking=True)
 
     def settle(self) -> None:
-        """Wait until the stream is idle, as it must be before nvJPEG takes memory from it."""
+        """Wait until the current stream is idle, as it must be before nvJPEG takes memory from it."""
         if self._api is not None:
             self._recorded().synchronize()
 
     def finished(self) -> Any:
-        """Return an event behind all that the stream was given so far; None without streams."""
+        """Return an event behind all that the current stream was given so far; None without streams."""
         return self._recorded() if self._api is not None else None
 
     def receive(self, event: Any, tensors: Iterable[Tensor]) -> None:
@@ -98,7 +98,8 @@ class SideStream:
             tensor.record_stream(reader)
 
     def _recorded(self) -> Any:
+        """An event of the stream that this thread works on: this one, if it has `entered`."""
         assert self._api is not None
         event = self._api.Event(blocking=True)
-        event.record(self._stream)
+        event.record(self._api.current_stream(self._device))
         return event

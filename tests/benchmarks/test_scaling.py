@@ -19,6 +19,12 @@ def test_the_slowest_stage_sets_the_rate():
     assert images_per_second(replace(NODE, store_bytes_per_s=1.5e7), 1, JOB) == (100, "object store")
 
 
+def test_more_nodes_do_not_make_the_one_coordinator_faster():
+    job = replace(JOB, blocks_per_s=10, block_images=50)
+    assert images_per_second(NODE, 1, job) == (400, "decode")
+    assert images_per_second(NODE, 2, job) == images_per_second(NODE, 100, job) == (500, "coordinator")
+
+
 def test_a_node_that_decodes_on_the_cores_that_train_does_one_or_the_other():
     assert images_per_second(replace(NODE, shared_cores=True), 1, JOB) == (
         pytest.approx(1 / (1 / 400 + 1 / 1000)),

@@ -211,3 +211,19 @@ def test_the_wait_is_split_as_the_feed_spent_its_time():
     held_up = DataTimes(images=4, tasks_s=0.5, transfer_s=1.0, collate_s=1.5, device_s=2.0, read_s=7.0, retries=1)
     assert busy.waiting(5.0) == held_up
     assert busy.waiting(0.0).waits() == dict.fromkeys(held_up.waits(), 0.0)
+
+
+def test_crops_outside_a_feed_wait_for_the_stream_that_they_are_made_in(monkeypatch):
+    """As the tests and benchmarks of a GPU make them, on the thread's own stream."""
+    cuda = FakeCuda()
+    decode = torchvision.io.decode_jpeg
+
+    def checked(*args, **kwargs):
+        cuda.check_idle()
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(torchvision.io, "decode_jpeg", checked)
+    with cuda.training(monkeypatch):
+        for _ in range(2):
+            crops = DeviceImages(device=CPU).crops([jpegs(range(3))], SideStream(CPU, cuda))
+            crops.float().sum()
