@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from infra import cluster
-from infra.capacity import NODE_TYPES, evaluation_cpus, ingest_cpus, ingest_options, most_of
+from infra.capacity import (
+    NODE_TYPES,
+    cpus_per_gpu,
+    evaluation_cpus,
+    gpus_here,
+    ingest_cpus,
+    ingest_options,
+    most_of,
+)
 from infra.errors import UserError
 
 GPU = {"max_workers": 8, "resources": {"CPU": 16, "GPU": 1}, "labels": {"resnet-ray-role": "train"}}
@@ -97,3 +105,15 @@ def test_every_cpu_has_room_for_a_data_task_and_one_of_evaluation(monkeypatch: p
     for free in range(1, cpus + 1):
         assert math.floor(free / (1 - share)) == free
         assert math.floor((free - free * (1 - share)) / share + 1e-6) == free
+
+
+def test_cpus_for_each_gpu_are_those_of_the_poorest_node(ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    assert (cpus_per_gpu(), gpus_here()) == (math.inf, 0)
+    told(monkeypatch, gpu=GPU, ingest=INGEST)
+    assert cpus_per_gpu() == 16  # of a node that may come
+    own = {"Alive": True, "NodeID": ray.get_runtime_context().get_node_id(), "Resources": {"CPU": 8.0, "GPU": 2.0}}
+    gone = {"Alive": False, "NodeID": "gone", "Resources": {"CPU": 1.0, "GPU": 1.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [gone, own])
+    assert (cpus_per_gpu(), gpus_here()) == (4, 2)

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from infra.errors import UserError
+from pipelines import worker
 from pipelines.memory import memory_error
 
 GPU = torch.device("cuda", 1)
@@ -43,3 +45,23 @@ def test_other_errors_are_not_about_memory(reserved) -> None:
     reserved(22)
     assert memory_error(RuntimeError("CUDA error"), GPU, images=512) is None
     assert memory_error(FULL, torch.device("cpu"), images=512) is None
+
+
+def test_it_leaves_the_worker_as_a_user_s_error_which_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        at = 7
+
+        def __init__(self, job: object) -> None:
+            self.closed = False
+
+        def run(self) -> None:
+            raise FULL
+
+        def explained(self, error: Exception) -> UserError | None:
+            return UserError("set compute.microbatch_size=256") if error is FULL else None
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(worker, "_Worker", Full)
+    with pytest.raises(UserError, match=r"^set compute\.microbatch_size=256$"):
+        worker.train_worker({"job": None})

@@ -15,6 +15,7 @@ from resnet_core.step import Share, StepConfig, train_step
 
 CPU = torch.device("cpu")
 SGD = OptimConfig(momentum=0.9, weight_decay=0.0)
+OPTIMIZERS = [SGD, OptimConfig(optimizer="adamw"), OptimConfig(optimizer="lars")]
 
 
 def step(state: TrainState, share: Share, **settings: Any) -> None:
@@ -42,7 +43,7 @@ def difference(one: TrainState, other: TrainState) -> float:
 @pytest.mark.parametrize(
     "settings", [{}, {"clip_norm": 0.01}, {"sam_rho": 0.05}, {"clip_norm": 0.01, "sam_rho": 0.05}], ids=str
 )
-@pytest.mark.parametrize("optim", [SGD, OptimConfig(optimizer="adamw"), OptimConfig(optimizer="lars")], ids=str)
+@pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.optimizer)
 def test_the_scale_leaves_the_step_as_it_is(scaled, make_batch, settings, optim) -> None:
     """Also where gradients are clipped, or climbed along: both see the gradient itself."""
     plain, other = scaled(optim)
