@@ -306,3 +306,20 @@ def test_each_replica_holds_a_gpu(registry: Registry, free_port: int, tmp_path: 
             assert server.wait(60) == 0
         finally:
             server.kill()
+
+
+@pytest.mark.parametrize(("visible", "device"), [("3", "cuda:0"), ("2,3", "cuda:1"), ("GPU-a,GPU-b", "cuda:0")])
+def test_the_device_is_the_gpu_that_ray_assigned(visible: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray shows a process its own GPUs only, or all of them (RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES)."""
+    import torch
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: ["GPU-a" if "GPU" in visible else 3])
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        assert inference.gpu_device("--use-gpu") == device
+        assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
