@@ -1,4 +1,4 @@
-"""A driver that holds a GPU as a worker does, and reads a stream: `python -m tests.cluster.from_zero FOLDER ROWS`.
+"""A driver that holds a GPU as a worker does, and reads a stream: `python -m tests.cluster.from_zero FOLDER ROWS GPUS`.
 
 Prints as JSON which nodes there were: at most at once, and in the end; and where data tasks have run. On a machine
 without GPUs a worker of Ray Train would not start, so that a placement group stands for it.
@@ -43,13 +43,13 @@ def nodes() -> Counter[str]:
     return Counter(node.node_type_name for node in known if node.state == ALIVE and not node.is_head_node)
 
 
-def main(folder: Path, rows: int) -> None:
+def main(folder: Path, rows: int, gpus: int) -> None:
     told: dict[str, object] = {"refused": refused()}
-    infra.cluster.connect(min_cpus=2, gpus=1)
+    infra.cluster.connect(min_cpus=2, gpus=gpus)
     import ray
     from ray._private.state import available_resources_per_node
 
-    group = ray.util.placement_group([{"GPU": 1, "CPU": 1}])
+    group = ray.util.placement_group([{"GPU": 1, "CPU": 1}] * gpus)
     ray.get(group.ready())
     most, seconds, over = nodes(), Counter[str](), threading.Event()
 
@@ -107,4 +107,4 @@ def read(folder: Path, rows: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

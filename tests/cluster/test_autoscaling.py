@@ -29,7 +29,7 @@ CPUS, NODES = 2, 2  # of each worker; of each type at most
 
 
 FAKE = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
-SOLD_OUT = "tests.cluster.sold_out.SoldOut"
+SOLD_OUT, ONE_LEFT = "tests.cluster.sold_out.SoldOut", "tests.cluster.sold_out.OneLeft"
 
 
 def configuration(gcs: str, provider: str) -> dict[str, Any]:
@@ -68,6 +68,13 @@ def configuration(gcs: str, provider: str) -> dict[str, Any]:
     }
 
 
+def of_the_autoscaler() -> dict[str, str]:
+    """What ray-cluster.yaml puts into the environment of the head's autoscaler."""
+    options = yaml.safe_load((ROOT / "ray-cluster.yaml").read_text())["docker"]["head_run_options"]
+    pairs = [option.removeprefix("-e ").split("=", 1) for option in options if "AUTOSCALER_" in option]
+    return dict(pairs)
+
+
 @pytest.fixture
 def head(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
     """The environment of a driver on the head of such a cluster, which has no worker yet; `param` is its provider."""
@@ -86,7 +93,9 @@ def head(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
             **{"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"},
             **{"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID},
         }
-        started = {key: value for key, value in (environment | fake).items() if key != "RAY_ADDRESS"}
+        started = {
+            key: value for key, value in (environment | fake | of_the_autoscaler()).items() if key != "RAY_ADDRESS"
+        }
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}"]
         command += ["--node-ip-address=127.0.0.1", "--num-cpus=0", "--num-gpus=0", f"--autoscaling-config={file}"]
         command += ["--include-dashboard=false", f"--dashboard-agent-listen-port={a_free_port()}"]
@@ -103,9 +112,9 @@ def head(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
             psutil.wait_procs(left, timeout=20)
 
 
-def driven(environment: dict[str, str], folder: Path, rows: int) -> dict[str, Any]:
+def driven(environment: dict[str, str], folder: Path, rows: int, gpus: int = 1) -> dict[str, Any]:
     """What `tests.cluster.from_zero` tells."""
-    command = [sys.executable, "-m", "tests.cluster.from_zero", str(folder), str(rows)]
+    command = [sys.executable, "-m", "tests.cluster.from_zero", str(folder), str(rows), str(gpus)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]  # Ray tells things there, too
@@ -141,3 +150,14 @@ def test_where_no_spot_node_is_to_be_had_one_on_demand_comes(head: dict[str, str
         "gpu-worker was refused: InsufficientInstanceCapacity: there is no spot capacity",  # from Ray's own log
     ]
     assert watch.returncode == 0
+
+
+@pytest.mark.parametrize("head", [ONE_LEFT], indirect=True, ids=[""])
+def test_where_ec2_has_one_spot_node_of_two_the_other_comes_on_demand(head: dict[str, str], tmp_path: Path) -> None:
+    """Asked for both at once, EC2 starts one and says nothing of the other, which the autoscaler then waits for."""
+    watch = subprocess.Popen([sys.executable, "-m", "infra.spot"], env=head, cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        assert driven(head, tmp_path, rows=0, gpus=2)["most"] == {"gpu-worker": 1, "gpu-worker-on-demand": 1}
+    finally:
+        watch.terminate()
+        watch.wait()
