@@ -17,7 +17,7 @@ from tests.cluster.hosts import ROOT, Host, missing, network
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 ADDRESSES = {"node1": "10.78.0.1", "node2": "10.78.0.2"}
