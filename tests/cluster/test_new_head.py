@@ -63,7 +63,7 @@ def backed_up(cluster: Cluster) -> bool:
 
 def test_a_new_head_serves_the_champion_of_the_old_one(cluster: Cluster) -> None:
     cluster.submit(
-        "ray job submit -- python pipelines/train.py mnist5k --set run.name=first --set schedule.length=1", "first"
+        "ray job submit -- python pipelines/train.py mnist5k --set run.name=first --set schedule.length=2", "first"
     ).finished()
     before = champion(cluster)
     answer = served(cluster)
