@@ -135,14 +135,14 @@ def test_an_evaluation_begins_while_data_tasks_hold_all_that_they_may(colours: C
             return True
 
     waiting = [Waiting.remote() for _ in range(6)]  # type: ignore[attr-defined]
-    try:
-        begun, others = ray.wait([each.begun.remote() for each in waiting], num_returns=4, timeout=120)
-        assert (len(begun), len(others)) == (4, 2)
-        with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1) as beside:
+        try:
+            begun, others = ray.wait([each.begun.remote() for each in waiting], num_returns=4, timeout=120)
+            assert (len(begun), len(others)) == (4, 2)
             data = dataclasses.replace(colours.data, task_cpus=share)
             ids = beside.submit(lambda: [int(each) for block in score_blocks(data) for each in block["id"]])
             assert len(ids.result(timeout=120)) == 30
-        assert not ray.wait(others, timeout=0)[0]
-    finally:
-        for each in waiting:
-            ray.kill(each)
+            assert not ray.wait(others, timeout=0)[0]
+        finally:
+            for each in waiting:
+                ray.kill(each)
