@@ -7,6 +7,7 @@ champion takes over without a request lost. docs/serving.md has the requests and
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import signal
 import socket
@@ -49,6 +50,8 @@ def main() -> None:
     from ray import serve
 
     from pipelines.serving.deployment import Serving
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # this command says itself what it does
 
     choice = choose(cli.use_gpu(arguments), copies=arguments.replicas)
     check(choice)
