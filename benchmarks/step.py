@@ -46,7 +46,7 @@ from benchmarks.contest import (
     training_flops,
 )
 from benchmarks.hotspots import profiled, report
-from resnet_core.compute import computes_bf16, configure, pick_device, why_not_compiled
+from resnet_core.compute import configure, lacks, pick_device, why_not_compiled
 from resnet_core.config import ComputeConfig, ModelConfig, Precision
 
 GOAL = 0.98  # of torchvision's rate, and in no setting less
@@ -55,8 +55,10 @@ GOAL = 0.98  # of torchvision's rate, and in no setting less
 def sensible(settings: list[Setting], device: torch.device, everything: bool) -> list[Setting]:
     """Those that the device can do at a speed to train at; says of the others why not."""
     refused: dict[str, str] = {}
-    if not everything and not computes_bf16(device):
-        refused["bf16"] = f"this {device.type} has no instructions for it, and is some ten times faster in fp32 (--all)"
+    if not everything and (missing := lacks("bf16", device)):
+        refused["bf16"] = f"{missing}; fp32 is some ten times faster (--all)"
+    if missing := lacks("fp16", device):
+        refused["fp16"] = missing
     if not everything and device.type == "cpu" and not all(setting.compiled for setting in settings):
         refused["compiled"] = "takes a CPU a minute or more for each network and setting (--all, or --only compiled)"
     elif any(setting.compiled for setting in settings) and (reason := why_not_compiled(device)):

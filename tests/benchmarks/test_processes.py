@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 
@@ -23,4 +24,4 @@ def test_a_command_line_of_one_that_ended_is_empty():
 
 
 def test_a_command_line_of_one_that_runs():
-    assert "pytest" in command_line(psutil.Process())
+    assert Path(sys.executable).name in command_line(psutil.Process())

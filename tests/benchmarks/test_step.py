@@ -88,10 +88,10 @@ def test_share_of_the_peak_of_known_devices(monkeypatch, name, tera):
 
 
 def test_what_the_device_cannot_do_is_left_out_with_the_reason(monkeypatch, capsys):
-    monkeypatch.setattr(step, "computes_bf16", lambda _: False)
+    monkeypatch.setattr(step, "lacks", lambda precision, _: f"cpu has no {precision} instructions")
     every = step.all_settings("")
     assert [str(each) for each in step.sensible(every, CPU, False)] == ["fp32 NCHW eager", "fp32 channels_last eager"]
-    assert [line.split(":")[1] for line in capsys.readouterr().out.splitlines()] == [" bf16", " compiled"]
+    assert [line.split(":")[1] for line in capsys.readouterr().out.splitlines()] == [" bf16", " compiled", " fp16"]
 
     def no_compiler(_):
         raise RuntimeError("No working C++ compiler found\n\nSet TORCHDYNAMO_VERBOSE=1")
@@ -102,14 +102,14 @@ def test_what_the_device_cannot_do_is_left_out_with_the_reason(monkeypatch, caps
 
 
 def test_all_measures_everything_that_works(monkeypatch, capsys):
-    monkeypatch.setattr(step, "computes_bf16", lambda _: False)
+    monkeypatch.setattr(step, "lacks", lambda precision, _: f"cpu has no {precision} instructions")
     monkeypatch.setattr(step, "why_not_compiled", lambda _: "")
     assert len(step.sensible(step.all_settings(""), CPU, True)) == 8
     assert [str(each) for each in step.sensible(step.all_settings("compiled,fp32"), CPU, False)] == [
         "fp32 NCHW compiled",
         "fp32 channels_last compiled",
     ]
-    assert capsys.readouterr().out == ""
+    assert set(capsys.readouterr().out.splitlines()) == {"left out: fp16: cpu has no fp16 instructions"}
 
 
 def test_a_run_of_the_smallest_case(tmp_path):

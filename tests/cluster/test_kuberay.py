@@ -180,7 +180,8 @@ def test_the_service_names_an_application_and_its_arguments(monkeypatch: pytest.
     module, _, function = served["import_path"].partition(":")
     built = getattr(importlib.import_module(module), function)(served["args"])
     (serving,) = built._bound_deployment.init_args
-    assert (serving.uri, serving.replicas, serving.tracking.uri) == (served["args"]["model"], 2, "http://mlflow:5000")
+    assert (serving.models.uri, serving.replicas) == (served["args"]["model"], 2)
+    assert serving.models.tracking.uri == "http://mlflow:5000"
 
 
 @pytest.mark.parametrize("name", ["raycluster", "rayjob"])

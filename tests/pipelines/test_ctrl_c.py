@@ -122,11 +122,9 @@ def check_same_end(found: Checkpoint, expected: Checkpoint, *, bits: bool) -> No
         assert all(found.tensors[group][name].equal(tensor) for group, name, tensor in tensors)
 
 
-WORKERS = [0, pytest.param(1, marks=pytest.mark.faults), pytest.param(2, marks=pytest.mark.faults)]
-
-
+@pytest.mark.faults
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_train_commits_a_checkpoint_and_the_same_command_resumes(
     shell: Shell, unbroken: Checkpoint, workers: int
 ) -> None:
@@ -147,6 +145,7 @@ def test_train_commits_a_checkpoint_and_the_same_command_resumes(
     assert shell.mlflow()[name] == "FINISHED"
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_a_second_ends_the_training_at_once(shell: Shell) -> None:
     with shell.terminal("train", shell.recipe, "--set", "run.name=twice", "--set", "run.num_workers=1") as terminal:

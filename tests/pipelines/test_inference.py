@@ -219,6 +219,7 @@ def assigned(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_predict_holds_a_gpu_and_decodes_beside_it(registry: Registry, album: Path, tmp_path: Path) -> None:
     pretending = tmp_path / "pretending"
@@ -243,6 +244,7 @@ def test_predict_holds_a_gpu_and_decodes_beside_it(registry: Registry, album: Pa
     assert [row["name"] for row in cpu] == [row["name"] for row in rows]
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_evaluate_and_register_score_in_a_task_with_a_gpu(
     registry: Registry, run_folder: Path, colours: Coloured, tmp_path: Path
@@ -280,6 +282,7 @@ def test_gpus_that_torch_does_not_see_are_one_line(
     assert errors[0].endswith("(CUDA_VISIBLE_DEVICES=0): install NVIDIA's driver there, or set --use-gpu=false")
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_each_replica_holds_a_gpu(registry: Registry, free_port: int, tmp_path: Path) -> None:
     registry.champion_is(registry.first)

@@ -196,7 +196,7 @@ def test_rows_within_bounds():
 
 def test_data_tasks_leave_what_a_task_of_evaluation_holds(stream):
     dataset = build_dataset(dataclasses.replace(stream, evaluation_cpus=0.125), 0, Ledger(ROWS), 1)
-    assert dataset._logical_plan.dag._ray_remote_args["num_cpus"] == 0.875
+    assert dataset._logical_plan.dag.ray_remote_args["num_cpus"] == 0.875
 
 
 @pytest.mark.parametrize(

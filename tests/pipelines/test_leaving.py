@@ -40,9 +40,13 @@ def test_the_first_signal_asks_and_the_second_does_what_it_did_before(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_where_nothing_is_to_be_committed_the_block_is_left_at_once(number: signal.Signals) -> None:
-    with pytest.raises(KeyboardInterrupt), stop_on_signals(lambda: False):
-        os.kill(os.getpid(), number)
-        threading.Event().wait(60)
+    before = signal.signal(number, signal.default_int_handler)  # a shell has what it starts in the background ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt), stop_on_signals(lambda: False):
+            os.kill(os.getpid(), number)
+            threading.Event().wait(60)
+    finally:
+        signal.signal(number, before)
 
 
 def test_nothing_is_asked_where_nobody_sent_a_signal() -> None:

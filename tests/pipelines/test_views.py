@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from pipelines.model_source import ensemble
-from pipelines.scoring import EvalData, ViewName, Views, score_blocks, score_model, sum_scores
+from pipelines.scoring import BatchLimit, EvalData, ViewName, Views, score_blocks, score_model, sum_scores
 from pipelines.serving_model import ServedClassifier
 from resnet_core.config import AugmentConfig, ModelConfig
 from resnet_core.evaluation import EvalSums
@@ -61,7 +61,7 @@ def model(weights: dict[str, torch.Tensor]) -> ResNet:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """In this process, in forward passes of 4 images and, where images are whole, tasks of about 5."""
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    monkeypatch.setattr("pipelines.scoring._PREDICT_ROWS", 4)
+    monkeypatch.setattr(BatchLimit, "rows_of", lambda self, block: 4)
     monkeypatch.setattr("pipelines.scoring._WHOLE_BYTES", 5 * 3 * 4 // 3 * sum(scale**2 for scale in SCALES))
 
 

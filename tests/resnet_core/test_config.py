@@ -85,7 +85,7 @@ NAN = float("nan")
         (ScheduleConfig, {"power": 0.0}, "schedule.power must be positive and finite: got 0.0"),
         (ScheduleConfig, {"patience": -1}, "schedule.patience must be at least 0: got -1"),
         (ScheduleConfig, {"drop_path_ramp": 91.0}, r"schedule.drop_path_ramp must be in \[0, 90.0\], its length: got"),
-        (ComputeConfig, {"precision": "fp16"}, "compute.precision must be one of auto, fp32, bf16: got 'fp16'"),
+        (ComputeConfig, {"precision": "fp8"}, "compute.precision must be one of auto, fp32, bf16, fp16: got 'fp8'"),
         (ComputeConfig, {"compile": "yes"}, "compute.compile must be \"auto\", true or false: got 'yes'"),
         (ComputeConfig, {"microbatch_size": -1}, "compute.microbatch_size must be at least 0: got -1"),
         (ComputeConfig, {"threads_per_worker": -1}, "compute.threads_per_worker must be at least 0: got -1"),
