@@ -3,6 +3,8 @@ PYTHON ?= python3
 PORT ?= 5000
 RUNS ?= runs
 SERVICES ?= runs/services
+# Each process of the tests takes whole files, since what is slow to start is started once for a file.
+PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
 BIN := .venv/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -20,7 +22,7 @@ demo: $(READY) ## train the embedded demo on real images and register the model
 	$(BIN)/python pipelines/train.py
 
 test: $(READY) ## run the tests, but for those of faults and clusters
-	$(BIN)/python -m pytest -m "not faults and not cluster"
+	$(BIN)/python -m pytest -m "not faults and not cluster" $(PARALLEL)
 
 test-faults: $(READY) ## run the tests of faults, and others that take minutes: kills, studies, services, a cloud that is none
 	$(BIN)/python -m pytest -m faults
