@@ -25,7 +25,7 @@ test: $(READY) ## run the tests, but for those of faults and clusters
 	$(BIN)/python -m pytest -m "not faults and not cluster" $(PARALLEL)
 
 test-faults: $(READY) ## run the tests of faults, and others that take minutes: kills, studies, services, a cloud that is none
-	$(BIN)/python -m pytest -m faults $(PARALLEL)
+	$(BIN)/python -m pytest -m faults
 
 test-cluster: $(READY) ## run the tests of ray up on machines made of namespaces, and of all services: 20 minutes; as root on Linux, with openssh-server, rsync, iproute2, prometheus, postgresql
 	$(BIN)/python -m pytest -m cluster

@@ -32,7 +32,7 @@ from pipelines.tuning.study import Study
 from tests.pipelines.conftest import COLOURS, coloured
 from tests.pipelines.tuning.conftest import Spaces
 
-pytestmark = pytest.mark.faults  # not of faults all, but minutes of trials
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]  # not of faults all, but minutes of trials
 QUIET = Console(quiet=True)
 CPUS = 4.0  # of the cluster
 
