@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,17 +130,22 @@ def _of_the_autoscaler() -> dict[str, Any]:
 
 def autoscaler(port: str = "") -> tuple[str, Path] | None:
     """Address of a Ray head on this machine, that of this port or any, and the file that its autoscaler was given."""
+    for options in autoscaler_options():
+        address = options.get("--gcs-address", "")
+        if address.endswith(f":{port}" if port else ""):
+            return address, Path(options["--autoscaling-config"]).expanduser()
+    return None
+
+
+def autoscaler_options() -> Iterator[dict[str, str]]:
+    """Yield the `--name=value` options of each autoscaler that runs on this machine with a configuration."""
     import psutil
 
     for process in psutil.process_iter(["cmdline"]):
-        options = [
-            word.split("=", 1) for word in process.info["cmdline"] or () if word.startswith("--") and "=" in word
-        ]
-        told = dict(options)
-        address, file = told.get("--gcs-address", ""), told.get("--autoscaling-config")
-        if file and address.endswith(f":{port}" if port else ""):
-            return address, Path(file).expanduser()
-    return None
+        words = process.info["cmdline"] or ()
+        options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+        if options.get("--autoscaling-config"):
+            yield options
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -28,9 +28,13 @@ def own_address(host: str) -> str:
 
 def interface_to(host: str) -> str:
     """Return the name of the interface from which this machine reaches `host`; "" if no interface does."""
-    own = own_address(host)
-    found = (name for name, bound in psutil.net_if_addrs().items() for each in bound if own and each.address == own)
-    return next(found, "")
+    return interface_of(own_address(host))
+
+
+def interface_of(address: str) -> str:
+    """Return the name of this machine's network interface with the address; "" if none has it."""
+    found = psutil.net_if_addrs().items()
+    return next((name for name, bound in found if any(each.address == address for each in bound)), "")
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import psutil
+from infra.capacity import autoscaler_options
 
 _LATELY_S = 900.0
 _TAIL_BYTES = 1 << 18
@@ -78,9 +78,5 @@ def _read(log: Path) -> Iterator[tuple[datetime, Refusal]]:
 
 
 def _logs_of_the_autoscaler() -> Path | None:
-    for process in psutil.process_iter(["cmdline"]):
-        words = process.info["cmdline"] or ()
-        options = dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
-        if options.get("--autoscaling-config") and (folder := options.get("--logs-dir")):
-            return Path(folder)
-    return None
+    folders = (options.get("--logs-dir") for options in autoscaler_options())
+    return next((Path(folder) for folder in folders if folder), None)

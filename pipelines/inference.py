@@ -136,6 +136,8 @@ def gpu_device(setting: str) -> str:
     import ray
     import torch
 
+    from resnet_core.compute import forbid_tf32
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     assigned = [str(each) for each in ray.get_gpu_ids()]
     if not torch.cuda.is_available():
@@ -143,7 +145,7 @@ def gpu_device(setting: str) -> str:
             f"Ray assigned GPU {', '.join(assigned)} to a process in which torch {torch.__version__} finds no CUDA "
             f"device (CUDA_VISIBLE_DEVICES={visible}): install NVIDIA's driver there, or set {setting}=false"
         )
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    forbid_tf32()
     listed = visible.split(",")
     return f"cuda:{listed.index(assigned[0]) if assigned and assigned[0] in listed else 0}"
 

@@ -18,7 +18,6 @@ from datetime import timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import ray
 import torch
 import torch.distributed as dist
@@ -28,6 +27,7 @@ from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBacken
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # public, but not re-exported in so many words
 
 from infra.errors import UserError
+from infra.interface import interface_of
 from pipelines.mailbox import Event
 
 if TYPE_CHECKING:
@@ -94,12 +94,6 @@ def _serve() -> tuple[str, int]:
     """By the rank 0: (host, port) of the store."""
     host = ray.util.get_node_ip_address()
     return host, serve_store(host)
-
-
-def interface_of(address: str) -> str:
-    """Return the name of this machine's network interface with the address; "" if none has it."""
-    found = psutil.net_if_addrs().items()
-    return next((name for name, each in found if any(own.address == address for own in each)), "")
 
 
 def _join(backend: str, host: str, port: int, place: int, size: int, limit: timedelta) -> None:

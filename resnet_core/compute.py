@@ -115,8 +115,7 @@ def share_compilers(ranks: int) -> None:
 
 def configure(config: ComputeConfig, device: torch.device) -> None:
     """Set this process's threads, arithmetic and determinism, by a `resolve`d config."""
-    # torch has TF32 on for convolutions, and off for products, unless told
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    forbid_tf32()
     if device.type == "cpu":
         _keep_freed_memory()
         if config.threads_per_worker:
@@ -126,6 +125,11 @@ def configure(config: ComputeConfig, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
     tune_convolutions(True)
+
+
+def forbid_tf32() -> None:
+    """Make fp32 mean fp32: torch has TF32 on for convolutions, and off for products, unless told."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def tune_convolutions(wanted: bool) -> None:

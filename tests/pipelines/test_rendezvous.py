@@ -21,8 +21,9 @@ from torch.distributed import TCPStore
 from torch.distributed.distributed_c10d import BackendConfig
 
 from infra.errors import UserError
+from infra.interface import interface_of
 from pipelines import rendezvous
-from pipelines.rendezvous import NodeAddress, devices_line, interface_of, serve_store, worker_device
+from pipelines.rendezvous import NodeAddress, devices_line, serve_store, worker_device
 
 ROOT = Path(__file__).parents[2]
 TWO_GPUS = Path(__file__).with_name("two_gpus.py")

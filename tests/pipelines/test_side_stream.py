@@ -52,16 +52,21 @@ def kind(request):
     return request.param
 
 
-def trained(kind, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
-    """Labels of each step, from a training that reads every image on its own stream, and waits for nothing."""
-    cuda = FakeCuda()
-    decode = torchvision.io.decode_jpeg
+def guarded(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """A fake of CUDA that refuses a decoding where the stream is not idle."""
+    cuda, decode = FakeCuda(), torchvision.io.decode_jpeg
 
     def checked(*args, **kwargs):
         cuda.check_idle()
         return decode(*args, **kwargs)
 
     monkeypatch.setattr(torchvision.io, "decode_jpeg", checked)
+    return cuda
+
+
+def trained(kind, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Labels of each step, from a training that reads every image on its own stream, and waits for nothing."""
+    cuda = guarded(monkeypatch)
     seen = []
     with cuda.training(monkeypatch):
         whole = torch.arange(16, dtype=torch.uint8).view(16, 1, 1, 1).expand(16, SIDE, SIDE, 3).contiguous()
@@ -215,14 +220,7 @@ def test_the_wait_is_split_as_the_feed_spent_its_time():
 
 def test_crops_outside_a_feed_wait_for_the_stream_that_they_are_made_in(monkeypatch):
     """As the tests and benchmarks of a GPU make them, on the thread's own stream."""
-    cuda = FakeCuda()
-    decode = torchvision.io.decode_jpeg
-
-    def checked(*args, **kwargs):
-        cuda.check_idle()
-        return decode(*args, **kwargs)
-
-    monkeypatch.setattr(torchvision.io, "decode_jpeg", checked)
+    cuda = guarded(monkeypatch)
     with cuda.training(monkeypatch):
         for _ in range(2):
             crops = DeviceImages(device=CPU).crops([jpegs(range(3))], SideStream(CPU, cuda))
