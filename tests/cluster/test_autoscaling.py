@@ -127,9 +127,12 @@ def test_from_zero_data_tasks_bring_cpu_nodes_and_no_gpu_node(head: dict[str, st
     """Of GPU nodes there come as many as the run has workers, spot ones, and in the end all go."""
     told = driven(head, tmp_path, rows=70_000)
     assert told["refused"] == {"CPU": 4 * NODES * CPUS, "GPU": 2 * NODES}  # the most that all types together have
-    assert told["most"].keys() == {"gpu-worker", "cpu-worker"} and told["most"]["gpu-worker"] == 1
-    # Ray Data asks every ten seconds, and a fast machine is done by then
-    assert 1 <= told["most"]["cpu-worker"] <= NODES
+    most = told["most"]
+    assert {name: count for name, count in most.items() if name.startswith("gpu")} == {"gpu-worker": 1}
+    # Ray Data asks for more every ten seconds: a fast machine is done by then, a slow one has every spot node and
+    # then asks for nodes on demand
+    assert 1 <= most["cpu-worker"] <= NODES
+    assert most["cpu-worker"] == NODES or most.keys() == {"gpu-worker", "cpu-worker"}
     assert told["ingest"] > 0  # CPU seconds of data tasks on nodes with that label
     assert told["end"] == {}
 

@@ -49,11 +49,12 @@ class Spaces:
 
     def __init__(self, folder: Path, data: str, workers: int = 1) -> None:
         self.folder = folder
-        (folder / "colours.toml").write_text(RECIPE.format(data=data, home=folder / "runs", workers=workers))
+        self.recipe = folder / "study-recipe.toml"  # `folder` may have a recipe of its own
+        self.recipe.write_text(RECIPE.format(data=data, home=folder / "runs", workers=workers))
 
     def write(self, more: str = "", **changes: str) -> Path:
         """The space, with `more` at its end and parts of its text changed: old="new" where old has _ for a blank."""
-        text = SPACE.format(recipe=self.folder / "colours.toml", more=more)
+        text = SPACE.format(recipe=self.recipe, more=more)
         for old, new in changes.items():
             assert old in text
             text = text.replace(old, new)
