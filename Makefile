@@ -1,51 +1,51 @@
-# Needs python3 (3.11 to 3.13) and make; everything else goes into .venv, pinned and hashed by requirements.lock.
+# Needs python3 (3.11 to 3.13) and make. All packages go into .venv, pinned and hashed by requirements.lock.
 PYTHON ?= python3
 PORT ?= 5000
 RUNS ?= runs
 SERVICES ?= runs/services
-# Each process of the tests takes whole files, since what is slow to start is started once for a file.
+# Each test process takes whole files, since slow fixtures start once per file.
 PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile
 
 BIN := .venv/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 READY := .venv/.installed
-# Every Ray process imports torch anew, so the set-up compiles bytecode whatever the environment says about writing it.
+# Every Ray process imports torch, so the set-up compiles bytecode even if the environment forbids it.
 INSTALL := env -u PYTHONDONTWRITEBYTECODE -u VIRTUAL_ENV
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-faults test-cluster test-gpu check audit lock services services-stop ui bench
 
-help: ## list what make can do
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 demo: $(READY) ## train the embedded demo on real images and register the model
 	$(BIN)/python pipelines/train.py
 
-test: $(READY) ## run the tests, but for those of faults and clusters
+test: $(READY) ## run the tests, except those of faults and clusters
 	$(BIN)/python -m pytest -m "not faults and not cluster" $(PARALLEL)
 
-test-faults: $(READY) ## run the tests of faults, and others that take minutes: kills, studies, services, a cloud that is none
+test-faults: $(READY) ## run the tests of faults and other slow tests: kills, studies, services, a simulated cloud
 	$(BIN)/python -m pytest -m faults
 
-test-cluster: $(READY) ## run the tests of ray up on machines made of namespaces, and of all services: 20 minutes; as root on Linux, with openssh-server, rsync, iproute2, prometheus, postgresql
+test-cluster: $(READY) ## run the tests of ray up and all services on hosts simulated by Linux namespaces: 20 minutes; needs root on Linux, openssh-server, rsync, iproute2, prometheus, postgresql
 	$(BIN)/python -m pytest -m cluster
 
-test-gpu: ## run the tests of a GPU and measure its speed, without Ray: 8 minutes at most (GPU_PYTHON=… for a Python with torch, torchvision, Pillow and pytest)
+test-gpu: ## run the GPU tests and measure the GPU's speed, without Ray: 8 minutes at most (GPU_PYTHON=… for a Python with torch, torchvision, Pillow and pytest)
 	timeout 240 $(GPU_PYTHON) -m pytest -o addopts= -p no:cacheprovider -m gpu -ra tests/gpu
 	timeout 240 $(GPU_PYTHON) -m benchmarks.gpu --profile
 
-check: $(READY) ## lint, formatting, types, import contract
+check: $(READY) ## check lint, formatting, types and import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/bandit --quiet --recursive --configfile pyproject.toml pipelines infra resnet_core
 
-audit: $(READY) ## look every locked dependency up in the database of known vulnerabilities: needs the network
+audit: $(READY) ## check every locked dependency for known vulnerabilities: needs the network
 	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
 
-# One resolution: the runtime lock, which nodes and images install, takes its versions from the lock of all tools.
-lock: $(READY) ## resolve the dependencies of pyproject.toml anew, into both locks: needs the network
+# One resolution: the runtime lock, for nodes and container images, takes its versions from the lock of all tools.
+lock: $(READY) ## update both locks from the dependencies of pyproject.toml: needs the network
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
 		--group dev pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate \
@@ -54,10 +54,10 @@ lock: $(READY) ## resolve the dependencies of pyproject.toml anew, into both loc
 services: $(READY) ## start S3, MLflow and Prometheus for development, on loopback (SERVICES=… for another folder)
 	$(BIN)/python -m infra.services start --folder "$(SERVICES)"
 
-services-stop: $(READY) ## stop them; their state stays in the folder
+services-stop: $(READY) ## stop the services; their state stays in the folder
 	$(BIN)/python -m infra.services stop --folder "$(SERVICES)"
 
-ui: $(READY) ## show the runs kept in runs/ (RUNS=… for another folder) at http://127.0.0.1:5000 (PORT=… for another port)
+ui: $(READY) ## show the runs in runs/ (RUNS=… for another folder) at http://127.0.0.1:5000 (PORT=… for another port)
 	@test -f "$(RUNS)/mlflow.db" || { echo "error: no $(RUNS)/mlflow.db yet: run make demo first" >&2; exit 2; }
 	@echo "open http://127.0.0.1:$(PORT)/#/experiments?workflowType=machine_learning"
 	env MLFLOW_DISABLE_TELEMETRY=true MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \

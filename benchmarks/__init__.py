@@ -1,1 +1,1 @@
-"""Side-by-side measurements that a user can run; each prints a table and can write JSON."""
+"""Benchmarks that a user can run; each prints a table, and most can write JSON."""

@@ -1,4 +1,4 @@
-"""Blocks as data tasks make them, from memory: what a feed is measured and tested with where there is no Ray."""
+"""Blocks like those of data tasks, made in memory: they test and measure `RankBatches` without Ray."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from PIL import Image
 
 Rows = dict[str, npt.NDArray[Any]]
 Picture = Callable[[int], Image.Image]
-"""From a sample's id to its image."""
+"""Function from a sample's id to its image."""
 
 
 def host_block(ids: Sequence[int], size: int, labels: Sequence[int], repeats: int = 1) -> Rows:
-    """Crops that a data task made, of noise: uint8 [n, S, S, 3], or [n, r, S, S, 3] of r views."""
+    """Return a block of crops of noise: uint8 [n, S, S, 3], or [n, r, S, S, 3] with r crops of each sample."""
     shape = (len(ids), size, size, 3) if repeats == 1 else (len(ids), repeats, size, size, 3)
     images = np.random.default_rng(ids[0]).integers(0, 256, shape, dtype=np.uint8)
     return {"image": read_only(images), **_columns(ids, labels)}
 
 
 def raw_block(ids: Sequence[int], side: int, size: int, labels: Sequence[int], picture: Picture) -> Rows:
-    """Stored squares of `side` pixels, of which the device makes crops of `size`."""
+    """Return a block of stored squares of `side` pixels, from which the device makes crops of `size`."""
     images = np.stack([np.asarray(picture(sample).resize((side, side))) for sample in ids])
     return {"image": read_only(images), **_windows([(side, side)] * len(ids), size), **_columns(ids, labels)}
 
 
 def jpeg_block(ids: Sequence[int], size: int, labels: Sequence[int], picture: Picture, quality: int = 90) -> Rows:
-    """Stored JPEGs, of which the device makes crops of `size`."""
-    pictures = [picture(sample) for sample in ids]
+    """Return a block of stored JPEGs, from which the device makes crops of `size`."""
+    made = [picture(sample) for sample in ids]
     images = np.empty(len(ids), dtype=object)
-    images[:] = [_jpeg(each, quality) for each in pictures]
-    sides = [each.size for each in pictures]
+    images[:] = [_jpeg(each, quality) for each in made]
+    sides = [each.size for each in made]
     return {
         "image": images,
         "width": np.array([width for width, _ in sides], dtype=np.int32),
@@ -45,7 +45,7 @@ def jpeg_block(ids: Sequence[int], size: int, labels: Sequence[int], picture: Pi
 
 
 def renumbered(blocks: Sequence[Rows], rows: int) -> Iterator[Rows]:
-    """`rows` samples from a few blocks, again and again under new ids: a stream that costs nothing to make."""
+    """Yield blocks with `rows` samples in total: a few blocks repeated with new ids, which costs no time."""
     given, place = 0, 0
     while given < rows:
         block = blocks[place % len(blocks)]
@@ -56,7 +56,7 @@ def renumbered(blocks: Sequence[Rows], rows: int) -> Iterator[Rows]:
 
 
 def detailed(sample: int) -> Image.Image:
-    """A picture of ImageNet's usual size with some detail: at quality 90 about 110 kB, as ImageNet's mean."""
+    """Return an image of ImageNet's usual size with some detail: at quality 90 about 110 kB, ImageNet's mean."""
     noise = np.random.default_rng(sample)
     coarse = Image.fromarray(noise.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
         (500, 375), Image.Resampling.BICUBIC
@@ -66,7 +66,7 @@ def detailed(sample: int) -> Image.Image:
 
 
 def read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """As arrays from Ray's object store are."""
+    """Make an array read-only, like arrays from Ray's object store."""
     array.setflags(write=False)
     return array
 
@@ -78,7 +78,7 @@ def _jpeg(image: Image.Image, quality: int) -> bytes:
 
 
 def _windows(sides: Sequence[tuple[int, int]], size: int) -> Rows:
-    """The whole image of each, whatever its aspect; width and height come first and second in `sides`."""
+    """Return crop windows that are the whole image; `sides` has (width, height) of each image."""
     windows = [[0.0, width, 0.0, width, 0.0, height, 0.0, height] for width, height in sides]
     return {"window": np.array(windows), "size": np.full(len(sides), size, dtype=np.int32)}
 

@@ -1,7 +1,7 @@
-"""Our training step and torchvision's network in a plain loop, taking turns on one device.
+"""Comparison of our training step and torchvision's network in a plain loop, in turns on one device.
 
-Both start from the same weights, take the same uint8 images, which are on the device already, and do the same update:
-normalize, forward, cross-entropy, backward, SGD. Needs torch and torchvision only.
+Both start from the same weights, take the same uint8 images, which are already on the device, and do the same update:
+normalize, forward, cross-entropy, backward, SGD. This needs torch and torchvision only.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from resnet_core.config import IMAGENET_MEAN, IMAGENET_STD, ModelConfig, ModelNa
 from resnet_core.models import build_model
 from resnet_core.optim import build_optimizer
 from resnet_core.state import TrainState
-from resnet_core.step import Microbatch, Share, StepConfig, train_step
+from resnet_core.step import Microbatch, RankBatch, StepConfig, train_step
 
 CLASSES, SEED, GIB = 1000, 0, 2**30
-# with everything decayed, torchvision's network needs no parameter groups to do the same
+# weight decay on all parameters, so that torchvision's network does the same without parameter groups
 OPTIM = OptimConfig(lr_per_256=0.001, momentum=0.9, weight_decay=1e-4, decay_norm_and_bias=True)
-WARMUP = 3  # steps of each side before the first round; the first compiles, and lets cuDNN try its algorithms
+WARMUP = 3  # steps of each side before the first round; the first step compiles, and cuDNN tries its algorithms
 
-# Dense bf16 TFLOP/s by a part of the device's name, from NVIDIA's data sheets; the first that fits counts.
+# Dense bf16 TFLOP/s by a part of the device's name, from NVIDIA's data sheets; the first match counts.
 PEAKS = {"H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312}
 
 Batches = list[tuple[Tensor, Tensor]]  # uint8 images B x H x W x 3, int64 labels B
@@ -39,7 +39,7 @@ Batches = list[tuple[Tensor, Tensor]]  # uint8 images B x H x W x 3, int64 label
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """How a step is computed."""
+    """Precision, memory format and compilation of a step."""
 
     precision: Precision
     channels_last: bool
@@ -52,7 +52,7 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """What is trained, and for how long."""
+    """Network, images and length of a comparison."""
 
     device: torch.device
     model: ModelName
@@ -61,7 +61,7 @@ class Task:
     steps: int  # of each side in each round
     rounds: int
     clock: Callable[[], float] = time.perf_counter
-    """In seconds. `time.process_time` instead counts the CPU's work for this process, whatever else it is busy with."""
+    """Clock in seconds; `time.process_time` counts the CPU time of this process only, on a busy machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,10 +71,10 @@ class Trainee:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     update: Callable[[int], Tensor]
-    """One update, given its number; the mean loss before it, which may still be under way on the device."""
+    """Does the update of a given number; returns the mean loss before it, perhaps before the device has finished."""
 
     def held(self) -> int:
-        """Bytes that stay between steps: parameters, buffers and the optimizer's state."""
+        """Return the bytes that stay between steps: parameters, buffers and the optimizer's state."""
         slots = [value for slot in self.optimizer.state.values() for value in slot.values()]
         tensors = [*self.model.parameters(), *self.model.buffers(), *(slot for slot in slots if torch.is_tensor(slot))]
         return sum(tensor.nbytes for tensor in tensors)
@@ -82,14 +82,14 @@ class Trainee:
 
 @dataclass(kw_only=True, slots=True)
 class Side:
-    """What was measured of one side."""
+    """Measurements of one side."""
 
     setting: Setting
-    first_step_s: float = 0.0  # with compilation, where it is compiled and in no cache
+    first_step_s: float = 0.0  # with the compilation, if the side is compiled and no cache has it
     rates: list[float] = field(default_factory=list)  # images/s, one per round
     loss: float = 0.0  # of the last update
-    peak_gib: float | None = None  # on a GPU: the most memory it needed, without what the other side holds
-    peak_share: float | None = None  # on a GPU whose peak is known, in bf16: its share of that
+    peak_gib: float | None = None  # on a GPU: peak memory, without what the other side holds
+    peak_share: float | None = None  # on a GPU whose peak is known, in bf16: fraction of the peak
 
     @property
     def rate(self) -> float:
@@ -112,7 +112,7 @@ class Result:
 
 
 def our_trainee(task: Task, setting: Setting, batches: Batches) -> Trainee:
-    """The core's network and step, in the wrappers of `pipelines.assembly.build_state`."""
+    """Build the core's network and step, wrapped as in `pipelines.training.build.build_state`."""
     network = build_model(ModelConfig(name=task.model, num_classes=CLASSES))
     network.load_state_dict(first_weights(task.model))
     model = to_memory_format(network.to(task.device), setting.channels_last)
@@ -124,9 +124,9 @@ def our_trainee(task: Task, setting: Setting, batches: Batches) -> Trainee:
 
     def update(step: int) -> Tensor:
         images, labels = batches[step % len(batches)]
-        share = Share(microbatches=[Microbatch(images_BHWC=images, labels_B=labels)], count=len(labels))
+        batch = RankBatch(microbatches=[Microbatch(images_BHWC=images, labels_B=labels)], count=len(labels))
         generator = step_generator(SEED, step, 0, task.device)
-        sums = train_step(state, share, lr=OPTIM.peak_lr, config=config, generator=generator)
+        sums = train_step(state, batch, lr=OPTIM.peak_lr, config=config, generator=generator)
         state.step += 1
         return sums.loss / sums.count
 
@@ -134,7 +134,7 @@ def our_trainee(task: Task, setting: Setting, batches: Batches) -> Trainee:
 
 
 def their_trainee(task: Task, setting: Setting, batches: Batches) -> Trainee:
-    """Torchvision's network and the loop that everybody writes."""
+    """Build torchvision's network and the usual training loop."""
     device, layout = task.device, memory_format(setting.channels_last)
     model = torchvision.models.get_model(task.model, num_classes=CLASSES)
     model.load_state_dict(first_weights(task.model))
@@ -164,14 +164,14 @@ def their_trainee(task: Task, setting: Setting, batches: Batches) -> Trainee:
 
 
 def first_weights(model: ModelName) -> dict[str, Tensor]:
-    """What both sides start from; the names of ours are torchvision's."""
+    """Return the weights that both sides start from; our names are torchvision's."""
     torch.manual_seed(SEED)
     weights: dict[str, Tensor] = torchvision.models.get_model(model, num_classes=CLASSES).state_dict()
     return weights
 
 
 def random_batches(task: Task, count: int = 4) -> Batches:
-    """Images of noise: a step takes as long with any others."""
+    """Return images of noise: the content does not change the time of a step."""
     generator, device = torch.Generator(task.device).manual_seed(SEED), task.device
     shape = (task.batch, task.size, task.size, 3)
     return [
@@ -184,7 +184,7 @@ def random_batches(task: Task, count: int = 4) -> Batches:
 
 
 def compare(task: Task, ours: Setting, theirs: Setting) -> Result:
-    """Both sides in turn, each at a setting of its own."""
+    """Measure both sides in turns, each at its setting."""
     batches = random_batches(task)
     trainees = (our_trainee(task, ours, batches), their_trainee(task, theirs, batches))
     sides = Side(setting=ours), Side(setting=theirs)
@@ -207,7 +207,7 @@ def compare(task: Task, ours: Setting, theirs: Setting) -> Result:
 
 
 def timed(task: Task, trainee: Trainee, steps: range) -> tuple[float, Tensor]:
-    """Seconds that the steps take, from an idle device to an idle device, and the loss of the last one."""
+    """Return the seconds that the steps take, from idle device to idle device, and the loss of the last step."""
     loss = torch.zeros(())
     _wait_for(task.device)
     if task.device.type == "cuda":
@@ -225,7 +225,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def forget() -> None:
-    """Free what the last comparison left behind, compiled code included, which would count against torch's limit."""
+    """Free the memory of the last comparison, and its compiled code, which would count against torch's limit."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
@@ -233,7 +233,7 @@ def forget() -> None:
 
 
 def training_flops(model: ModelName, size: int) -> float:
-    """FLOPs of one image in one step, as usually counted: 2 per multiply-add, the backward pass twice the forward."""
+    """Return the FLOPs of one image in one step: 2 per multiply-add, and the backward pass twice the forward pass."""
     with torch.device("meta"):
         network, image = torchvision.models.get_model(model, num_classes=CLASSES), torch.empty(1, 3, size, size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -242,7 +242,7 @@ def training_flops(model: ModelName, size: int) -> float:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's dense bf16 peak in FLOP/s; None for a CPU and for a GPU that `PEAKS` does not have."""
+    """Return the device's dense bf16 peak in FLOP/s; None for a CPU and for a GPU that is not in `PEAKS`."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak * 1e12 for part, peak in PEAKS.items() if part in name), None)
 

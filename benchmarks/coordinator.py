@@ -1,13 +1,13 @@
 """Blocks per second through Ray's split coordinator, and its ceiling: `python -m benchmarks.coordinator`.
 
-`streaming_split` has one actor, the coordinator, that runs Ray Data's scheduler and hands every block to its worker,
-whatever the number of nodes. Data tasks here do nothing: they yield blocks that are ready, just large enough (128 KiB)
-to live in the object store, as real ones do. Consumers take them as workers do and drop them. Nodes are Ray's own
-simulated ones (`ray.cluster_utils.Cluster`), up to four consumers and four data tasks on each.
+`streaming_split` has one actor for all nodes, the coordinator. It runs Ray Data's scheduler and assigns every block to
+a worker. The data tasks of this benchmark do nothing: they yield ready blocks, just large enough (128 KiB) for the
+object store, where real blocks are. Consumers take blocks like workers and drop them. Nodes are simulated
+(`ray.cluster_utils.Cluster`), with up to four consumers and four data tasks each.
 
-On few cores the data tasks and the consumers compete with the coordinator. So two numbers are told: blocks/s as found,
-and the coordinator's CPU time for a block. It is a Python process, at most one core's worth: the ceiling is one second
-over that CPU time, whatever else the cluster has.
+On few cores the data tasks and the consumers compete with the coordinator. So two numbers are printed: the measured
+blocks/s, and the coordinator's CPU time per block. The coordinator is a Python process that uses at most one core. So
+on any cluster its ceiling is one second divided by that CPU time.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ import psutil
 import ray
 import ray.data
 
-from pipelines.data.execution import quiet
+from pipelines.data.tasks.ray_tasks import quiet
 
 CONSUMERS = (1, 2, 4, 8)
-BLOCK_BYTES = 128 * 2**10  # Ray keeps what is smaller than 100 kB with its owner
+BLOCK_BYTES = 128 * 2**10  # Ray keeps objects below 100 kB in the process of their owner
 CROP_BYTES = 3 * 224**2
-_TASKS, _BLOCKS_OF_A_TASK = 500, 1000  # more than anybody takes
+_TASKS, _BLOCKS_OF_A_TASK = 500, 1000  # more than the consumers take
 WARMUP_S = 4.0
 PER_NODE = 4
 
 
 @contextmanager
 def cluster(consumers: int) -> Iterator[None]:
-    """A head that computes nothing, and nodes of up to four consumers and four data tasks."""
+    """Start a head without CPUs, and nodes for up to four consumers and four data tasks."""
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # on loopback, for as long as this takes
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # the cluster listens on loopback, and only during this benchmark
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 150 * 2**20})
     try:
         for _ in range(-(-consumers // PER_NODE)):
@@ -54,10 +54,10 @@ def cluster(consumers: int) -> Iterator[None]:
 
 @ray.remote(num_cpus=1)
 class Consumer:
-    """Takes blocks for some time, as `pipelines.feed.Feed` does."""
+    """Takes blocks for some time, like `pipelines.training.batches.RankBatches`."""
 
     def take(self, part: Any, seconds: float) -> tuple[int, float, float]:
-        """(blocks, first and last moment of counting), after the warm-up."""
+        """Return (blocks, start of the count, end of the count), after the warm-up; times are Unix seconds."""
         count, begins, began, now = 0, 0.0, 0.0, 0.0
         for _ in part.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
             now = time.time()
@@ -71,7 +71,7 @@ class Consumer:
 
 
 def stream(data_tasks: int) -> ray.data.Dataset:
-    """Blocks without end, by the settings of `pipelines.data.ingest.build_dataset`."""
+    """Build an endless data set of blocks with the settings of `pipelines.training.stream.build_dataset`."""
 
     def nothing(batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
         block = {"image": np.zeros((1, BLOCK_BYTES), dtype=np.uint8)}
@@ -88,20 +88,20 @@ def stream(data_tasks: int) -> ray.data.Dataset:
 
 
 def coordinators() -> list[psutil.Process]:
-    """The processes of split coordinators."""
+    """Return the processes of split coordinators."""
     return [
         each for each in psutil.process_iter(["cmdline"]) if "SplitCoordinator" in " ".join(each.info["cmdline"] or ())
     ]
 
 
 def measured(consumers: int, several: int, seconds: float) -> tuple[float, float]:
-    """(blocks/s over all consumers, CPU milliseconds of the coordinators for a block)."""
+    """Measure (blocks/s over all consumers, CPU milliseconds of the coordinators per block)."""
     with cluster(consumers):
         each = consumers // several
         parts = [part for _ in range(several) for part in stream(max(1, each)).streaming_split(each, equal=True)]
         taken = [Consumer.remote().take.remote(part, seconds) for part in parts]  # type: ignore[attr-defined]
         clocks: list[tuple[float, float]] = []
-        while ray.wait(taken, num_returns=1, timeout=0.5)[0] == []:  # until one of them has enough
+        while ray.wait(taken, num_returns=1, timeout=0.5)[0] == []:  # until one consumer is done
             clocks.append((time.time(), sum(sum(each.cpu_times()[:2]) for each in coordinators())))
         found = ray.get(taken)
     since, until = max(began for _, began, _ in found), min(ended for _, _, ended in found)

@@ -1,10 +1,11 @@
-"""What each process of a run computes, and the run's images/s: `python -m benchmarks.cpu_by_process IMAGES`.
+"""CPU use of each kind of process of a run, and the run's images/s: `python -m benchmarks.cpu_by_process IMAGES`.
 
-IMAGES is a folder of class folders, as `pipelines/prepare.py` takes it. The run is README's own for photographs
-(ResNet-18, 2 workers) as a user starts it, limited by its training step, and stopped long before its end. For each size
-the table says how much of a core each kind of process takes once the run is under way, and the rate of training
-meanwhile. `--no-pause` leaves Ray Data's loop as Ray has it (docs/decisions/0029-a-pause-in-ray-datas-loop.md).
-Compare on a quiet machine.
+IMAGES is a folder of class folders, as for `pipelines/prepare.py`. The run trains ResNet-18 on photographs with 2
+workers, as a user starts it. The training step limits its speed, and the benchmark stops it long before its end.
+
+For each image size the table shows the cores that each kind of process uses after the start, and the images/s
+meanwhile. `--no-pause` keeps Ray Data's loop unchanged (docs/decisions/0029-a-pause-in-ray-datas-loop.md). Compare on
+an idle machine.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ if not __package__:
 from benchmarks import events
 from benchmarks.processes import command_line
 
-PAUSE_SWITCH = "RESNET_RAY_DATA_PAUSE"  # as in pipelines/ray_internals.py, which imports Ray
-STEPS = 400  # of a run that is stopped long before: Ray Data deals out the whole plan at the beginning, 1 ms a task
-TRACED = "share"  # the event of a step that a worker begins
-PATIENCE_S = 240.0  # until the first steps
-KINDS = {  # by the title that Ray gives its processes
+PAUSE_SWITCH = "RESNET_RAY_DATA_PAUSE"  # as in pipelines/ray_internals, which imports Ray
+STEPS = 400  # not more, although the run is stopped earlier: Ray Data plans all tasks at the start, 1 ms each
+TRACED = "batch"  # the event of a step that a worker begins
+TIMEOUT_S = 240.0  # until the first steps
+KINDS = {  # by the titles that Ray gives its processes
     "SplitCoordinator": r"ray::SplitCoordinator",
     "train worker": r"ray::\S*TrainWorker",
     "data task": r"ray::.*(MapBatches|Map\(|load|Repartition)",
@@ -45,20 +46,20 @@ KINDS = {  # by the title that Ray gives its processes
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """A run at one size of images."""
+    """Measurements of a run at one image size."""
 
     size: int
     images_per_second: float
-    cores: dict[str, float]  # by kind of process, all processes of the kind together
+    cores: dict[str, float]  # used by all processes of a kind together
 
 
 def kind_of(command: str) -> str:
-    """What a process of the run is, by its command."""
+    """Return the kind of a process of the run, by its command."""
     return next((kind for kind, pattern in KINDS.items() if re.search(pattern, command)), "driver and others")
 
 
 def cpu_seconds(root: psutil.Process) -> dict[tuple[int, str], float]:
-    """What each process below `root` has computed, by (its id, its kind)."""
+    """Return the CPU seconds so far of `root` and its descendants, by (process id, kind)."""
     used: dict[tuple[int, str], float] = {}
     for process in (root, *root.children(recursive=True)):
         try:
@@ -70,9 +71,9 @@ def cpu_seconds(root: psutil.Process) -> dict[tuple[int, str], float]:
 
 
 def spent(before: dict[tuple[int, str], float], after: dict[tuple[int, str], float]) -> Counter[str]:
-    """CPU seconds between two looks, by kind; a process that began meanwhile counts whole.
+    """Return the CPU seconds between two measurements, by kind; a process that started in between counts whole.
 
-    A data task's process is renamed between tasks: what it computed counts to its kind at the second look.
+    A data task's process is renamed between tasks: its seconds count for its kind at the second measurement.
     """
     pids = {pid: seconds for (pid, _), seconds in before.items()}
     total: Counter[str] = Counter()
@@ -82,7 +83,7 @@ def spent(before: dict[tuple[int, str], float], after: dict[tuple[int, str], flo
 
 
 def settings_of(arguments: argparse.Namespace, size: int, home: Path) -> dict[str, object]:
-    """README's recipe for photographs at a size, longer than anybody waits for it."""
+    """Return the settings of a long run on photographs at an image size."""
     return {
         "model.name": "resnet18",
         "data.uri": str(home / "data"),
@@ -101,7 +102,7 @@ def settings_of(arguments: argparse.Namespace, size: int, home: Path) -> dict[st
 
 
 def measure(arguments: argparse.Namespace, size: int, home: Path) -> Measured:
-    """Start a run, wait until it trains, look at its processes twice, and stop it."""
+    """Start a run, wait until it trains, measure its processes twice, and stop it."""
     trace, log = home / f"trace-{size}", home / f"log-{size}.txt"
     recipe = home / "photos.toml"
     recipe.touch()
@@ -126,31 +127,31 @@ def measure(arguments: argparse.Namespace, size: int, home: Path) -> Measured:
 
 
 def _steps(trace: Path) -> list[float]:
-    """When rank 0 drew each of its steps, Unix seconds."""
+    """Return the times at which rank 0 drew its steps, Unix seconds."""
     return [event["t"] for event in events.read(trace) if event["event"] == TRACED and event["rank"] == 0]
 
 
 def _wait_for_steps(process: subprocess.Popen[bytes], trace: Path, log: Path, steps: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + TIMEOUT_S
     while len(_steps(trace)) < steps:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the run did not get to its first steps:\n{log.read_text()}")
+            raise SystemExit(f"error: the run did not reach step {steps}:\n{log.read_text()}")
         time.sleep(0.5)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="CPU by process of a run that its training step limits.")
+    parser = argparse.ArgumentParser(description="Measure the CPU use of a run's processes.")
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of class folders of images")
     parser.add_argument("--sizes", type=int, nargs="+", default=[32, 128, 224], help="side of the images, pixels")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=256, help="images of a step over all workers")
-    parser.add_argument("--seconds", type=float, default=25.0, help="between the two looks")
-    parser.add_argument("--skip", type=int, default=2, help="steps before the first look, at least 1")
-    parser.add_argument("--no-pause", action="store_true", help="leave Ray Data's loop as it is")
-    parser.add_argument("--json", metavar="FILE", help="where to write the measurements")
+    parser.add_argument("--batch", type=int, default=256, help="images per step over all workers")
+    parser.add_argument("--seconds", type=float, default=25.0, help="time between the two measurements")
+    parser.add_argument("--skip", type=int, default=2, help="steps before the first measurement, at least 1")
+    parser.add_argument("--no-pause", action="store_true", help="keep Ray Data's loop unchanged")
+    parser.add_argument("--json", metavar="FILE", help="file for the measurements")
     arguments = parser.parse_args()
     os.environ[PAUSE_SWITCH] = "0" if arguments.no_pause else "1"
-    print(f"load average before {os.getloadavg()[0]:.1f}: what others compute makes every number noisy")
+    print(f"load average before {os.getloadavg()[0]:.1f}: other load makes every number noisy")
     measured = []
     with tempfile.TemporaryDirectory(prefix="resnet-ray-cpu-") as temporary:
         prepare = [sys.executable, "pipelines/prepare.py", str(arguments.images.resolve()), f"{temporary}/data"]
@@ -158,7 +159,7 @@ def main() -> None:
         for size in arguments.sizes:
             found = measure(arguments, size, Path(temporary))
             measured.append(found)
-            cores = ", ".join(f"{kind} {share:.1%}" for kind, share in found.cores.items() if share >= 0.005)
+            cores = ", ".join(f"{kind} {used:.1%}" for kind, used in found.cores.items() if used >= 0.005)
             print(f"{size:4} pixels  {found.images_per_second:8,.1f} images/s  of a core: {cores}", flush=True)
     if arguments.json:
         content = {**vars(arguments), "images": str(arguments.images), "runs": [asdict(each) for each in measured]}

@@ -1,11 +1,13 @@
-"""From stored bytes to a crop on one core: `python -m benchmarks.decode [PHOTOS] [--equality] [--json FILE]`.
+"""Speed from stored bytes to a crop on one core: `python -m benchmarks.decode [PHOTOS] [--equality] [--json FILE]`.
 
-Tables of images per CPU-second (`time.process_time`, all threads; median of the rounds, in which the candidates take
-turns): decoding wholly, at half the size and in part; resizing a random region; and the whole way for each stored form.
-Whatever resizes is compared with the exact path, pixel by pixel, in levels of 255. `--equality` does only that, for our
-fast path, over all photographs, both filters and every size, and fails where the bound is broken.
+Tables show images per CPU-second (`time.process_time`, all threads): the median of rounds in which the candidates take
+turns. The tables are decoding (whole, at half the size, a region), resizing a random region, and the whole way for
+each stored form. Every candidate that resizes is compared with the exact path, pixel by pixel, in levels of 255.
 
-PHOTOS is a folder of JPEG files; without it they are made by `benchmarks.photographs`.
+`--equality` only compares our fast path with the exact one, over all photographs, both filters and every size. It
+fails if a difference exceeds its bound.
+
+PHOTOS is a folder of JPEG files; without it, `benchmarks.photographs` makes them.
 """
 
 from __future__ import annotations
@@ -29,31 +31,32 @@ from rich.table import Table
 
 from benchmarks.decoders import DECODERS, RESIZERS, Box, Pixels
 from benchmarks.photographs import write_photographs
-from pipelines.data.boxes import random_box
-from pipelines.data.decode import CropConfig, center, decode_rgb, open_rgb, resize_shorter
-from pipelines.data.manifest import Stored
-from pipelines.data.rng import Purpose, generator
-from pipelines.data.views import IMAGE_FILE, eval_view, train_view
+from pipelines.config.crop import CropConfig
+from pipelines.data.images.crop_boxes import random_box
+from pipelines.data.images.crops import IMAGE_FILE, eval_view, train_view
+from pipelines.data.images.pillow import center, decode_rgb, open_rgb, resize_shorter
+from pipelines.data.images.stored import Stored
+from pipelines.data.order.rng import Purpose, generator
 
 SIZES = (224, 176, 160, 128)
 BOUND = {"bilinear": (0.3, 2), "bicubic": (0.3, 16)}
-"""Mean over all images of a size, and most of any pixel, in levels of 255."""
+"""Bounds by filter, in levels of 255: (mean difference over all images of a size, largest difference of a pixel)."""
 FORMS = {
     "original": IMAGE_FILE,
     "jpeg, shorter side 256, quality 90": Stored(form="jpeg", size=256, quality=90, channels=3),
     "raw, 256x256": Stored(form="raw", size=256, quality=0, channels=3),
 }
 Candidates = Mapping[str, Callable[[int], Any]]
-"""What each does with the file of an index."""
+"""Functions by name; each gets the index of a file."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure decoding, resizing and both, in images per CPU-second.")
-    parser.add_argument("photos", nargs="?", type=Path, help="folder of .jpg files (default: made for the occasion)")
-    parser.add_argument("--count", type=int, help="files to take (default: 200; all with --equality)")
+    parser.add_argument("photos", nargs="?", type=Path, help="folder of .jpg files (default: temporary ones are made)")
+    parser.add_argument("--count", type=int, help="number of files (default: 200; all with --equality)")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--equality", action="store_true", help="only hold the fast path to the exact one")
-    parser.add_argument("--json", metavar="FILE", help="write the tables there, too")
+    parser.add_argument("--equality", action="store_true", help="only compare the fast path with the exact one")
+    parser.add_argument("--json", metavar="FILE", help="also write the tables to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="resnet-ray-") as folder:
         if arguments.photos is None:
@@ -76,7 +79,7 @@ Tables = dict[str, list[dict[str, Any]]]
 
 
 def speed(files: Sequence[bytes], rounds: int) -> Tables:
-    """All tables of rates."""
+    """Return all tables of rates."""
     sizes = [Image.open(io.BytesIO(file)).size for file in files]
     regions = [random_box(*size, CropConfig(), generator(0, Purpose.CROP, index)) for index, size in enumerate(sizes)]
     tables: Tables = {"Decoding": decoding(files, regions, rounds)}
@@ -84,7 +87,7 @@ def speed(files: Sequence[bytes], rounds: int) -> Tables:
     for size in SIZES:
         tables[f"Resizing a random region to {size}"] = resizing(pixels, regions, size, rounds)
     for size in SIZES:
-        tables[f"Stored bytes to a random view of {size}"] = whole_way(files, size, rounds)
+        tables[f"Stored bytes to a random crop of {size}"] = whole_way(files, size, rounds)
     return tables
 
 
@@ -96,8 +99,8 @@ def decoding(files: Sequence[bytes], regions: Sequence[Box], rounds: int) -> lis
             for way, decode in ways.items():
                 decode(files[0], regions[0])
                 candidates[f"{library}: {way}"] = lambda index, decode=decode: decode(files[index], regions[index])
-        except Exception as error:  # a candidate may fail as it likes
-            missing.append({"candidate": library, "left out": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+        except Exception as error:  # each library fails with its own exceptions
+            missing.append({"candidate": library, "skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
     return rates(candidates, len(files), rounds) + missing
 
 
@@ -110,7 +113,7 @@ def resizing(pixels: Sequence[Pixels], regions: Sequence[Box], size: int, rounds
                     pixels[index], regions[index], size
                 )
         except Exception as error:
-            missing.append({"candidate": library, "left out": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
+            missing.append({"candidate": library, "skipped": f"{type(error).__name__}: {str(error).splitlines()[0]}"})
     rows = rates(candidates, len(pixels), rounds)
     exact = [candidates["Pillow"](index) for index in range(len(pixels))]
     for row in rows:
@@ -138,7 +141,7 @@ def whole_way(files: Sequence[bytes], size: int, rounds: int) -> list[dict[str, 
 
 
 def store(file: bytes, stored: Stored) -> bytes:
-    """A file as prepare stores it."""
+    """Return a file's bytes as prepare stores them."""
     if stored.form == "original":
         return file
     resized = resize_shorter(open_rgb(file), stored.size)
@@ -150,15 +153,18 @@ def store(file: bytes, stored: Stored) -> bytes:
 
 
 def whole(records: Sequence[bytes], stored: Stored, crop: CropConfig) -> Callable[[int], Pixels]:
-    """What a data task does."""
+    """Return the function of a data task: from a stored record to a training crop."""
     return lambda index: train_view(records[index], stored, crop, generator(0, Purpose.CROP, 0, index))
 
 
 def scaled(records: Sequence[bytes], crop: CropConfig) -> Callable[[int], Pixels]:
-    """Decoded at half the size where the region has twice the crop's pixels: what the fast path does not do."""
+    """Return a function that decodes at half the size if the region's sides are twice the crop's.
+
+    Our fast path does not do this.
+    """
     import simplejpeg
 
-    from pipelines.data.resize import resize
+    from pipelines.data.images.resize import resize
 
     side = crop.image_size
 
@@ -177,7 +183,7 @@ def scaled(records: Sequence[bytes], crop: CropConfig) -> Callable[[int], Pixels
 
 
 def rates(candidates: Candidates, count: int, rounds: int) -> list[dict[str, Any]]:
-    """Images per CPU-second of each: median, slowest and fastest of the rounds."""
+    """Return the images per CPU-second of each candidate: median, slowest and fastest round."""
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, make in candidates.items():
@@ -197,8 +203,8 @@ def rates(candidates: Candidates, count: int, rounds: int) -> list[dict[str, Any
 
 
 def difference(views: Sequence[Pixels], exact: Sequence[Pixels]) -> dict[str, float]:
-    """In levels of 255: mean over all, the mean of the image that differs most, and the most of any pixel."""
-    each = [np.abs(view.astype(np.int16) - other) for view, other in zip(views, exact, strict=True)]
+    """Return differences in levels of 255: overall mean, highest mean of an image, highest of a pixel."""
+    each = [np.abs(crop.astype(np.int16) - other) for crop, other in zip(views, exact, strict=True)]
     means = [float(one.mean()) for one in each]
     return {
         "mean": round(float(np.mean(means)), 3),
@@ -208,7 +214,7 @@ def difference(views: Sequence[Pixels], exact: Sequence[Pixels]) -> dict[str, fl
 
 
 def equality(files: Sequence[bytes]) -> Tables:
-    """The fast path against the exact one, training and evaluation, every size, both filters."""
+    """Compare the fast path with the exact one, in training and evaluation, for every size and both filters."""
     rows = []
     for interpolation, (mean, most) in BOUND.items():
         for size in SIZES:
@@ -218,7 +224,7 @@ def equality(files: Sequence[bytes]) -> Tables:
                 pairs = [[view(file, crop, name, index) for crop in (fast, exact)] for index, file in enumerate(files)]
                 row = difference(*zip(*pairs, strict=True))
                 bound = "held" if row["mean"] <= mean and row["largest"] <= most else "broken"
-                rows.append({"filter": interpolation, "size": size, "views": name, **row, "bound": bound})
+                rows.append({"filter": interpolation, "size": size, "crops": name, **row, "bound": bound})
     return {f"Fast and exact path on {len(files):,} photographs, levels of 255": rows}
 
 

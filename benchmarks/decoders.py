@@ -1,6 +1,6 @@
-"""What the registry has for decoding and resizing on a CPU, each behind the same two signatures; see `decode.py`.
+"""Candidates for `decode.py`: Python packages that decode or resize on a CPU, behind two common signatures.
 
-A candidate that is not installed, or cannot start on this machine, is left out, with the reason in the table.
+A candidate that is not installed, or cannot start on this machine, is skipped; the table has the reason.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pipelines.data.jpeg import decode_region, decode_top, read_header
-from pipelines.data.native import jpeg_region
+from pipelines.data.images.jpeg import decode_region, decode_top, read_header
+from pipelines.data.images.native import jpeg_region
 
 Pixels = npt.NDArray[np.uint8]
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 Decode = Callable[[bytes, Box], Any]
-"""From a file, and the region of it that is wanted, to something that has that region's pixels."""
+"""Function from a file and the wanted region to an object with at least that region's pixels."""
 Resize = Callable[[Pixels, Box, int], Pixels]
-"""From pixels HWC, a region of them and a side S to SxSxC."""
+"""Function from pixels HWC, a region of them and a side S to pixels SxSxC."""
 
 
 def pillow() -> Mapping[str, Decode]:
@@ -201,7 +201,7 @@ def _pillow_resize() -> Mapping[str, Resize]:
 
 
 def _vector_resize() -> Mapping[str, Resize]:
-    from pipelines.data.resize import resize
+    from pipelines.data.images.resize import resize
 
     def cropped(pixels: Pixels, box: Box, size: int) -> Pixels:
         left, top, right, bottom = box

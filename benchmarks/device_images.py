@@ -1,8 +1,12 @@
-"""Where to decode and crop: data tasks, or the workers' device: `python -m benchmarks.device_images FOLDER`.
+"""Decoding and cropping in data tasks or on the workers' device: `python -m benchmarks.device_images FOLDER`.
 
-For each stored form of the pictures in FOLDER (class folders; `benchmarks/photographs.py` makes them), on one core and
-the device: images/s that one data task makes where it decodes (host) and where it only sends on (device), what it sends
-of an image, images/s that the device makes of that, and how far the pixels of the two ways are apart.
+FOLDER has class folders of images (`benchmarks/photographs.py` makes them). For each stored form, on one core and the
+device, this prints:
+
+- images/s of one data task that decodes (host), and of one that only sends stored images (device);
+- bytes that the second sends per image;
+- images/s that the device crops from them;
+- the difference between the pixels of both ways.
 """
 
 from __future__ import annotations
@@ -25,23 +29,23 @@ if not __package__:
 
 import infra.cluster
 from infra.storage import open_store
-from pipelines.data.decode import CropConfig
-from pipelines.data.ledger import Ledger
-from pipelines.data.manifest import Form
-from pipelines.data.plan import Plan, plan_items
-from pipelines.data.prepare_config import PrepareConfig
-from pipelines.data.sources import open_source
-from pipelines.data.task import Block, TaskConfig, load_item
-from pipelines.data.undecoded import load_undecoded
-from pipelines.data.write import prepare
-from pipelines.device_images import DeviceImages
+from pipelines.config.crop import CropConfig
+from pipelines.config.prepare import PrepareConfig
+from pipelines.data.images.stored import Form
+from pipelines.data.order.ledger import Ledger
+from pipelines.data.order.plan import Plan, plan_items
+from pipelines.data.prepare.prepare import prepare
+from pipelines.data.prepare.sources import open_source
+from pipelines.data.tasks.crops import Block, TaskConfig, load_item
+from pipelines.data.tasks.encoded import load_undecoded
+from pipelines.training.device_decode import DeviceImages
 
 FORMS: tuple[tuple[Form, int], ...] = (("original", 0), ("jpeg", 256), ("raw", 256))
 SIZE = 224
 
 
 def rate(blocks: Callable[[], Iterator[Block]], rounds: int) -> tuple[float, list[Block]]:
-    """Median images/s of some rounds, and the blocks of the last one."""
+    """Return the median images/s over the rounds, and the blocks of the last round."""
     rates, found = [], []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -51,7 +55,7 @@ def rate(blocks: Callable[[], Iterator[Block]], rounds: int) -> tuple[float, lis
 
 
 def measure(source: str, form: Form, size: int, device: torch.device, rounds: int) -> str:
-    """A line of the table."""
+    """Measure one stored form and return its line of the table."""
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(folder)
         manifest = prepare(open_source(source, holdout=0.0), store, PrepareConfig(form=form, size=size))
@@ -83,7 +87,7 @@ def measure(source: str, form: Form, size: int, device: torch.device, rounds: in
 
 
 def _levels(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.int16]:
-    """How far the pixels are apart."""
+    """Return the absolute differences of the pixels, in levels of 255."""
     return np.abs(one.astype(np.int16) - other.astype(np.int16))
 
 
@@ -93,7 +97,7 @@ def _bytes(block: Block) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Decoding and cropping in data tasks against on the device.")
+    parser = argparse.ArgumentParser(description="Compare decoding and cropping in data tasks and on the device.")
     parser.add_argument("source", metavar="FOLDER")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=3)
@@ -101,7 +105,7 @@ def main() -> None:
     torch.set_num_threads(1)
     infra.cluster.connect(min_cpus=1)
     print(f"crops of {SIZE} on {arguments.device}; a host crop is {3 * SIZE**2 / 1000:,.0f} kB", flush=True)
-    print("stored as    host task  device task  kB an image  device crops  mean apart  largest", flush=True)
+    print("stored as    host task  device task  kB an image  device crops  mean diff.  largest", flush=True)
     for form, size in FORMS:
         line = measure(arguments.source, form, size, torch.device(arguments.device), arguments.rounds)
         print(line, flush=True)

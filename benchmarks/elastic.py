@@ -1,10 +1,12 @@
-"""Runs that lose a node and get one back, beside runs that keep theirs: `python -m benchmarks.elastic`.
+"""Runs that lose a node and get one back, against runs of a fixed size: `python -m benchmarks.elastic`.
 
-`ray.cluster_utils.Cluster` has two nodes with room for one worker each. A run of `run.num_workers = [1, 2]` begins on
-both; a sixth of the way one node is killed, and another comes as soon as the run goes on without it: Ray Train looks
-for room once a minute. The same recipe is trained on two workers throughout. Both once per seed. Told are the loss of
-each part of a run, the accuracy in the end, how many samples the ledger misses, and on how many workers each step was
-made. What is finished in a folder of `--keep` is not trained again.
+`ray.cluster_utils.Cluster` has two nodes with resources for one worker each. A run with `run.num_workers = [1, 2]`
+starts on both. After a sixth of the run one node is killed, and a new one is added as soon as the run has resumed
+without it; Ray Train looks for resources once a minute. The same recipe is trained on two workers throughout. Both
+runs are repeated for each seed.
+
+This prints the loss of each part of a run and the final accuracy. It also prints the number of samples that the ledger
+misses, and the number of workers of each step. Finished runs in the folder `--keep` are not trained again.
 """
 
 from __future__ import annotations
@@ -21,16 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import events
-from infra.records import Record
 from infra.storage import open_store
-from pipelines.checkpoint import ACCURACY, FINISHED, RunFolder
-from pipelines.data.ledger import Ledger
-from pipelines.data.manifest import load_manifest
+from infra.tracking.metric_point import MetricPoint
+from pipelines.checkpoint import FINISHED, RunFolder
+from pipelines.data.order.ledger import Ledger
+from pipelines.data.shards.manifest import load_manifest
+from resnet_core.plateau import held_out
 
 EPOCHS, PARTS = 24, 6  # parts of four epochs
 LOSS = "train/loss"
 _STORE_BYTES = 200 * 2**20
-_PATIENCE_S = 300.0
+_TIMEOUT_S = 300.0
 
 
 def settings(home: Path, name: str, seed: int, workers: object) -> dict[str, object]:
@@ -42,7 +45,7 @@ def settings(home: Path, name: str, seed: int, workers: object) -> dict[str, obj
         "run.name": name,
         "run.seed": seed,
         "run.num_workers": workers,
-        "run.cpus_per_worker": 2,  # of a node's 3
+        "run.cpus_per_worker": 2,  # a node has 3
         "run.checkpoint_every_steps": 25,
         "run.log_every_steps": 5,
         "run.max_failures": 5,
@@ -63,10 +66,10 @@ def step_of(home: Path, name: str) -> int:
 
 
 def wait_for_step(home: Path, name: str, step: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     while step_of(home, name) < step:
         if process.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"no step {step} in {name}: see {home}/{name}.log")
+            raise SystemExit(f"error: {name} did not reach step {step}: see {home}/{name}.log")
         time.sleep(0.5)
 
 
@@ -75,7 +78,7 @@ def add_node(cluster: Any) -> Any:
 
 
 def elastic(home: Path, seed: int, cluster: Any, node: Any, steps: int) -> Any:
-    """Two workers, one, two; `node` is killed, and the one that came is returned."""
+    """Train on two workers, one, and two again; `node` is killed, and its replacement is returned."""
     name = f"elastic{seed}"
     if finished(home, name):
         return node
@@ -83,10 +86,10 @@ def elastic(home: Path, seed: int, cluster: Any, node: Any, steps: int) -> Any:
     wait_for_step(home, name, steps // PARTS, process)
     cluster.remove_node(node, allow_graceful=False)
     wait_for_step(home, name, step_of(home, name) + 1, process)
-    came = add_node(cluster)
+    added = add_node(cluster)
     if process.wait() != 0:
-        raise SystemExit(f"an elastic run failed: see {home}/{name}.log")
-    return came
+        raise SystemExit(f"error: an elastic run failed: see {home}/{name}.log")
+    return added
 
 
 def fixed(home: Path, seed: int) -> None:
@@ -94,29 +97,30 @@ def fixed(home: Path, seed: int) -> None:
     if finished(home, name):
         return
     if events.start("mnist5k", settings(home, name, seed, 2), log=home / f"{name}.log").wait() != 0:
-        raise SystemExit(f"a run failed: see {home}/{name}.log")
+        raise SystemExit(f"error: a run failed: see {home}/{name}.log")
 
 
-def losses(records: list[Record], steps: int) -> list[float]:
-    """Mean training loss of each part of the run."""
-    told = {record.step: record.metrics[LOSS] for record in records if LOSS in record.metrics}
+def losses(records: list[MetricPoint], steps: int) -> list[float]:
+    """Return the mean training loss of each part of the run."""
+    recorded = {record.step: record.metrics[LOSS] for record in records if LOSS in record.metrics}
     parts: list[list[float]] = [[] for _ in range(PARTS)]
-    for step, loss in told.items():
+    for step, loss in recorded.items():
         parts[min(PARTS - 1, (step - 1) * PARTS // steps)].append(loss)
     return [statistics.fmean(part) for part in parts]
 
 
 def report(home: Path, name: str, steps: int) -> tuple[list[float], float, int]:
-    """(losses, accuracy in percent, samples that the ledger misses) of a finished run."""
+    """Return (losses, accuracy in percent, samples that the ledger misses) of a finished run."""
     newest = folder(home, name).newest(print)
     assert newest is not None and folder(home, name).read_json(FINISHED)
     counts = Ledger.from_arrays(newest.ledger).report().values()
-    accuracy = [record.metrics[ACCURACY] for record in newest.records if ACCURACY in record.metrics][-1]
+    evaluated = [held_out(record.metrics, "accuracy") for record in newest.records]
+    accuracy = [each for each in evaluated if each is not None][-1]
     return losses(newest.records, steps), 100 * accuracy, sum(count.never for count in counts)
 
 
 def tell(home: Path, seeds: int, steps: int) -> None:
-    """The table."""
+    """Print the table."""
     found = {}
     for kind in ("elastic", "fixed"):
         for name in (f"{kind}{seed}" for seed in range(seeds)):
@@ -132,15 +136,15 @@ def tell(home: Path, seeds: int, steps: int) -> None:
     )
     apart = [max(part) - min(part) for part in others]
     away = [statistics.fmean(one) - statistics.fmean(other) for one, other in zip(ours, others, strict=True)]
-    print(f"{'spread':10}" + "".join(f"{part:9.4f}" for part in apart) + "  highest less lowest of the fixed runs")
-    print(f"{'away':10}" + "".join(f"{part:+9.4f}" for part in away) + "  the elastic runs' mean less theirs")
+    print(f"{'spread':10}" + "".join(f"{part:9.4f}" for part in apart) + "  highest minus lowest of the fixed runs")
+    print(f"{'difference':10}" + "".join(f"{part:+9.4f}" for part in away) + "  mean of the elastic runs minus theirs")
     print(f"{sum(abs(near) <= far for near, far in zip(away, apart, strict=True))} of {PARTS} parts within the spread")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Elastic runs beside runs of a fixed size.")
-    parser.add_argument("--seeds", type=int, default=3, help="of each")
-    parser.add_argument("--keep", type=Path, help="folder for all of it; default: a temporary one")
+    parser = argparse.ArgumentParser(description="Compare elastic runs and runs of a fixed size.")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--keep", type=Path, help="folder for data and runs; default: a temporary one")
     arguments = parser.parse_args()
     from ray.cluster_utils import Cluster
 

@@ -1,4 +1,4 @@
-"""Runs of a pipeline as a user starts them, and what `benchmarks/trace/sitecustomize.py` wrote down of them."""
+"""Runs of a pipeline as a user starts them, and their events from `benchmarks/trace/sitecustomize.py`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def start(
     trace: Path | None = None,
     tracking: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """`python pipelines/train.py RECIPE --set …` in a process of its own, its output appended to `log`.
+    """Start `python pipelines/train.py RECIPE --set …` and append its output to `log`.
 
-    It finds MLflow at `tracking`, or beside its runs.
+    MLflow is at `tracking`; without it, in the folder of the runs.
     """
     command = [sys.executable, "pipelines/train.py", recipe]
     for key, value in settings.items():
@@ -43,7 +43,7 @@ def start(
 
 
 def read(trace: Path) -> list[Event]:
-    """Everything written down so far by any process, by time; a line cut short by a kill is left out."""
+    """Return the events of all processes so far, sorted by time; a line that a kill cut short is skipped."""
     return sorted(_events(trace), key=lambda event: event["t"])
 
 

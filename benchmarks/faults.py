@@ -1,15 +1,20 @@
-"""Kill a training at three random points and see what is left of its promises: `python benchmarks/faults.py`.
+"""Kill a training at three random steps and check what the pipeline promises: `python benchmarks/faults.py`.
 
-One small run is trained unbroken. The same run is then killed with SIGKILL: first its driver, then one of its Ray
-Train workers, then the whole Ray cluster and the driver. After each the same command runs again, until it finishes.
+One small run is trained without interruption. The same run is then killed with SIGKILL: first its driver, then one of
+its Ray Train workers, then the whole Ray cluster and the driver. After each kill the same command runs again, until it
+finishes.
 
-Three witnesses are asked how often each epoch saw each image: the journal that this benchmark has every worker write
-of the rows it draws (`benchmarks/trace`), the ledger of the last checkpoint, and the number of samples in the ledger
-of the newest checkpoint when each command ended. A step that a kill undid counts once: as it was in the end. Then
-MLflow is asked for every point of its curves, and the final weights are compared with those of the unbroken run.
+The benchmark counts how often each epoch saw each image, from three sources:
 
-The exit status is 1 if a promise is broken. Equal weights are promised by data.ordered = true, to as many workers after
-a kill as before it.
+- the journal of the rows that every worker drew (`benchmarks/trace`);
+- the ledger of the last checkpoint;
+- the number of samples in the ledger of the newest checkpoint when each command ended.
+
+A step that was repeated after a kill counts once, as it was the last time. Then every point of MLflow's curves is
+checked, and the final weights are compared with those of the uninterrupted run.
+
+The exit status is 1 if a promise is broken. Equal weights are promised with data.ordered = true, if the number of
+workers does not change.
 """
 
 from __future__ import annotations
@@ -33,10 +38,10 @@ if not __package__:
 
 from benchmarks import events
 from benchmarks.processes import command_line, is_train_worker
-from infra.mlflow_client import connect, resolve_tracking
 from infra.storage import open_store
+from infra.tracking.client import connect, resolve_tracking
 from pipelines.checkpoint import FINISHED, Checkpoint, RunFolder
-from pipelines.data.ledger import Ledger
+from pipelines.data.order.ledger import Ledger
 from resnet_core.schedule import epoch_end_step
 
 SAMPLES, BATCH, LOG_EVERY, CHECKPOINT_EVERY = 4000, 64, 10, 20
@@ -47,15 +52,15 @@ MAX_COMMANDS = 8
 
 @dataclass(kw_only=True)
 class Run:
-    """One training under observation."""
+    """One training that is traced."""
 
     home: Path
     settings: dict[str, object]
     timeout_s: float
-    """Of each command."""
+    """Time limit of each command."""
     commands: int = 0
     ledgers: list[tuple[int, int]] = field(default_factory=list)
-    """(step, samples in the ledger) of the newest checkpoint when each command ended."""
+    """List of (step, samples in the ledger) of the newest checkpoint when each command ended."""
 
     @property
     def trace(self) -> Path:
@@ -72,18 +77,18 @@ class Run:
         return events.start("mnist5k", {**self.settings, "run.home": str(self.home)}, log=log, trace=self.trace)
 
     def step(self) -> int:
-        """Steps that a worker has drawn data for since the beginning."""
-        return max((event["step"] for event in events.read(self.trace) if event["event"] == "share"), default=0)
+        """Return the last step for which a worker has drawn data."""
+        return max((event["step"] for event in events.read(self.trace) if event["event"] == "batch"), default=0)
 
     def await_or_kill(self, process: Popen[bytes], until: Callable[[], bool]) -> bool:
-        """Whether `until` came true before the command ended; one that takes too long is killed with its children."""
+        """Return whether `until` became true before the command ended; after the time limit, kill the command."""
         deadline = time.monotonic() + self.timeout_s
         while process.poll() is None:
             if until():
                 return True
             if time.monotonic() > deadline:
                 kill(family(process.pid))
-                raise SystemExit(f"a command took more than {self.timeout_s:.0f} s: see {self.home}/output.txt")
+                raise SystemExit(f"error: a command took more than {self.timeout_s:.0f} s: see {self.home}/output.txt")
             time.sleep(0.2)
         return False
 
@@ -94,7 +99,7 @@ class Run:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and everything it has started, directly or not."""
+    """Return a process and all its descendants."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
 
@@ -108,7 +113,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 
 def victims(kind: str, pid: int, rng: random.Random) -> list[psutil.Process]:
-    """What to kill of a command's own processes."""
+    """Return the processes of a command to kill."""
     driver, *children = family(pid)
     if kind == "driver":
         return [driver]
@@ -120,7 +125,7 @@ def victims(kind: str, pid: int, rng: random.Random) -> list[psutil.Process]:
 
 
 def train(run: Run, kills: dict[str, int], rng: random.Random) -> None:
-    """The same command until it finishes; on the way, kill each victim once its step is reached."""
+    """Run the same command until it finishes, and kill each victim when its step is reached."""
     left, started = dict(kills), list[psutil.Process]()
     while run.commands < MAX_COMMANDS:
         process = run.start()
@@ -143,17 +148,15 @@ def train(run: Run, kills: dict[str, int], rng: random.Random) -> None:
             break
     _, alive = psutil.wait_procs(started, timeout=10)
     over = [process for process in alive if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
-    print(
-        f"  finished by command {run.commands}; of the killed ones left over: {[p.name() for p in over] or 'nothing'}"
-    )
+    print(f"  finished by command {run.commands}; processes that outlived kills: {[p.name() for p in over] or 'none'}")
     kill(over)
     if left or run.folder.read_json(FINISHED) is None:
-        raise SystemExit(f"the run did not get to its end: see {run.home}/output.txt")
+        raise SystemExit(f"error: the run did not finish: see {run.home}/output.txt")
 
 
 def seen(run: Run) -> tuple[dict[int, Counter[int]], dict[int, frozenset[tuple[int, int]]]]:
-    """By the journal: how often each epoch saw each id, and what each step was made of in the end."""
-    last = {(e["rank"], e["step"]): e["ids"] for e in events.read(run.trace) if e["event"] == "share"}
+    """Return from the journal how often each epoch saw each id, and the final (epoch, id) set of each step."""
+    last = {(e["rank"], e["step"]): e["ids"] for e in events.read(run.trace) if e["event"] == "batch"}
     epochs: dict[int, Counter[int]] = {}
     steps: dict[int, set[tuple[int, int]]] = {}
     for (_, step), pairs in last.items():
@@ -164,7 +167,7 @@ def seen(run: Run) -> tuple[dict[int, Counter[int]], dict[int, frozenset[tuple[i
 
 
 def check_samples(run: Run, last: Checkpoint, epochs: int, total_steps: int) -> bool:
-    """Print how often the images of each epoch were seen, by journal and by ledger."""
+    """Print how often the images of each epoch were seen, by journal and by ledger; return whether that is right."""
     counted, ledger = seen(run)[0], Ledger.from_arrays(last.ledger).report()
     good = set(counted) == set(ledger) == set(range(epochs))
     print("\nepoch      once  twice+   never   | ledger:  once   never")
@@ -182,7 +185,7 @@ def check_samples(run: Run, last: Checkpoint, epochs: int, total_steps: int) -> 
 
 
 def check_mlflow(run: Run, epochs: int, total_steps: int) -> bool:
-    """Every expected step of the curves, each once."""
+    """Return whether MLflow's curves have every expected step exactly once."""
     client = connect(resolve_tracking(run.home))
     experiment = client.get_experiment_by_name(EXPERIMENT)
     assert experiment is not None
@@ -197,15 +200,15 @@ def check_mlflow(run: Run, epochs: int, total_steps: int) -> bool:
         doubled = [step for step, times in points.items() if times > 1]
         gaps, strange = sorted(expected - points.keys()), sorted(points.keys() - expected)
         fine = not (doubled or gaps or strange)
-        told = f"doubled {doubled}, missing {gaps}, unexpected {strange}"
-        print(f"  {key:14} {len(points)} points, {told}: {_verdict(fine)}")
+        faults = f"doubled {doubled}, missing {gaps}, unexpected {strange}"
+        print(f"  {key:14} {len(points)} points, {faults}: {_verdict(fine)}")
         good &= fine
     return good
 
 
-def compare(broken: Run, unbroken: Run, total_steps: int) -> bool:
-    """Whether the final weights and momenta are equal, bit for bit."""
-    ours, theirs = (run.folder.load(total_steps).tensors for run in (broken, unbroken))
+def compare(killed: Run, uninterrupted: Run, total_steps: int) -> bool:
+    """Return whether the final weights and momenta are equal bit for bit; print the differences."""
+    ours, theirs = (run.folder.load(total_steps).tensors for run in (killed, uninterrupted))
     gaps = [
         ((tensor.double() - theirs[group][name].double()).abs().max().item(), f"{group} {name}")
         for group, tensors in ours.items()
@@ -213,15 +216,15 @@ def compare(broken: Run, unbroken: Run, total_steps: int) -> bool:
     ]
     weight_gap = max(gap for gap, name in gaps if name.endswith((".weight", ".bias")))
     equal = all(a.equal(theirs[group][name]) for group, tensors in ours.items() for name, a in tensors.items())
-    mine, other = seen(broken)[1], seen(unbroken)[1]
+    mine, other = seen(killed)[1], seen(uninterrupted)[1]
     changed = sum(mine[step] != other[step] for step in mine)
-    accuracies = [run.folder.load(total_steps).metrics["test/accuracy"] for run in (broken, unbroken)]
-    told = (
+    accuracies = [run.folder.load(total_steps).metrics["test/accuracy"] for run in (killed, uninterrupted)]
+    differences = (
         f"largest difference {weight_gap:.3g}; with BatchNorm's running statistics {max(gaps)[0]:.3g} ({max(gaps)[1]})"
     )
-    print(f"\nfinal weights: {'equal bit for bit' if equal else told}")
-    print(f"steps made of other images than in the unbroken run: {changed} of {len(mine)}")
-    print(f"test accuracy: broken {accuracies[0]:.2%}, unbroken {accuracies[1]:.2%}")
+    print(f"\nfinal weights: {'equal bit for bit' if equal else differences}")
+    print(f"steps with other images than in the uninterrupted run: {changed} of {len(mine)}")
+    print(f"test accuracy: killed {accuracies[0]:.2%}, uninterrupted {accuracies[1]:.2%}")
     return equal
 
 
@@ -230,10 +233,10 @@ def _verdict(good: bool) -> str:
 
 
 def _arguments() -> Any:
-    parser = argparse.ArgumentParser(description="Kill a training at three random points and check its promises.")
+    parser = argparse.ArgumentParser(description="Kill a training at three random steps and check its promises.")
     parser.add_argument("--workers", type=int, default=1, choices=(1, 2))
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0, help="decides the points and which worker")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the steps and the worker")
     parser.add_argument("--timeout", type=float, default=300, help="seconds that one command may take")
     return parser.parse_args()
 
@@ -242,12 +245,12 @@ def main() -> None:
     arguments = _arguments()
     total_steps = arguments.epochs * SAMPLES // BATCH
     rng = random.Random(arguments.seed)
-    # one in each third, not so close to its ends that two kills could fall together
+    # one in each third, away from its ends, so that two kills are not close together
     points = [round(total_steps * (third + rng.uniform(0.2, 0.8)) / 3) for third in range(3)]
     with tempfile.TemporaryDirectory(prefix="resnet-ray-faults-") as temporary:
         settings: dict[str, object] = {
             "data.uri": f"{temporary}/data",
-            "prepare.validation": 0,  # SAMPLES is all of them
+            "prepare.validation": 0,  # all SAMPLES images are for training
             "data.ordered": True,
             "schedule.length": arguments.epochs,
             "compute.threads_per_worker": 1,
@@ -258,20 +261,20 @@ def main() -> None:
             "run.checkpoint_every_steps": CHECKPOINT_EVERY,
             "run.register_as": "",
         }
-        unbroken, broken = (
+        uninterrupted, killed = (
             Run(home=Path(temporary, name), settings=settings, timeout_s=arguments.timeout)
-            for name in ("unbroken", "broken")
+            for name in ("uninterrupted", "killed")
         )
         print(f"{arguments.workers} worker(s), {arguments.epochs} epochs, {total_steps} steps, seed {arguments.seed}")
-        print("unbroken:")
-        train(unbroken, {}, rng)
-        print("broken:")
-        train(broken, dict(zip(VICTIMS, points, strict=True)), rng)
-        last = broken.folder.load(total_steps)
+        print("uninterrupted:")
+        train(uninterrupted, {}, rng)
+        print("killed:")
+        train(killed, dict(zip(VICTIMS, points, strict=True)), rng)
+        last = killed.folder.load(total_steps)
         kept = [
-            check_samples(broken, last, arguments.epochs, total_steps),
-            check_mlflow(broken, arguments.epochs, total_steps),
-            compare(broken, unbroken, total_steps),
+            check_samples(killed, last, arguments.epochs, total_steps),
+            check_mlflow(killed, arguments.epochs, total_steps),
+            compare(killed, uninterrupted, total_steps),
         ]
     print(f"\npromises: {_verdict(all(kept))}")
     sys.exit(not all(kept))

@@ -1,8 +1,8 @@
-"""The host's time for a step's data, before it can train: `python -m benchmarks.feed --against 6b67546`.
+"""Host time to prepare the batch of a step, against an older revision: `python -m benchmarks.feed --against 6b67546`.
 
-Blocks come from memory, so that nothing is measured but the feed: cutting and joining blocks to a batch, and, on a GPU,
-the copy. A process with the code of that revision and one with the present code take turns, round by round; the ratio
-is taken within a round, and its median and range are printed.
+Blocks come from memory, so this measures only `RankBatches`: how it cuts and joins blocks to a batch and, on a GPU,
+copies the batch. A process with the code of the older revision and one with the current code take turns, round by
+round. The ratio is taken within a round; its median and range are printed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,38 +25,42 @@ if not __package__:
     sys.path[0] = os.environ.get("RESNET_RAY_TREE") or str(ROOT)
     import benchmarks
 
-    benchmarks.__path__.append(str(ROOT / "benchmarks"))  # an older tree does not have all of them
+    benchmarks.__path__.append(str(ROOT / "benchmarks"))  # an older tree does not have all benchmarks
 
 BATCH, SIZE, BLOCK_ROWS = 256, 224, 106
-STEPS, WARMUP = 10, 3  # of each case in a round
-CASES = {"host crops": 1, "host crops, 2 views": 2, "JPEGs on the device": 0}
-"""What blocks hold: so many views of each sample, made by data tasks; 0 = stored JPEGs."""
-JPEG_BATCH, JPEG_STEPS = 32, 2  # a CPU takes its time for them
+STEPS, WARMUP = 10, 3  # per case and round
+CASES = {"host crops": 1, "host crops, 2 each": 2, "JPEGs on the device": 0}
+"""Contents of the blocks: the number of crops of each sample that data tasks made; 0 = stored JPEGs."""
+JPEG_BATCH, JPEG_STEPS = 32, 2  # fewer, because a CPU is slow with them
 
 
-def blocks_of(views: int) -> list[dict[str, Any]]:
-    """A few blocks, enough for their bytes to leave the processor's caches."""
+def blocks_of(crops: int) -> list[dict[str, Any]]:
+    """Return a few blocks, with too many bytes for the processor's caches."""
     from benchmarks.blocks import detailed, host_block, jpeg_block
 
-    if not views:
+    if not crops:
         return [jpeg_block(range(64), SIZE, [0] * 64, detailed)]
-    rows = BLOCK_ROWS // views
-    return [host_block(range(first, first + rows), SIZE, [0] * rows, views) for first in range(0, 6 * rows, rows)]
+    rows = BLOCK_ROWS // crops
+    return [host_block(range(first, first + rows), SIZE, [0] * rows, crops) for first in range(0, 6 * rows, rows)]
 
 
-def prepared_steps(blocks: list[dict[str, Any]], views: int, device_name: str) -> list[float]:
-    """Milliseconds that the training thread computes for each step's data, where it finds all blocks there.
+def prepared_steps(blocks: list[dict[str, Any]], crops: int, device_name: str) -> list[float]:
+    """Return the CPU milliseconds of the training thread for each step's batch, when all blocks are ready.
 
-    Its CPU time: by the clock on the wall, other work of the machine would count too.
+    Wall time would also count other work of the machine.
     """
     import torch
 
     from benchmarks.blocks import renumbered
-    from pipelines.feed import Feed, Steps
 
+    try:
+        from pipelines.training.batches import RankBatches, Steps
+    except ModuleNotFoundError:  # a revision before the folders of pipelines
+        former: Any = import_module("pipelines.feed")
+        RankBatches, Steps = former.Feed, former.Steps
     device = torch.device(device_name)
-    steps, batch = (STEPS, BATCH) if views or device.type == "cuda" else (JPEG_STEPS, JPEG_BATCH)
-    repeats = max(1, views)
+    steps, batch = (STEPS, BATCH) if crops or device.type == "cuda" else (JPEG_STEPS, JPEG_BATCH)
+    repeats = max(1, crops)
     rows = (steps + WARMUP) * batch // repeats
     cut = Steps(
         total_samples=rows,
@@ -65,34 +70,35 @@ def prepared_steps(blocks: list[dict[str, Any]], views: int, device_name: str) -
         microbatch_size=0,
         repeats=repeats,
     )
-    feed = Feed(renumbered(blocks, rows), cut, device)
-    shares = feed.shares(feed.base())
+    stream = RankBatches(renumbered(blocks, rows), cut, device)
+    batches = getattr(stream, "from_step", None) or stream.shares  # as above
+    batches = batches(stream.base())
     taken = []
     while True:
-        time.sleep(0.02)  # the thread that reads has its blocks
+        time.sleep(0.02)  # until the reading thread has its blocks
         began = time.thread_time()
-        share = next(shares, None)
-        if share is None:
+        made = next(batches, None)
+        if made is None:
             return taken[WARMUP:]
         taken.append(1000 * (time.thread_time() - began))
 
 
 def answer(device_name: str) -> None:
-    """Prepare steps of each case that is asked for on stdin, and tell their median."""
+    """Read cases from stdin; prepare the steps of each and print their median time."""
     import torch
 
     from resnet_core.compute import configure
     from resnet_core.config import ComputeConfig
 
     configure(ComputeConfig(precision="fp32", compile=False), torch.device(device_name))
-    blocks = {views: blocks_of(views) for views in CASES.values()}
+    blocks = {crops: blocks_of(crops) for crops in CASES.values()}
     print("ready", flush=True)
     for line in sys.stdin:
         print(median(prepared_steps(blocks[int(line)], int(line), device_name)), flush=True)
 
 
 def child(arguments: list[str], tree: Path) -> subprocess.Popen[str]:
-    """A process of its own with the code in `tree`."""
+    """Start a process with the code in `tree`."""
     environment = {**os.environ, "RESNET_RAY_TREE": str(tree)}
     command = [sys.executable, str(ROOT / "benchmarks" / "feed.py"), *arguments]
     pipe = subprocess.PIPE
@@ -100,7 +106,7 @@ def child(arguments: list[str], tree: Path) -> subprocess.Popen[str]:
 
 
 def asked(process: subprocess.Popen[str], question: str = "") -> str:
-    """The next line of its answer."""
+    """Send a case if there is one, and return the process's next line."""
     assert process.stdin and process.stdout
     if question:
         process.stdin.write(question + "\n")
@@ -109,7 +115,7 @@ def asked(process: subprocess.Popen[str], question: str = "") -> str:
 
 
 def unpacked(revision: str, folder: Path) -> Path:
-    """The tree of a revision of this repository."""
+    """Unpack the tree of a revision of this repository into `folder`."""
     packed = subprocess.run(["git", "archive", revision], cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
     with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
         archive.extractall(folder, filter="data")
@@ -121,17 +127,17 @@ def told(name: str, values: list[float]) -> str:
 
 
 def against(revision: str, rounds: int, device: str) -> None:
-    """Print the milliseconds a step of both, and their ratios."""
+    """Print the milliseconds per step of both revisions, and their ratios."""
     print(f"{BATCH} images of {SIZE} a step, blocks of {BLOCK_ROWS} images, {device}, {rounds} rounds", flush=True)
     with tempfile.TemporaryDirectory(prefix="resnet-ray-feed-") as folder:
         sides = {"before": child(["--child", device], unpacked(revision, Path(folder)))}
         sides["now"] = child(["--child", device], ROOT)
         assert [asked(side) for side in sides.values()] == ["ready", "ready"]
-        for case, views in CASES.items():
+        for case, crops in CASES.items():
             found: dict[str, list[float]] = {name: [] for name in sides}
             for number in range(rounds):
                 for name in [*sides][:: 1 if number % 2 else -1]:
-                    found[name].append(float(asked(sides[name], str(views))))
+                    found[name].append(float(asked(sides[name], str(crops))))
             ratios = [now / before for before, now in zip(found["before"], found["now"], strict=True)]
             times = "; ".join(told(name, values) for name, values in found.items())
             print(f"{case:20} CPU ms a step: {times}; {told('now/before', ratios)}", flush=True)
@@ -140,7 +146,7 @@ def against(revision: str, rounds: int, device: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The host's time for a step's data.")
+    parser = argparse.ArgumentParser(description="Measure the host time to prepare the batch of a step.")
     parser.add_argument("--against", metavar="REVISION", default="6b67546")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--rounds", type=int, default=5)

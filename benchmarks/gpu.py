@@ -1,15 +1,17 @@
-"""How fast a GPU trains and scores, and whether the feed keeps up: `python -m benchmarks.gpu`, part of `make test-gpu`.
+"""Training and evaluation speed of a GPU and of its data path: `python -m benchmarks.gpu`, part of `make test-gpu`.
 
-ResNet-50 at 224, bf16, channels_last, compiled, 256 images a step. Without Ray: the core, and the feed from memory.
+The network is ResNet-50 at 224 pixels: bf16, channels_last, compiled, 256 images a step. Ray is not used; blocks come
+from memory.
 
-    step alone       the training step on images that are on the device
-    step, fed        the same, fed by `pipelines.feed.Feed` with crops of data tasks
-    device decode    the feed alone, from stored JPEGs of ImageNet's size: decoded and cropped on the device
-    host decode      the same JPEGs decoded and cropped by four threads of the host
-    model alone      the compiled model in eval mode on images that are on the device
-    evaluation       `resnet_core.evaluation.evaluate` with that model, from batches in the host's memory
+    step alone       the training step on images that are on the device.
+    step, fed        the same, with batches of `pipelines.training.batches.RankBatches` from crops of data tasks.
+    device decode    the batches alone, from JPEGs of ImageNet's size that the device decodes and crops.
+    host decode      the same JPEGs, decoded and cropped by four threads of the host.
+    model alone      the compiled model in eval mode on images that are on the device.
+    evaluation       `resnet_core.evaluation.evaluate` with that model, from batches in the host's memory.
 
-Each figure is printed beside its aim; nothing fails where one is missed. `--profile` adds where the step's time goes.
+Each figure is printed with its target; a missed target is no failure. `--profile` also prints where the time of a step
+goes.
 """
 
 from __future__ import annotations
@@ -32,10 +34,11 @@ if not __package__:
 from benchmarks.blocks import detailed, host_block, jpeg_block, renumbered
 from benchmarks.contest import peak_flops, training_flops
 from benchmarks.hotspots import profiled, report
-from pipelines.data.decode import CropConfig, open_rgb, train_crop
-from pipelines.device_images import DeviceImages
-from pipelines.feed import Feed, Rows, Steps
-from pipelines.side_stream import SideStream
+from pipelines.config.crop import CropConfig
+from pipelines.data.images.pillow import open_rgb, train_crop
+from pipelines.training.batches import RankBatches, Rows, Steps
+from pipelines.training.device_decode import DeviceImages
+from pipelines.training.side_stream import SideStream
 from resnet_core.augment import step_generator
 from resnet_core.compute import compile_forward, computes_bf16, to_memory_format, why_not_compiled
 from resnet_core.config import AugmentConfig, ModelConfig, ModelName, OptimConfig, Precision
@@ -43,7 +46,7 @@ from resnet_core.evaluation import EvalBatch, evaluate
 from resnet_core.models import build_model
 from resnet_core.optim import build_optimizer
 from resnet_core.state import TrainState
-from resnet_core.step import Microbatch, Share, StepConfig, eval_step, train_step
+from resnet_core.step import Microbatch, RankBatch, StepConfig, eval_step, train_step
 
 CLASSES, BLOCK_ROWS, HOST_THREADS = 1000, 106, 4
 OPTIM = OptimConfig(lr_per_256=0.001, momentum=0.9)
@@ -51,7 +54,7 @@ OPTIM = OptimConfig(lr_per_256=0.001, momentum=0.9)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """What is measured, and how much of it."""
+    """Network, device and length of the measurements."""
 
     device: torch.device
     model: ModelName = "resnet50"
@@ -69,7 +72,7 @@ class Work:
         return StepConfig(augment=AugmentConfig(flip=True), precision=self.precision)
 
     def wait(self) -> None:
-        """Until the device has done all that it was given."""
+        """Wait until the device has finished everything in its queue."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -85,36 +88,36 @@ def state_of(work: Work) -> TrainState:
     return TrainState(model=model, forward=model, optimizer=build_optimizer(model, OPTIM))
 
 
-def train(state: TrainState, share: Share, work: Work) -> None:
+def train(state: TrainState, batch: RankBatch, work: Work) -> None:
     generator = step_generator(0, state.step, 0, work.device)
-    train_step(state, share, lr=OPTIM.peak_lr, config=work.config, generator=generator)
+    train_step(state, batch, lr=OPTIM.peak_lr, config=work.config, generator=generator)
     state.step += 1
 
 
-def rate(shares: Iterator[Share], use: Callable[[Share], object], work: Work) -> float:
-    """Images/s after the warm-up."""
+def rate(batches: Iterator[RankBatch], use: Callable[[RankBatch], object], work: Work) -> float:
+    """Return the images/s after the warm-up."""
     began, images = 0.0, 0
-    for number, share in enumerate(shares):
+    for number, batch in enumerate(batches):
         if number == work.warmup:
             work.wait()
             began, images = time.perf_counter(), 0
-        use(share)
-        images += sum(len(each) for each in share.microbatches)
+        use(batch)
+        images += sum(len(each) for each in batch.microbatches)
     work.wait()
     return images / (time.perf_counter() - began)
 
 
-def resident_shares(work: Work) -> Iterator[Share]:
-    """One share again and again."""
+def resident_shares(work: Work) -> Iterator[RankBatch]:
+    """Yield the same rank batch again and again."""
     shape = (work.batch, work.size, work.size, 3)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=work.device)
     labels = torch.randint(0, CLASSES, (work.batch,), device=work.device)
-    share = Share(microbatches=[Microbatch(images_BHWC=images, labels_B=labels)], count=work.batch)
+    batch = RankBatch(microbatches=[Microbatch(images_BHWC=images, labels_B=labels)], count=work.batch)
     for _ in range(work.warmup + work.steps):
-        yield share
+        yield batch
 
 
-def fed_shares(blocks: list[Rows], work: Work) -> Iterator[Share]:
+def fed_shares(blocks: list[Rows], work: Work) -> Iterator[RankBatch]:
     count = work.warmup + work.steps
     steps = Steps(
         total_samples=count * work.batch,
@@ -123,8 +126,8 @@ def fed_shares(blocks: list[Rows], work: Work) -> Iterator[Share]:
         world_size=1,
         microbatch_size=0,
     )
-    feed = Feed(renumbered(blocks, count * work.batch), steps, work.device, DeviceImages(device=work.device))
-    return feed.shares(feed.base())
+    batches = RankBatches(renumbered(blocks, count * work.batch), steps, work.device, DeviceImages(device=work.device))
+    return batches.from_step(batches.base())
 
 
 def host_blocks(work: Work) -> list[Rows]:
@@ -140,7 +143,7 @@ def jpeg_blocks(work: Work) -> list[Rows]:
 
 
 def host_decode(blocks: list[Rows], work: Work) -> float:
-    """Images/s of four threads that decode as a data task does with `data.decoder = "exact"`."""
+    """Return the images/s of four threads that decode like a data task with `data.decoder = "exact"`."""
     jpegs = [data for block in blocks for data in block["image"]]
     crop = CropConfig(image_size=work.size)
 
@@ -186,13 +189,13 @@ def evaluation(state: TrainState, work: Work) -> float:
 
 
 def figures(work: Work) -> dict[str, float]:
-    """Images/s by what was measured."""
+    """Return the images/s of every measurement."""
     state = state_of(work)
     crops, jpegs = host_blocks(work), jpeg_blocks(work)
     return {
-        "step alone": rate(resident_shares(work), lambda share: train(state, share, work), work),
-        "step, fed": rate(fed_shares(crops, work), lambda share: train(state, share, work), work),
-        "device decode": rate(fed_shares(jpegs, work), lambda share: None, work),
+        "step alone": rate(resident_shares(work), lambda batch: train(state, batch, work), work),
+        "step, fed": rate(fed_shares(crops, work), lambda batch: train(state, batch, work), work),
+        "device decode": rate(fed_shares(jpegs, work), lambda batch: None, work),
         "host decode": host_decode(jpegs, work),
         "model alone": model_alone(state, work),
         "evaluation": evaluation(state, work),
@@ -200,21 +203,21 @@ def figures(work: Work) -> dict[str, float]:
 
 
 def told(found: dict[str, float]) -> list[str]:
-    """Each figure beside its aim."""
-    aims = {
+    """Return each figure with its target, one line each."""
+    targets = {
         "step alone": "at least 4,500 on an H200",
         "step, fed": f"{found['step, fed'] / found['step alone']:.3f} of the step alone; at least 0.97",
         "device decode": "at least 8,000 on an H200",
         "host decode": f"{HOST_THREADS} threads",
         "evaluation": f"{found['evaluation'] / found['model alone']:.3f} of the model alone; at least 0.8",
     }
-    return [f"{name:16} {value:10,.0f} images/s   {aims.get(name, '')}".rstrip() for name, value in found.items()]
+    return [f"{name:16} {value:10,.0f} images/s   {targets.get(name, '')}".rstrip() for name, value in found.items()]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="How fast a GPU trains and scores, and whether the feed keeps up.")
+    parser = argparse.ArgumentParser(description="Measure training and evaluation of a GPU, and its data path.")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--profile", action="store_true")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -231,10 +234,10 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps({"device": name, "torch": torch.__version__, **found}, indent=1) + "\n")
     if arguments.profile:
-        state, shares = state_of(work), resident_shares(work)
+        state, batches = state_of(work), resident_shares(work)
         for _ in range(work.warmup):
-            train(state, next(shares), work)
-        kernels = profiled(lambda _: train(state, next(shares), work), range(min(10, work.steps)), device)
+            train(state, next(batches), work)
+        kernels = profiled(lambda _: train(state, next(batches), work), range(min(10, work.steps)), device)
         flops = training_flops(work.model, work.size) * work.batch
         print("\n".join(report(kernels, 1000 * work.batch / found["step alone"], flops, peak_flops(device))))
 

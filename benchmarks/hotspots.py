@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: kernels on a GPU, operators on a CPU, summed by what they do."""
+"""Profile of a training step: times of kernels on a GPU or operators on a CPU, summed by what they do."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from operator import itemgetter
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-# What a kernel or operator does, by its name: the first pattern that fits counts. Inductor names what it fuses after
-# the operators in it, so those come first; cuDNN's and CUTLASS's convolutions call themselves fprop, dgrad or wgrad.
+# Groups of kernels and operators by name; the first pattern that matches counts. Inductor names a fused kernel after
+# its operators, so fused kernels come first. cuDNN and CUTLASS call their convolutions fprop, dgrad or wgrad.
 GROUPS = {
     "fused, with a reduction": r"^triton_(red|per)",
     "fused, element by element": r"^triton_poi",
@@ -33,7 +33,7 @@ SHOWN = 15  # kernels
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
-    """A kernel or an operator, in the mean over the profiled steps; its own time, without what it calls."""
+    """A kernel or an operator: means over the profiled steps; `ms` does not include what it calls."""
 
     name: str
     ms: float
@@ -45,7 +45,7 @@ class Kernel:
 
 
 def profiled(update: Callable[[int], object], steps: range, device: torch.device) -> list[Kernel]:
-    """What ran in these steps, the longest first."""
+    """Profile the steps and return their kernels, the longest first."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as recorded:
         for step in steps:
@@ -60,24 +60,26 @@ def profiled(update: Callable[[int], object], steps: range, device: torch.device
             calls=event.count / len(steps),
         )
         for event in recorded.key_averages()
-        # on a GPU's track, an annotation spans kernels that have events of their own
+        # on a GPU's track, an annotation spans kernels that are counted separately
         if event.device_type.name == track and not (on_gpu and event.is_user_annotation)
     ]
     return sorted(kernels, key=lambda kernel: -kernel.ms)
 
 
 def report(kernels: list[Kernel], step_ms: float, flops: float, peak: float | None) -> Iterator[str]:
-    """Lines: what the kernels do by time, how fast the matrix work is, and the longest kernels.
+    """Yield lines: time by group, speed of the matrix products and convolutions, and the longest kernels.
 
-    `step_ms` is how long a step takes without the profiler; `flops` are those of a step, nearly all of them in
-    convolutions and matrix products; `peak` is the device's in FLOP/s, if known.
+    Args:
+        step_ms: time of a step without the profiler.
+        flops: FLOPs of a step, nearly all of them in convolutions and matrix products.
+        peak: the device's peak in FLOP/s, if known.
     """
     groups, calls = defaultdict[str, float](float), defaultdict[str, float](float)
     for kernel in kernels:
         groups[kernel.group] += kernel.ms
         calls[kernel.group] += kernel.calls
     busy = sum(groups.values())
-    yield f"where the {step_ms:.2f} ms of a step go; under the profiler, its kernels take {busy:.2f} ms"
+    yield f"a step takes {step_ms:.2f} ms; under the profiler its kernels take {busy:.2f} ms:"
     for group, ms in sorted(groups.items(), key=itemgetter(1), reverse=True):
         yield f"  {ms / busy:6.1%} {ms:9.3f} ms {calls[group]:7.0f} calls  {group}"
     if matrix_ms := sum(groups[group] for group in MATRIX_GROUPS):

@@ -1,13 +1,14 @@
-"""Images/s of ours and of other loaders on the same photographs: `python -m benchmarks.ingest --peers FOLDER`.
+"""Images/s of our loader and of others on the same photographs: `python -m benchmarks.ingest --peers FOLDER`.
 
-The photographs are benchmarks/photographs.py's; FOLDER has the environments of `python -m benchmarks.peers install
-FOLDER`, and a loader whose environment is not there is left out. Everything takes RandomResizedCrop 224 (scale 0.08 to
-1) and a flip of every image, in batches of 128, from files that the page cache holds. Each measurement is a process of
-its own, one at a time, in rounds, so that what else slows the machine down hits all: images per second of CPU time
-(user and system, all processes of the loader) with one worker, and images per second of wall time with two.
+The photographs are those of benchmarks/photographs.py. FOLDER has the environments of `python -m benchmarks.peers
+install FOLDER`; a loader without an environment is skipped. Every loader applies RandomResizedCrop 224 (scale 0.08 to
+1) and a random flip, and makes batches of 128. The files are in the page cache.
 
-`--json FILE` keeps every measurement as soon as it is made; a FILE that is there is gone on with, and `--rounds 0` only
-prints its table.
+Each measurement runs in a new process, one at a time, in rounds, so that other load on the machine slows all loaders
+down. With one worker the result is images per second of CPU time: user and system, all processes of the loader. With
+two workers it is images per second of wall time.
+
+`--json FILE` saves every measurement immediately. An existing FILE is continued; `--rounds 0` only prints its table.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contender:
-    """One way to load one stored form."""
+    """A loader of one stored form, in one variant."""
 
     name: str
-    module: str  # of benchmarks.peers
-    form: str  # what it is compared within
+    module: str  # in benchmarks.peers
+    form: str  # loaders of one form are compared with each other
     variant: str = ""
-    environment: str = ""  # of benchmarks.peers; "" = ours
+    environment: str = ""  # in benchmarks.peers; "" = ours
     workers: tuple[int, ...] = (1, 2)
 
     @property
@@ -86,7 +87,7 @@ def _contenders() -> list[Contender]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Bench:
-    """Where everything lies, and how long it is measured."""
+    """Folders and settings of all measurements."""
 
     photographs: Path
     scratch: Path
@@ -95,7 +96,7 @@ class Bench:
     seconds: float
 
     def measure(self, contender: Contender, workers: int) -> Record | None:
-        """One measurement in a process of its own; None, and the reason told, where it fails."""
+        """Measure a loader in a new process; if that fails, print the reason and return None."""
         own = self.scratch / contender.module / contender.variant
         python = Path(sys.executable) if contender.ours else interpreter(self.peers, contender.environment)
         out, log = self.scratch / "measured.json", self.scratch / "log.txt"
@@ -125,7 +126,7 @@ class Bench:
 
 @contextmanager
 def storage(contender: Contender, folder: Path) -> Iterator[dict[str, str]]:
-    """The S3 server that a contender reads from, if it does: outside of the processes that are measured."""
+    """Run the S3 server for a contender that reads from S3, outside of the measured processes."""
     with ExitStack() as stack:
         environment: dict[str, str] = {}
         if contender.variant.startswith("s3"):
@@ -138,12 +139,12 @@ def storage(contender: Contender, folder: Path) -> Iterator[dict[str, str]]:
 
 
 def rate(record: Record, per: str) -> float:
-    """Images per second of `per`, cpu_s or wall_s."""
+    """Return the images per second of `per`, cpu_s or wall_s."""
     return float(record["images"] / record[per])
 
 
 def table(records: list[Record]) -> Iterator[str]:
-    """Medians with the range over the rounds, and ours over theirs."""
+    """Yield lines: medians with their range over the rounds, and the ratio of ours to theirs."""
     for form in dict.fromkeys(record["form"] for record in records if record["form"] != "pipeline"):
         yield ""
         yield f"{form:32}{'images per CPU-s, 1 worker':^34}{'images/s, 2 workers':^34}{'longest':>9}"
@@ -155,16 +156,16 @@ def table(records: list[Record]) -> Iterator[str]:
             for workers, per in ((1, "cpu_s"), (2, "wall_s")):
                 mine = _rates(own, "ours", workers, per)
                 its = _rates(own, name, workers, per)
-                told = f"{median(its):,.0f} ({min(its):,.0f}-{max(its):,.0f})" if its else "-"
+                cell = f"{median(its):,.0f} ({min(its):,.0f}-{max(its):,.0f})" if its else "-"
                 ratio = f"{median(mine) / median(its):.2f}" if mine and its and name != "ours" else ""
-                cells += f"{told:^24}{ratio:^10}"
+                cells += f"{cell:^24}{ratio:^10}"
             gap = max(record["longest_gap_s"] for record in own if record["name"] == name)
             yield f"{name:32}{cells}{gap:7.2f}s"
     yield from pipeline_table(records)
 
 
 def pipeline_table(records: list[Record]) -> Iterator[str]:
-    """The whole pipeline against the bare function."""
+    """Yield lines that compare the whole pipeline with the bare function of a data task."""
     streamed = [record for record in records if record["form"] == "pipeline"]
     bare = {
         (workers, per): median(_rates(records, "ours", workers, per, "original") or [float("nan")])
@@ -172,17 +173,17 @@ def pipeline_table(records: list[Record]) -> Iterator[str]:
     }
     if streamed:
         yield ""
-        yield "whole pipeline, two workers: shares of the bare function's images per second of wall and of CPU time"
+        yield "whole pipeline, two workers: images per second of wall and of CPU time, over those of the bare function"
     for name in dict.fromkeys(record["name"] for record in streamed):
         own = [record for record in streamed if record["name"] == name]
         wall = median(rate(record, "wall_s") for record in own) / bare[2, "wall_s"]
         cpu = median(rate(record, "cpu_s") for record in own) / bare[1, "cpu_s"]
-        told = {key: median(record[key] for record in own) for key in own[0] if key.endswith(("_s", "_gb"))}
+        middle = {key: median(record[key] for record in own) for key in own[0] if key.endswith(("_s", "_gb"))}
         yield (
-            f"{name:24} wall {wall:.2f}  CPU {cpu:.2f}  gap {told['longest_gap_s']:.2f} s "
-            f"(median {told['median_gap_s']:.2f})  first batch {told['warm_first_batch_s']:.1f} s warm, "
-            f"{told['cold_first_batch_s']:.1f} cold  store {told['object_store_gb']:.2f} GB, "
-            f"spilled {told['spilled_gb']:.2f}"
+            f"{name:24} wall {wall:.2f}  CPU {cpu:.2f}  gap {middle['longest_gap_s']:.2f} s "
+            f"(median {middle['median_gap_s']:.2f})  first batch {middle['warm_first_batch_s']:.1f} s warm, "
+            f"{middle['cold_first_batch_s']:.1f} cold  store {middle['object_store_gb']:.2f} GB, "
+            f"spilled {middle['spilled_gb']:.2f}"
         )
 
 
@@ -195,7 +196,7 @@ def _rates(records: list[Record], name: str, workers: int, per: str, form: str =
 
 
 def chosen(names: list[str] | None, peers: Path | None) -> list[Contender]:
-    """Contenders whose name or form has one of the words in it; says which have no environment."""
+    """Return the contenders whose name, form or module contains one of the words; print those without environment."""
     found = []
     for contender in _contenders():
         words = f"{contender.name} {contender.form} {contender.module}".lower()
@@ -210,20 +211,20 @@ def chosen(names: list[str] | None, peers: Path | None) -> list[Contender]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Images/s of our data plane and of other loaders.")
-    parser.add_argument("--peers", type=Path, help="folder of the other loaders' environments; none: ours alone")
+    parser = argparse.ArgumentParser(description="Compare images/s of our data path and of other loaders.")
+    parser.add_argument("--peers", type=Path, help="folder of the other loaders' environments; without it: ours only")
     parser.add_argument(
-        "--only", action="append", metavar="WORD", help="of a loader's name or a stored form; repeatable"
+        "--only", action="append", metavar="WORD", help="only loaders or stored forms with this word; repeatable"
     )
     parser.add_argument(
-        "--photographs", type=Path, help="where they lie, or are written to; default: a temporary folder"
+        "--photographs", type=Path, help="folder of the photographs, made if missing; default: a temporary folder"
     )
-    parser.add_argument("--scratch", type=Path, help="what loaders write in their own formats; default: temporary")
-    parser.add_argument("--count", type=int, default=1000, help="photographs, where they are not there yet")
-    parser.add_argument("--batch", type=int, default=128, help="images")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each measurement")
+    parser.add_argument("--scratch", type=Path, help="folder for the loaders' own formats; default: a temporary one")
+    parser.add_argument("--count", type=int, default=1000, help="photographs to make, if they are missing")
+    parser.add_argument("--batch", type=int, default=128, help="images per batch")
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="measurements, added to those that are there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file to which measurements are added")
     return parser.parse_args()
 
 

@@ -1,12 +1,16 @@
-"""The model of benchmarks/scaling.py against one and two nodes of one core each: `python -m benchmarks.nodes`.
+"""Test of the model in benchmarks/scaling.py on one and two nodes of one core each: `python -m benchmarks.nodes`.
 
-The nodes are Ray's own of `ray.cluster_utils.Cluster`, held to a core each by the kernel; what a cluster has one of
-(Ray's head, the driver) is not. Such a node decodes and trains on the same core, so the stages' times add up instead of
-overlapping. Nodes of one machine share its caches and memory, so the constants are taken on as many cores at once as
-there are nodes: decoding by a data task's own function, the training step on random images; then gloo between two
-processes. With one node the head and the driver have the other core to themselves, and what they take of it is
-measured; two nodes share that loss. `pipelines/train.py` trains on one and on two nodes, and its recorded images/s is
-compared with the model's, which has seen no measurement of two nodes.
+The nodes are simulated by `ray.cluster_utils.Cluster`, and the kernel pins each to one core. Ray's head and the driver,
+of which a cluster has one, are not pinned. A node decodes and trains on the same core, so the times of the stages add
+up instead of overlapping.
+
+The model's constants are measured first. Nodes of one machine share its caches and memory, so as many cores are busy
+as there are nodes. The constants are decoding by a data task's function, the training step on random images, and gloo
+between two processes. With one node the head and the driver have the other core; their use of it is measured, and
+with two nodes both lose that much.
+
+Then `pipelines/train.py` trains on one and on two nodes. Its recorded images/s are compared with the model's, which
+uses no measurement of a run on two nodes.
 """
 
 from __future__ import annotations
@@ -32,21 +36,21 @@ from benchmarks.overhead import run_pipeline, steady
 from benchmarks.peers.ours import blocks, photograph_stream, prepared
 from benchmarks.photographs import write_photographs
 from benchmarks.scaling import Job, Node, images_per_second
-from pipelines.assembly import build_state, decided, step_config
-from pipelines.recipe import Recipe, build_recipe
+from pipelines.config.recipe import Recipe, build_recipe
+from pipelines.training.build import build_state, decided, step_config
 from resnet_core.augment import step_generator
 from resnet_core.compute import configure
-from resnet_core.step import Microbatch, Share, train_step
+from resnet_core.step import Microbatch, RankBatch, train_step
 
 SIZE, PER_RANK, CLASSES, IMAGES = 64, 32, 10, 800
-STEPS, SKIP = 240, 20  # all of a run is decoded while it trains, most of it early
-_TAKE_S = 8.0  # of each constant
+STEPS, SKIP = 240, 20  # a run decodes all its images while it trains, most of them early
+_TAKE_S = 8.0  # measurement of each constant
 _SENT = 64  # all-reduces
-_STORE_BYTES = 400 * 2**20  # with 80 MiB Ray Data's scheduler, short of memory, took most of a core
+_STORE_BYTES = 400 * 2**20  # with 80 MiB, Ray Data's scheduler was short of memory and took most of a core
 
 
 def settings(data: str, nodes: int) -> dict[str, object]:
-    """The run on so many nodes: as many images per rank on each number."""
+    """Return the settings of a run on `nodes` nodes; the images per rank do not depend on their number."""
     return {
         "model.name": "resnet20",
         "model.num_classes": CLASSES,
@@ -61,7 +65,7 @@ def settings(data: str, nodes: int) -> dict[str, object]:
         "compute.precision": "fp32",
         "compute.threads_per_worker": 1,
         "run.num_workers": nodes,
-        "run.cpus_per_worker": 2,  # of a node's 3: one rank fits, and one data task
+        "run.cpus_per_worker": 2,  # a node has 3: one rank and one data task fit
         "run.log_every_steps": 5,
         "run.checkpoint_every_steps": 0,
     }
@@ -72,7 +76,7 @@ def recipe(data: str, nodes: int) -> Recipe:
 
 
 def decoded_per_second(data: str) -> float:
-    """Images of a data task's function in a second of one core."""
+    """Return the images that a data task's function makes per second of one core."""
     count, began = 0, 0.0
     for images in blocks(photograph_stream(data, "", step_rows=PER_RANK, size=SIZE)):
         now = time.perf_counter()
@@ -84,25 +88,25 @@ def decoded_per_second(data: str) -> float:
 
 
 def trained_per_second(data: str) -> float:
-    """Images of the training step in a second of one core, without any data to wait for."""
+    """Return the images per second of the training step on one core, without waiting for data."""
     wanted = recipe(data, 1)
     configure(wanted.compute, torch.device("cpu"))
     state = build_state(wanted, torch.device("cpu"), 1, IMAGES)
     images = torch.randint(0, 256, (PER_RANK, SIZE, SIZE, 3), dtype=torch.uint8)
     labels = torch.randint(0, CLASSES, (PER_RANK,))
-    share = Share(microbatches=[Microbatch(images_BHWC=images, labels_B=labels)], count=PER_RANK, world_size=1)
+    batch = RankBatch(microbatches=[Microbatch(images_BHWC=images, labels_B=labels)], count=PER_RANK, world_size=1)
     config = step_config(wanted)
     times = []
     began = time.perf_counter()
     while (now := time.perf_counter()) - began < _TAKE_S:
         draws = step_generator(0, len(times), 0, torch.device("cpu"))
-        train_step(state, share, lr=0.1, config=config, generator=draws)
+        train_step(state, batch, lr=0.1, config=config, generator=draws)
         times.append(time.perf_counter() - now)
     return PER_RANK / median(times)
 
 
 def sent_per_second(rank: int, rendezvous: str, size: int, results: SimpleQueue[float]) -> None:
-    """One of two processes, each on its own core, that add up their gradients over gloo."""
+    """Run one of two processes, each on its own core, that add up gradients over gloo; rank 0 puts bytes/s."""
     pin(rank)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     gradients = torch.ones(size // 4)
@@ -128,14 +132,14 @@ def network(size: int, folder: Path) -> float:
 
 
 def alone(core: int, data: str, results: SimpleQueue[tuple[float, float]]) -> None:
-    """What one core does, beside the others that are asked."""
+    """Measure one core while the other cores are measured; put (trained, decoded) images/s."""
     pin(core)
     torch.set_num_threads(1)
     results.put((trained_per_second(data), decoded_per_second(data)))
 
 
 def constants(data: str, nodes: int) -> Node:
-    """A node, measured with as many at work as there will be; the slowest step counts, since ranks wait for it."""
+    """Return a node's constants, measured on `nodes` cores at once; the slowest step counts, as ranks wait for it."""
     context = get_context("spawn")
     results: SimpleQueue[tuple[float, float]] = context.SimpleQueue()
     every = [context.Process(target=alone, args=(core, data, results)) for core in range(nodes)]
@@ -150,16 +154,16 @@ def constants(data: str, nodes: int) -> Node:
 
 
 def pin(core: int) -> None:
-    """This process, and what it starts from now on, to one of the cores that it may use."""
+    """Pin this process, and the processes that it starts later, to one of its allowed cores."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
 
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[None]:
-    """A head that computes nothing, and nodes of one core each."""
+    """Start a head without CPUs, and nodes of one core each."""
     from ray.cluster_utils import Cluster
 
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # on loopback, for as long as this takes
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # the cluster listens on loopback, and only during this benchmark
     cores = sorted(os.sched_getaffinity(0))
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": _STORE_BYTES})
     try:
@@ -176,7 +180,7 @@ def cluster(nodes: int) -> Iterator[None]:
 
 
 def unpinned_seconds() -> float:
-    """CPU time so far of what this process started and no node holds: Ray's head, the driver, MLflow's client."""
+    """Return the CPU time so far of this process's children that are not pinned: Ray's head and the driver."""
     total = 0.0
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -186,15 +190,15 @@ def unpinned_seconds() -> float:
 
 
 @contextmanager
-def watched(shares: list[float]) -> Iterator[None]:
-    """Put down which part of a core the head and the driver take, each second until the block ends."""
+def watched(cores: list[float]) -> Iterator[None]:
+    """Append the cores that the head and the driver use, every second until the block ends."""
     done = threading.Event()
 
     def watch() -> None:
         before, began = unpinned_seconds(), time.monotonic()
         while not done.wait(1.0):
             after, now = unpinned_seconds(), time.monotonic()
-            shares.append(max(0.0, after - before) / (now - began))
+            cores.append(max(0.0, after - before) / (now - began))
             before, began = after, now
 
     thread = threading.Thread(target=watch)
@@ -207,18 +211,18 @@ def watched(shares: list[float]) -> Iterator[None]:
 
 
 def measured(data: str, nodes: int, home: Path) -> tuple[float, float]:
-    """(images/s that a run on so many nodes records after its first steps, part of a core of head and driver)."""
+    """Return (recorded images/s of a run after its first steps, cores that the head and the driver use)."""
     home.mkdir(parents=True)
     file = home / "recipe.toml"
     file.write_text("")
-    shares: list[float] = []
-    with cluster(nodes), watched(shares):
+    cores: list[float] = []
+    with cluster(nodes), watched(cores):
         _, records = run_pipeline(str(file), {**settings(data, nodes), "run.home": str(home / "runs")})
-    return steady(records, SKIP)[0], median(shares)  # most seconds are of training, not of the start
+    return steady(records, SKIP)[0], median(cores)  # the median: most seconds are training, not the start
 
 
 def compare(data: str, home: Path) -> list[float]:
-    """One round: measured over told, for one and for two nodes."""
+    """Run one round: return measured / predicted images/s, for one and for two nodes."""
     state = build_state(recipe(data, 1), torch.device("cpu"), 1, IMAGES)
     gradient_bytes = 4 * sum(parameter.numel() for parameter in state.model.parameters())
     job = Job(
@@ -232,27 +236,27 @@ def compare(data: str, home: Path) -> list[float]:
     ratios, head = [], 0.0
     for nodes in (1, 2):
         node = replace(constants(data, nodes), network_bytes_per_s=sent)
-        if nodes == 2:  # on two cores there is none for the head
+        if nodes == 2:  # both cores are nodes: the head has none left
             node = replace(node, free_share=1 - head / nodes)
-        told, _ = images_per_second(node, nodes, job)
-        found, share = measured(data, nodes, home / f"{nodes}")
-        head = share
-        ratios.append(found / told)
+        predicted, _ = images_per_second(node, nodes, job)
+        found, cores = measured(data, nodes, home / f"{nodes}")
+        head = cores
+        ratios.append(found / predicted)
         print(
             f"  {nodes} node(s): decode {node.decode_images_per_core_s:,.0f} images/s, step "
             f"{node.device_images_per_s:,.0f}, gloo {sent / 1e6:,.0f} MB/s, free {node.free_share:.2f}; model "
-            f"{told:,.0f} images/s, measured {found:,.0f} ({ratios[-1]:.2f}); head and driver {share:.2f} of a core",
+            f"{predicted:,.0f} images/s, measured {found:,.0f} ({ratios[-1]:.2f}); head and driver {cores:.2f} cores",
             flush=True,
         )
     return ratios
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The scaling model against nodes of one core each.")
+    parser = argparse.ArgumentParser(description="Test the scaling model on nodes of one core each.")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if len(os.sched_getaffinity(0)) != 2:
-        raise SystemExit("this wants exactly two cores: taskset -c 0,1")
+        raise SystemExit("error: benchmarks.nodes needs exactly two cores: start it with taskset -c 0,1")
     with tempfile.TemporaryDirectory(prefix="resnet-ray-nodes-") as temporary:
         home = Path(temporary)
         write_photographs(home / "photographs", IMAGES, CLASSES * 2)

@@ -1,8 +1,8 @@
-"""What `data.ordered = true` costs: `python -m benchmarks.ordered PHOTOGRAPHS` (folders of benchmarks.photographs).
+"""Cost of `data.ordered = true`: `python -m benchmarks.ordered PHOTOGRAPHS` (a folder of benchmarks.photographs).
 
-Two workers take the same rows of the same data set through Ray, batches of 256 in all, at 224 pixels from original
-JPEGs, once in the order in which they come and once in the plan's; the two take turns. Images/s from the first block to
-the last, over all workers.
+Two workers take the same rows of the same data set through Ray: crops of 224 pixels from original JPEGs, 256 per step
+over both workers. They take the rows once in the order of arrival and once in the plan's order, in turns. The result
+is images/s from the first block to the last, over all workers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ if __name__ == "__main__":
 import ray
 
 from benchmarks.peers.ours import photograph_stream, prepared
-from pipelines.data.ingest import Stream, build_dataset
-from pipelines.data.ledger import Ledger
-from pipelines.data.ordered import opened
-from pipelines.data.plan import FILLER
+from pipelines.data.order.ledger import Ledger
+from pipelines.data.order.plan import FILLER
+from pipelines.training.ordered import opened
+from pipelines.training.stream import Stream, build_dataset
 
 WORKERS = 2
 
 
 def rate(stream: Stream) -> float:
-    """Images/s over all workers."""
+    """Return the images/s over all workers."""
     ledger = Ledger(stream.manifest.splits["train"])
     parts = build_dataset(stream, 0, ledger, WORKERS).streaming_split(WORKERS, equal=True)
     marks: list[tuple[float, int]] = []

@@ -1,12 +1,14 @@
-"""What the pipeline costs: its images/s against a plain PyTorch loop, in turn: `python benchmarks/overhead.py`.
+"""Overhead of the pipeline: its images/s against a plain PyTorch loop, in turns: `python benchmarks/overhead.py`.
 
-Both train ResNet-20 on Fashion-MNIST (on MNIST-5k where the Debian package dataset-fashion-mnist is not installed) with
-the recipe's batch, augmentation, optimizer and threads. The pipeline is `pipelines/train.py` as a user starts it: Ray,
-shards, stream, ledger, checkpoints, MLflow; its rate is the one it records, time for checkpoints included, scoring of
-the test split not. The plain loop has all images in memory as one uint8 tensor per process, and DistributedDataParallel
-over gloo where there are several. The first steps of either are left out.
+Both train ResNet-20 on Fashion-MNIST with the recipe's batch, augmentation, optimizer and threads. Without the Debian
+package dataset-fashion-mnist, they train on MNIST-5k.
 
-The time from command to first step is taken from a short run of its own, which `benchmarks/trace` watches.
+The pipeline is `pipelines/train.py` as a user starts it: Ray, shards, stream, ledger, checkpoints, MLflow. Its rate is
+the recorded one, which includes checkpoints but not evaluations. The plain loop has all images in memory as one uint8
+tensor per process, and DistributedDataParallel over gloo if there are several processes. The first steps of both are
+not counted.
+
+The time from command to first step is measured in a separate short run, which `benchmarks/trace` traces.
 """
 
 from __future__ import annotations
@@ -35,36 +37,36 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks import events
-from infra.records import Record
 from infra.storage import open_store
-from pipelines.assembly import build_state, decided
+from infra.tracking.metric_point import MetricPoint
 from pipelines.checkpoint import RunFolder
-from pipelines.data.sources import open_source
-from pipelines.data.sources.arrays import Arrays
-from pipelines.recipe import Recipe, load_recipe
+from pipelines.config.recipe import Recipe, load_recipe
+from pipelines.data.prepare.sources import open_source
+from pipelines.data.prepare.sources.arrays import Arrays
+from pipelines.training.build import build_state, decided
 from resnet_core.augment import augment, step_generator
 from resnet_core.compute import autocast
 from resnet_core.schedule import LrSchedule
 
-RAY_NICENESS = 15  # of Ray's workers (RAY_worker_niceness): the plain loop's processes yield as much
+RAY_NICENESS = 15  # that of Ray's workers (RAY_worker_niceness); the plain loop's processes get the same
 RECORD_EVERY = 10
 
-# What comes after what until the first step is done: (what the time was spent on, the event that ends it).
+# Stages until the end of the first step, in order: (what the time is spent on, the event that ends the stage).
 STAGES = (
     ("Python and imports of the driver", "train:begin"),
     ("run folder, data set", "connect:begin"),
-    ("Ray, MLflow's imports beside it", "connect:end"),
+    ("Ray; MLflow's imports meanwhile", "connect:end"),
     ("rest of MLflow's start, imports of Ray Train", "launch:begin"),
     ("Ray Train's controller and workers, torch", "train_worker:begin"),
     ("model, while the stream starts", "build_state:end"),
-    ("first block", "Feed.base:end"),
+    ("first block", "RankBatches.base:end"),
     ("first step", "train_step:end"),
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plain:
-    """What the plain loop needs to know."""
+    """Settings of the plain loop."""
 
     recipe: Recipe
     source: str
@@ -76,16 +78,16 @@ class Plain:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Round:
-    """One pass of each, in images/s over all workers."""
+    """Images/s over all workers, one pass of each side."""
 
     pipeline: float
     plain: float
-    data_wait_share: float  # of the pipeline's training time, on the worker that waited most
+    data_wait_share: float  # fraction of the pipeline's training time, on the worker that waited most
     ratio: float
 
 
 def plain_worker(rank: int, job: Plain, results: SimpleQueue[float]) -> None:
-    """One process of the plain loop; rank 0 puts the rate."""
+    """Run one process of the plain loop; rank 0 puts the rate."""
     os.nice(RAY_NICENESS)
     torch.set_num_threads(job.recipe.compute.threads_per_worker)
     if job.workers > 1:
@@ -120,7 +122,7 @@ def plain_worker(rank: int, job: Plain, results: SimpleQueue[float]) -> None:
 
 
 def batches(job: Plain, arrays: Arrays, rank: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """This rank's randomly cropped images, uint8 B x S x S x 3, and labels; every epoch in a new order."""
+    """Yield this rank's randomly cropped images, uint8 B x S x S x 3, and labels; every epoch has a new order."""
     side, pad = job.recipe.data.image_size, job.recipe.data.pad
     images = F.pad(torch.tensor(arrays.images), (pad, pad, pad, pad))[..., None].expand(-1, -1, -1, 3).contiguous()
     labels = torch.tensor(arrays.labels, dtype=torch.int64)
@@ -137,15 +139,17 @@ def batches(job: Plain, arrays: Arrays, rank: int) -> Iterator[tuple[Tensor, Ten
 
 
 def run_plain(job: Plain) -> float:
-    """Images/s of the plain loop at steady state."""
+    """Return the images/s of the plain loop at steady state."""
     context = torch.multiprocessing.get_context("spawn")
     results: SimpleQueue[float] = context.SimpleQueue()
     spawn(plain_worker, (job, results), nprocs=job.workers)
     return float(results.get())
 
 
-def run_pipeline(recipe: str, settings: dict[str, object], *, trace: Path | None = None) -> tuple[float, list[Record]]:
-    """Train to the end; when the command began (Unix seconds), and what the run recorded."""
+def run_pipeline(
+    recipe: str, settings: dict[str, object], *, trace: Path | None = None
+) -> tuple[float, list[MetricPoint]]:
+    """Train to the end; return the command's start (Unix seconds) and the run's records."""
     home = Path(str(settings["run.home"]))
     home.mkdir(parents=True)
     log = home / "output.txt"
@@ -158,16 +162,16 @@ def run_pipeline(recipe: str, settings: dict[str, object], *, trace: Path | None
     return began, newest.records
 
 
-def steady(records: list[Record], skip: int) -> tuple[float, float]:
-    """(images/s, share of time waiting for data) of the steps after `skip`, each step weighing the same."""
-    told = [record.metrics for record in records if record.step > skip and "train/images_per_second" in record.metrics]
-    seconds = [1 / metrics["train/images_per_second"] for metrics in told]  # per image; records are equally far apart
-    waited = sum(s * metrics["train/data_wait_share"] for s, metrics in zip(seconds, told, strict=True))
-    return len(told) / sum(seconds), waited / sum(seconds)
+def steady(records: list[MetricPoint], skip: int) -> tuple[float, float]:
+    """Return (images/s, fraction of the time waiting for data) of the steps after `skip`; each step counts the same."""
+    used = [record.metrics for record in records if record.step > skip and "train/images_per_second" in record.metrics]
+    seconds = [1 / metrics["train/images_per_second"] for metrics in used]  # per image; records are equally far apart
+    waited = sum(s * metrics["train/data_wait_share"] for s, metrics in zip(seconds, used, strict=True))
+    return len(used) / sum(seconds), waited / sum(seconds)
 
 
 def measure_start(recipe: str, settings: dict[str, object], temporary: Path) -> dict[str, float]:
-    """Seconds spent on each stage from the command to the end of the first step; the slowest worker counts."""
+    """Return the seconds of each stage from the command to the end of the first step; the slowest worker counts."""
     trace = temporary / "trace"
     began, _ = run_pipeline(recipe, {**settings, "run.home": f"{temporary}/start"}, trace=trace)
     last = {event["event"]: event["t"] for event in events.read(trace)}
@@ -176,7 +180,7 @@ def measure_start(recipe: str, settings: dict[str, object], temporary: Path) -> 
 
 
 def compare(arguments: argparse.Namespace, temporary: Path) -> dict[str, Any]:
-    """All measurements."""
+    """Run all measurements and return them."""
     fashion = events.FASHION.is_dir()
     name, source = ("fashion_mnist", str(events.FASHION)) if fashion else ("mnist5k", "mnist5k")
     settings: dict[str, object] = {
@@ -192,16 +196,14 @@ def compare(arguments: argparse.Namespace, temporary: Path) -> dict[str, Any]:
     }
     short = {**settings, "schedule.length": 2, "schedule.warmup": 0}
     busy = os.getloadavg()[0]
-    print(
-        f"{name} on {os.cpu_count()} CPUs, load average before {busy:.1f}: what others compute makes every number noisy"
-    )
+    print(f"{name} on {os.cpu_count()} CPUs, load average before {busy:.1f}: other load makes every number noisy")
     prepare = [sys.executable, "pipelines/prepare.py", source, f"{temporary}/data", "--set", "prepare.validation=0"]
     subprocess.run(prepare, cwd=events.ROOT, check=True, stdout=subprocess.DEVNULL)
     print("from command to first step", flush=True)
     start = measure_start(name, short, temporary)
     for what, seconds in start.items():
         print(f"  {seconds:6.1f} s  {what}")
-    print(f"  {sum(start.values()):6.1f} s  in all", flush=True)
+    print(f"  {sum(start.values()):6.1f} s  total", flush=True)
     recipe = load_recipe(name, {**settings, "model.num_classes": 10})
     print("round  pipeline  plain loop  ratio  waiting for data", flush=True)
     rounds = []
@@ -235,12 +237,12 @@ def _free_port() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Images/s of the whole pipeline against a plain PyTorch loop.")
+    parser = argparse.ArgumentParser(description="Compare images/s of the whole pipeline and of a plain PyTorch loop.")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=240, help="of each pass")
-    parser.add_argument("--skip", type=int, default=40, help="steps left out at the beginning of each pass")
+    parser.add_argument("--steps", type=int, default=240, help="steps of each pass")
+    parser.add_argument("--skip", type=int, default=40, help="first steps of each pass, which are not counted")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--json", metavar="FILE", help="where to write the measurements")
+    parser.add_argument("--json", metavar="FILE", help="file for the measurements")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="resnet-ray-overhead-") as temporary:
         measured = compare(arguments, Path(temporary))

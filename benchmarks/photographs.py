@@ -1,9 +1,9 @@
-"""Pictures like ImageNet's, cut from real photographs: `python -m benchmarks.photographs OUT --count 1000`.
+"""Images like ImageNet's, cut from real photographs: `python -m benchmarks.photographs OUT --count 1000`.
 
-ImageNet may not be passed on, and pictures of noise decode at another speed. Debian's wallpaper packages have real
-photographs; each gives a class. A tile is a random region scaled down to ImageNet's usual sizes, 500x375 above all, and
-saved as JPEG (4:2:0) at a quality at which the mean is ImageNet's 110 kB. The same tiles come out every time; the test
-split's are others, of the same photographs.
+ImageNet's licence does not allow redistribution, and images of noise decode at another speed. Debian's wallpaper
+packages have real photographs; each becomes a class. A tile is a random region, scaled down to one of ImageNet's usual
+sizes, most often 500x375. It is saved as JPEG (4:2:0) at a quality that gives ImageNet's mean of 110 kB. Every run
+makes the same tiles; the test split has other tiles of the same photographs.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ PHOTOGRAPHS = {
     **{name: BACKGROUNDS / f"{name}.jpg" for name in ("Blinds", "Dune", "GreenMeadow", "RainDrops")},
 }
 SIZES = {(500, 375): 55, (375, 500): 18, (500, 333): 12, (333, 500): 5, (400, 400): 5, (640, 480): 3, (300, 225): 2}
-"""Width and height of a tile: how many in a hundred."""
+"""Percentage of tiles by (width, height)."""
 QUALITY = 98
-DRAWS = 3  # regions drawn for a tile; the most detailed one is kept, for much of a photograph is out of focus
+DRAWS = 3  # random regions per tile; the most detailed one is kept, because much of a photograph is out of focus
 
 
 def write_photographs(folder: Path, count: int, test_count: int = 0) -> int:
-    """Write `count` tiles to train/CLASS/NNNN.jpg in `folder`, and `test_count` to test/; the bytes of all of them.
+    """Write `count` tiles to train/CLASS/NNNN.jpg in `folder`, and `test_count` to test/; return their total bytes.
 
     Raises:
-        UserError: the packages are not installed; the message is the command to do so.
+        UserError: the packages are not installed; the message has the command that installs them.
     """
     written = 0
     for split, wanted in (("train", count), ("test", test_count)):
@@ -53,10 +53,10 @@ def write_photographs(folder: Path, count: int, test_count: int = 0) -> int:
 
 
 def tiles(name: str, split: str, count: int) -> Iterator[bytes]:
-    """JPEG files cut from one photograph."""
+    """Yield JPEG files cut from one photograph."""
     path = PHOTOGRAPHS[name]
     if not path.is_file():
-        raise UserError(f"no {path}: run {INSTALL}")
+        raise UserError(f"{path} does not exist: install the photographs with {INSTALL}")
     with Image.open(path) as opened:
         photograph = opened.convert("RGB")
     for number in range(count):
@@ -82,7 +82,7 @@ def _region(photograph: Image.Image, size: tuple[int, int], rng: random.Random) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write JPEG files like ImageNet's, in class folders.")
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder; gets train/CLASS/NNNN.jpg and test/CLASS/…")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder for train/CLASS/NNNN.jpg and test/CLASS/…")
     parser.add_argument("--count", type=int, default=1000, help="files of the training split")
     parser.add_argument("--test-count", type=int, default=100, help="files of the test split")
     arguments = parser.parse_args()

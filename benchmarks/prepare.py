@@ -1,9 +1,10 @@
-"""prepare from archives like ImageNet's, killed on the way: `python -m benchmarks.prepare PHOTOGRAPHS WORK`.
+"""Test prepare.py on archives like ImageNet's, with kills: `python -m benchmarks.prepare PHOTOGRAPHS WORK`.
 
-Makes the three archives in WORK from real photographs (`python -m benchmarks.photographs PHOTOGRAPHS`), each taken
-several times with another JPEG comment, so that no two files are equal. Prepares them once unbroken, then again with
-`kill -9` at random moments and the same command after each, and compares the manifests. Meanwhile it reads the memory
-of the command and of Ray's tasks ten times a second. Prints a table and writes JSON.
+First it makes ImageNet's three archives in WORK from real photographs (`python -m benchmarks.photographs PHOTOGRAPHS`).
+Each photograph is used several times, with another JPEG comment, so that no two files are equal. Then it prepares the
+archives once without interruption, and once with `kill -9` at random moments and the same command after each kill. It
+compares the manifests of both. Ten times a second it reads the memory of the command and of Ray's tasks. It prints a
+table and can write JSON.
 """
 
 from __future__ import annotations
@@ -36,17 +37,20 @@ _SHARD = re.compile(r"^([\d,]+) of ([\d,]+) images")
 
 @dataclass(kw_only=True)
 class Run:
-    """One run of the command, to its end or to its kill."""
+    """One run of the command, until its end or a kill."""
 
     seconds: float = 0.0
     killed: bool = False
-    images_s: float = 0.0  # as the command printed it: from the first task's start
-    driver_mb: list[float] = field(default_factory=list)  # resident, over time
-    task_mb: list[float] = field(default_factory=list)  # the largest task's private memory, over time
+    images_s: float = 0.0  # printed by the command, counted from the start of the first task
+    driver_mb: list[float] = field(default_factory=list)  # resident memory over time
+    task_mb: list[float] = field(default_factory=list)  # private memory of the largest task over time
 
 
 def make_archives(photographs: Path, out: Path, count: int) -> None:
-    """ILSVRC2012's archives of the tiles in `photographs`/{train,test}/CLASS: `count` for training, a tenth to test."""
+    """Write ILSVRC2012's archives of the tiles in `photographs`/{train,test}/CLASS.
+
+    They have `count` images for training and a tenth as many for testing.
+    """
     out.mkdir(parents=True, exist_ok=True)
     classes = sorted(path.name for path in (photographs / "train").iterdir())
     wnids = [f"n{1000 + index:08d}" for index in range(len(classes))]
@@ -67,11 +71,11 @@ def make_archives(photographs: Path, out: Path, count: int) -> None:
 
 
 def _images(folder: Path, count: int) -> Iterator[bytes]:
-    """`count` files, no two equal."""
+    """Yield `count` files, no two of them equal."""
     files = [file.read_bytes() for file in sorted(folder.iterdir())]
     for number in range(count):
         data, comment = files[number % len(files)], str(number).encode()
-        # The segment COM after the mark that a JPEG begins with.
+        # a COM segment after the marker at the start of a JPEG
         yield data[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + data[2:]
 
 
@@ -101,7 +105,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def run_prepare(source: Path, dest: Path, shard_mb: int, kill_at: float) -> Run:
-    """The command, killed once the share `kill_at` of the images is written; above 1 = never."""
+    """Run the command; kill it when the fraction `kill_at` of the images is written (above 1 = never)."""
     command = [sys.executable, str(ROOT / "pipelines/prepare.py"), str(source), str(dest)]
     command += ["--set", f"prepare.shard_mb={shard_mb}"]
     began, run = time.monotonic(), Run()
@@ -110,7 +114,7 @@ def run_prepare(source: Path, dest: Path, shard_mb: int, kill_at: float) -> Run:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
         while process.poll() is None:
             _measure(psutil.Process(process.pid), run)
-            if _share(log) >= kill_at:
+            if _written(log) >= kill_at:
                 os.killpg(process.pid, signal.SIGKILL)
                 run.killed = True
                 break
@@ -133,43 +137,43 @@ def _measure(driver: psutil.Process, run: Run) -> None:
         pass
 
 
-def _share(log: Path) -> float:
+def _written(log: Path) -> float:
     counts = [match for line in log.read_text().splitlines() if (match := _SHARD.match(line))]
     return int(counts[-1][1].replace(",", "")) / int(counts[-1][2].replace(",", "")) if counts else 0.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="prepare from archives like ImageNet's: rate, memory, kills.")
+    parser = argparse.ArgumentParser(description="Measure prepare.py on archives like ImageNet's: rate, memory, kills.")
     parser.add_argument("photographs", metavar="PHOTOGRAPHS", type=Path, help="folder that benchmarks.photographs made")
     parser.add_argument("work", metavar="WORK", type=Path, help="folder for archives and data sets")
-    parser.add_argument("--count", type=int, default=5000, help="training images; a tenth as many for the test")
+    parser.add_argument("--count", type=int, default=5000, help="training images; a tenth as many test images")
     parser.add_argument("--kills", type=int, default=2)
     parser.add_argument("--shard-mb", type=int, default=128)
-    parser.add_argument("--seed", type=int, default=0, help="decides when it is killed")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the moments of the kills")
     parser.add_argument("--json", type=Path, default=None)
     arguments = parser.parse_args()
     work: Path = arguments.work
     make_archives(arguments.photographs, work / "archives", arguments.count)
-    for name in ("unbroken", "killed"):
+    for name in ("uninterrupted", "killed"):
         shutil.rmtree(work / name, ignore_errors=True)
     rng = random.Random(arguments.seed)
     moments = [(number + rng.uniform(0.2, 0.8)) / (arguments.kills + 1) for number in range(arguments.kills)]
     source = work / "archives"
-    runs = [run_prepare(source, work / "unbroken", arguments.shard_mb, 2.0)]
+    runs = [run_prepare(source, work / "uninterrupted", arguments.shard_mb, 2.0)]
     runs += [run_prepare(source, work / "killed", arguments.shard_mb, moment) for moment in [*moments, 2.0]]
-    manifests = [(work / name / "manifest.json").read_bytes() for name in ("unbroken", "killed")]
-    names = ["unbroken", *(f"killed at {moment:.0%}" for moment in moments), "to the end"]
+    manifests = [(work / name / "manifest.json").read_bytes() for name in ("uninterrupted", "killed")]
+    names = ["uninterrupted", *(f"killed at {moment:.0%}" for moment in moments), "to the end"]
     print("run             seconds  images/s  driver MB (quarters, peak)      largest task MB (quarters, peak)")
     for name, run in zip(names, runs, strict=True):
         rate = f"{run.images_s:9.0f}" if run.images_s else "        -"
-        print(f"{name:<14} {run.seconds:8.1f} {rate}  {_told(run.driver_mb)}  {_told(run.task_mb)}")
+        print(f"{name:<14} {run.seconds:8.1f} {rate}  {_quarters(run.driver_mb)}  {_quarters(run.task_mb)}")
     print(f"manifests equal: {manifests[0] == manifests[1]}")
     if arguments.json:
         arguments.json.write_text(json.dumps([asdict(run) for run in runs]))
 
 
-def _told(values: Sequence[float]) -> str:
-    """Highest value of each quarter of the time, and of all."""
+def _quarters(values: Sequence[float]) -> str:
+    """Return the highest value of each quarter of the time, and of all, as text."""
     quarters = [part.max() if len(part) else 0.0 for part in np.array_split(np.array(values), 4)]
     return " ".join(f"{value:5.0f}" for value in [*quarters, max(values, default=0.0)])
 

@@ -1,4 +1,4 @@
-"""What is running: for benchmarks and tests that kill processes, or ask what is left of them."""
+"""Command lines of processes, for benchmarks and tests that kill processes or look for leftover ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import psutil
 
 
 def command_line(process: psutil.Process) -> str:
-    """Its command; empty where it has ended meanwhile, whether its parent has taken note of that or not."""
+    """Return the command of a process; "" if it has ended, also if its parent has not waited for it yet."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""What `benchmarks/serving.py` asks: real images in every form that a server takes, and what it must refuse."""
+"""Requests of `benchmarks/serving.py`: real images in every form that a server accepts, and requests to refuse."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from infra.registry import LoadedModel
-from pipelines.data.decode import CropConfig, open_record
-from pipelines.data.unlabelled.find import find_images
-from pipelines.data.views import IMAGE_FILE, eval_view
+from infra.registry.versions import LoadedModel
+from pipelines.config.crop import CropConfig
+from pipelines.data.images.crops import IMAGE_FILE, eval_view
+from pipelines.data.images.pillow import open_record
+from pipelines.inference.sources import find_images
 from tests.pipelines.serving.requests_to_refuse import base64_of, bomb, file_of, npy_of
 
 JSON = "application/json"
@@ -22,7 +23,7 @@ KINDS = ("jpeg", "png", "array")
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A request, and what each version says about its image in this process."""
+    """A request, and the prediction of each version for its image in this process."""
 
     body: bytes
     content_type: str
@@ -30,15 +31,15 @@ class Question:
 
 
 def asked(models: Sequence[LoadedModel], count: int) -> Iterator[tuple[str, list[Question]]]:
-    """The same images of the data set that the first model was trained on, one a request, in all forms."""
+    """Yield requests in each form, one image per request; the images are of the first model's data set."""
     about = models[0].metadata
     images, crop = find_images([about["data_uri"]], about["split"]), CropConfig.of_shown(about)
-    records = (picture.record for part in images.parts for picture in images.read(part))
-    pictures = [open_record(record, images.stored) for record in itertools.islice(records, count)]
+    records = (image.record for part in images.parts for image in images.read(part))
+    opened = [open_record(record, images.stored) for record in itertools.islice(records, count)]
     for kind in KINDS:
-        files = [file_of(picture, "PNG" if kind == "array" else kind.upper()) for picture in pictures]
+        files = [file_of(image, "PNG" if kind == "array" else kind.upper()) for image in opened]
         pixels = [eval_view(file, IMAGE_FILE, crop) for file in files]
-        # one by one, as they are sent: what else is in a batch changes the last bits
+        # one by one, as they are sent: the other images of a batch change the last bits
         expected = [{model.version.number: model.predict(each[None])[0] for model in models} for each in pixels]
         if kind == "array":
             values, bodies, form = [each.tolist() for each in pixels], map(npy_of, pixels), "application/x-npy"
@@ -55,7 +56,7 @@ def asked(models: Sequence[LoadedModel], count: int) -> Iterator[tuple[str, list
 
 
 def to_refuse(side: int) -> Iterator[tuple[str, Question]]:
-    """What is wrong, and a request with that; `side` is that of the model's input in pixels."""
+    """Yield (what is wrong, request) pairs; `side` is the side of the model's input, pixels."""
     values = {
         "not an image": base64_of(b"hello"),
         "30,000 x 30,000 pixels": base64_of(bomb()),
@@ -67,5 +68,5 @@ def to_refuse(side: int) -> Iterator[tuple[str, Question]]:
 
 
 def in_json(value: object) -> bytes:
-    """A request with one image."""
+    """Return the JSON body of a request with one image."""
     return json.dumps({"instances": [{"image": value}]}).encode()

@@ -1,8 +1,11 @@
-"""What the plan, the ledger and the manifest cost at 10^6 to 10^9 images: `python -m benchmarks.scale`.
+"""Cost of the plan, the ledger and the manifest at 10^6 to 10^9 images: `python -m benchmarks.scale`.
 
-No image is read. Every size runs in a process of its own: manifest of 110 kB JPEGs (58 in a row group, shards of 128
-MiB, from 10^8 on of 1 GiB), the plan of one epoch at 224 pixels, a ledger half-way through an epoch as a run leaves it
-(a random half of the row groups whole, and 64 items partly), its checkpoint, and marking the samples of a step.
+No image is read. Every size runs in a new process and measures:
+
+- a manifest of 110 kB JPEGs: 58 in a row group, shards of 128 MiB (1 GiB from 10^8 images on);
+- the plan of one epoch at 224 pixels;
+- a ledger half-way through an epoch, with a random half of the row groups complete and 64 items in part;
+- the ledger's checkpoint, and marking the samples of a step.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.synthetic import manifest_of
-from pipelines.data.ledger import Ledger
-from pipelines.data.manifest import Manifest
-from pipelines.data.plan import Plan, plan_items, rows_within
+from pipelines.data.order.ledger import Ledger
+from pipelines.data.order.plan import Plan, plan_items, rows_within
+from pipelines.data.shards.manifest import Manifest
 
 GROUP_ROWS = 58
 ITEM_ROWS = rows_within(32 * 2**20, 224, least=64, most=8192)
 BATCHES = (256, 1024, 4096)
-PARSED = 10**8  # images; of more than these the manifest is neither written nor parsed, and its bytes are computed
+PARSED = 10**8  # images; the bytes of a larger manifest are estimated, without writing or parsing it
 
 
 def timed(action: Callable[[], Any]) -> tuple[float, Any]:
@@ -38,12 +41,12 @@ def timed(action: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def peak_mb() -> float:
-    """Most memory that this process ever had, MB."""
+    """Return the peak memory of this process, MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def half_done(plan: Plan) -> Ledger:
-    """As a run leaves it in the middle of its first epoch: items in order, and some of those that follow in part."""
+    """Return the ledger of a run in the middle of its first epoch: complete row groups, and some partial ones."""
     groups = plan.manifest.columns.groups_of("train")[2].astype(np.int64)
     first = np.cumsum(groups) - groups
     rng = np.random.default_rng(0)
@@ -60,7 +63,7 @@ def half_done(plan: Plan) -> Ledger:
 
 
 def measure(images: int) -> dict[str, float]:
-    """One row of the table."""
+    """Measure one size and return its column of the table."""
     shard_mb = 128 if images < 10**8 else 1024
     build_s, manifest = timed(
         lambda: manifest_of(images, image_bytes=110_000, group_rows=GROUP_ROWS, shard_mb=shard_mb)
@@ -91,7 +94,7 @@ def measure(images: int) -> dict[str, float]:
 
 
 def plan_times(plan: Plan, ledger: Ledger) -> dict[str, float]:
-    """Seconds to the first item and to the last of the first epoch, and the number of items."""
+    """Return the seconds to the first item and to the last item of the first epoch, and the number of items."""
     began = time.perf_counter()
     items = plan_items(plan, ledger)
     next(items)
@@ -105,7 +108,7 @@ def plan_times(plan: Plan, ledger: Ledger) -> dict[str, float]:
 
 
 def mark_us(ledger: Ledger, batch: int) -> float:
-    """Median microseconds to mark a step's samples, which are of a few row groups each."""
+    """Return the median microseconds to mark a step's samples, which come from a few row groups."""
     rng = np.random.default_rng(batch)
     took = []
     for _ in range(50):
@@ -118,13 +121,13 @@ def mark_us(ledger: Ledger, batch: int) -> float:
 
 
 def json_mb(manifest: Manifest) -> float:
-    """Bytes of manifest.json by those of some of its shards."""
+    """Estimate the size of manifest.json, MB, from some of its shards."""
     sizes = [len(json.dumps(manifest.shards[index].to_record(), separators=(",", ":"))) for index in range(100)]
     return float(np.mean(sizes)) * len(manifest.shards) / 1e6
 
 
 def manifest_text(manifest: Manifest) -> dict[str, float]:
-    """Bytes of manifest.json, and what it takes to read it."""
+    """Return the size of manifest.json, MB, and the seconds to parse it."""
     text = manifest.to_json().encode()
     parse_s, again = timed(lambda: Manifest.from_json(text))
     assert again.columns == manifest.columns
@@ -134,7 +137,7 @@ def manifest_text(manifest: Manifest) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=float, nargs="+", default=[1e6, 1.281167e6, 1e8, 1e9])
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--one", action="store_true", help="measure one size in this process and print JSON")
     args = parser.parse_args()
     if args.one:

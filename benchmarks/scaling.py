@@ -1,10 +1,14 @@
-"""Images per second against nodes, by a model: ImageNet-1k at 1, 8 and 64 GPUs, a billion images at 1,024.
+"""Model of images per second by nodes: ImageNet-1k on 1, 8 and 64 GPUs, a billion images on 1,024 GPUs.
 
     python -m benchmarks.scaling [--epochs 90] [--gpu-hour 4.92]
 
-A run is as fast as its slowest stage: reading from the storage, decoding on CPUs, the object store's copies, Ray's
-coordinator that hands out blocks, and the devices' steps with their all-reduce and their stragglers, all of which
-overlap (docs/scaling.md).
+All stages overlap, so a run is as fast as its slowest stage (docs/scaling.md):
+
+- reading from the storage;
+- decoding on CPUs;
+- copies through the object store;
+- Ray's coordinator, which assigns blocks;
+- the devices' steps, with all-reduce and stragglers.
 """
 
 from __future__ import annotations
@@ -19,35 +23,35 @@ IMAGENET, BILLION = 1_281_167, 1_000_000_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Node:
-    """One machine and its share of what it stands on."""
+    """Speeds of one machine, and its part of the storage and the network."""
 
     gpus: int = 1
-    device_images_per_s: float  # of one GPU, without waiting for anything
-    decode_cores: float  # that nothing else uses
+    device_images_per_s: float  # one GPU, without waiting for anything
+    decode_cores: float  # cores that nothing else uses
     decode_images_per_core_s: float
     storage_bytes_per_s: float = math.inf  # read from the object storage
     store_bytes_per_s: float = math.inf  # through Ray's object store to the workers
     network_bytes_per_s: float = math.inf  # between nodes, each way
-    shared_cores: bool = False  # it trains on the cores that decode: one or the other
-    free_share: float = 1.0  # of those cores, where Ray's head and the driver have no machine of their own
+    shared_cores: bool = False  # the same cores train and decode, one at a time
+    free_share: float = 1.0  # fraction of those cores that Ray's head and the driver do not use
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What a run asks of a node."""
+    """Work of a run per image and per step."""
 
     images_per_gpu_step: int
     stored_bytes: float  # of one image
     decoded_bytes: float
-    gradient_bytes: float  # of all parameters, each step
-    overlapped: float = 0.7  # share of the all-reduce that runs beside the backward pass
-    blocks_per_s: float = math.inf  # through Ray's coordinator, of which a run has one, whatever the number of nodes
+    gradient_bytes: float  # of all parameters, per step
+    overlapped: float = 0.7  # fraction of a step's compute during which the all-reduce can run
+    blocks_per_s: float = math.inf  # through Ray's coordinator, of which a run has one for all nodes
     block_images: float = 1.0
-    step_spread: float = 0.0  # standard deviation of a step's time over ranks, as a share of its mean
+    step_spread: float = 0.0  # standard deviation of a step's time over ranks, as a fraction of its mean
 
 
 def limits(node: Node, nodes: int, job: Job) -> dict[str, float]:
-    """Images per second of the whole cluster that each stage alone would allow."""
+    """Return the images per second of the whole cluster that each stage alone would allow."""
     decode = nodes * node.decode_cores * node.decode_images_per_core_s
     device = nodes * node.gpus * job.images_per_gpu_step / step_seconds(node, nodes, job)
     return {
@@ -60,7 +64,7 @@ def limits(node: Node, nodes: int, job: Job) -> dict[str, float]:
 
 
 def step_seconds(node: Node, nodes: int, job: Job) -> float:
-    """Time of one step: the slowest rank's compute, and what of the all-reduce does not fit beside it."""
+    """Return the time of one step: the slowest rank's compute, and the part of the all-reduce after it."""
     compute = job.images_per_gpu_step / node.device_images_per_s
     ranks = nodes * node.gpus
     slowest = compute * (1 + job.step_spread * expected_maximum(ranks))
@@ -70,17 +74,17 @@ def step_seconds(node: Node, nodes: int, job: Job) -> float:
 
 
 def expected_maximum(ranks: int) -> float:
-    """Of so many normal variables, in standard deviations (Blom's approximation)."""
+    """Return the expected maximum of `ranks` normal variables, in standard deviations (Blom's approximation)."""
     return 0.0 if ranks < 2 else statistics.NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
 
 
 def images_per_second(node: Node, nodes: int, job: Job) -> tuple[float, str]:
-    """The model's answer, and the stage that it comes from."""
+    """Return the model's images per second, and the stage that limits them."""
     stage, rate = min(limits(node, nodes, job).items(), key=lambda item: item[1])
     return rate, stage
 
 
-# A node of eight H100 SXM; where each number is from stands in docs/scaling.md.
+# A node of eight H100 SXM; docs/scaling.md has the source of each number.
 GPU_NODE = Node(
     gpus=8,
     device_images_per_s=2_790,
@@ -102,7 +106,7 @@ IMAGENET_JOB = Job(
 
 
 def table(epochs: float, gpu_hour: float) -> list[str]:
-    """The scales that docs/scaling.md tells, and what so many epochs cost."""
+    """Return the table of docs/scaling.md, with the cost of `epochs` epochs."""
     lines = [
         f"{'GPUs':>5} {'images':>13} {'images/s':>10} {'limit':>12} {'epoch':>9} {'efficiency':>10} "
         f"{f'{epochs:g} epochs':>11} {'cost':>12}"
@@ -122,9 +126,9 @@ def table(epochs: float, gpu_hour: float) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Images per second, hours and cost against nodes, by a model.")
-    parser.add_argument("--epochs", type=float, default=90.0, help="of a run (default: 90)")
-    parser.add_argument("--gpu-hour", type=float, default=4.92, help="price of a GPU's hour (default: 4.92)")
+    parser = argparse.ArgumentParser(description="Predict images per second, hours and cost by number of nodes.")
+    parser.add_argument("--epochs", type=float, default=90.0, help="epochs of a run (default: 90)")
+    parser.add_argument("--gpu-hour", type=float, default=4.92, help="price of one GPU hour (default: 4.92)")
     arguments = parser.parse_args()
     print("\n".join(table(arguments.epochs, arguments.gpu_hour)))
 

@@ -1,9 +1,9 @@
-"""Both servers of a registered model on loopback: `python benchmarks/serving.py models:/NAME/1 models:/NAME/2`.
+"""Test of both servers of a registered model: `python benchmarks/serving.py models:/NAME/1 models:/NAME/2`.
 
-Real images of the data set that the first version was trained on are sent to `mlflow models serve` and to
-`pipelines/serve.py`: JPEG and PNG files, and the array that the model sees, one image a request. Every answer is
-compared with that of the model in this process. Then come requests that must be refused. At last the alias `benchmark`
-goes from the first version to the second and back while requests keep coming; it is removed in the end.
+`mlflow models serve` and `pipelines/serve.py` run on loopback. They get real images of the data set on which the first
+version was trained: JPEG and PNG files, and the model's input array, one image per request. Every answer is compared
+with the model's prediction in this process. Then requests follow that the servers must refuse. Finally the alias
+`benchmark` moves from the first version to the second and back while requests continue; it is removed at the end.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks.questions import JSON, Question, asked, to_refuse
-from infra.mlflow_client import Tracking, connect, resolve_tracking
-from infra.registry import load
+from infra.registry.versions import load
+from infra.tracking.client import Tracking, connect, resolve_tracking
 from pipelines import cli, serve
 
 if TYPE_CHECKING:
@@ -44,18 +44,18 @@ if TYPE_CHECKING:
 ALIAS = "benchmark"
 MLFLOW, OURS = "mlflow models serve", "pipelines/serve.py"
 STARTED_WITHIN_S = 180
-WATCHED_S = 3.0  # before, between and after the changes of the alias
+WATCHED_S = 3.0  # of requests before, between and after the changes of the alias
 
 
 @dataclass(kw_only=True)
 class Load:
-    """Several clients with a connection each, asking one question after another."""
+    """Several clients with one connection each, which send one request after the other."""
 
     port: int
-    default: int  # version, of a server that does not say
+    default: int  # version to assume if the server does not name it
     latencies_ms: list[float] = field(default_factory=list)
     answers: Counter[tuple[int, int]] = field(default_factory=Counter)  # by status and version
-    difference: float = 0.0  # of a probability from that of the version that answered, the largest
+    difference: float = 0.0  # largest difference between a served probability and that of the same version here
     seconds: float = 0.0
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -64,7 +64,7 @@ class Load:
         return sum(count for (status, _), count in self.answers.items() if status != 200)
 
     def run(self, questions: Iterator[Question], clients: int) -> None:
-        """Until there are no more questions, or `stop` is set."""
+        """Send requests until there are no more, or `stop` is set."""
         lock = threading.Lock()
 
         def ask() -> None:
@@ -92,18 +92,18 @@ class Load:
             thread.join()
         self.seconds = time.perf_counter() - started
 
-    def percentile(self, share: float) -> float:
-        return float(np.percentile(self.latencies_ms, share))
+    def percentile(self, percent: float) -> float:
+        return float(np.percentile(self.latencies_ms, percent))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve a registered model in two ways, and ask both.")
+    parser = argparse.ArgumentParser(description="Serve a registered model in two ways, and test both.")
     parser.add_argument("versions", nargs=2, metavar="models:/NAME/N", help="two versions of one registered model")
     parser.add_argument("--home", default="runs", help="folder of MLflow's database without MLFLOW_TRACKING_URI")
     parser.add_argument("--requests", type=int, default=1000)
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8], help="how many ask at once")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8], help="numbers of concurrent clients")
     parser.add_argument("--port", type=int, default=18080)
-    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
     arguments = parser.parse_args()
     tracking = resolve_tracking(arguments.home)
     models = [load(tracking, uri) for uri in arguments.versions]
@@ -132,7 +132,7 @@ def main() -> None:
 
 @contextmanager
 def serving(server: str, uri: str, tracking: Tracking, arguments: argparse.Namespace) -> Iterator[float]:
-    """The server as a user starts it; gives the seconds until it answers."""
+    """Start the server as a user does; yield the seconds until it answered."""
     port = ["--port", str(arguments.port)]
     if server == MLFLOW:
         command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--env-manager", "local", *port]
@@ -142,13 +142,13 @@ def serving(server: str, uri: str, tracking: Tracking, arguments: argparse.Names
     environment = {**os.environ, "MLFLOW_TRACKING_URI": tracking.uri, "PATH": path}
     with tempfile.NamedTemporaryFile(suffix=".log") as log:
         started = time.monotonic()
-        # MLflow's command starts another process: both are a group. Ray's are ended by ours.
+        # MLflow's command starts another process: end the group of both. Our server ends Ray's processes itself.
         end, own = (os.killpg, True) if server == MLFLOW else (os.kill, False)
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=own)
         try:
             while not healthy(arguments.port):
                 if process.poll() is not None or time.monotonic() - started > STARTED_WITHIN_S:
-                    raise SystemExit(f"{server} does not answer:\n{Path(log.name).read_text()[-2000:]}")
+                    raise SystemExit(f"error: {server} does not answer:\n{Path(log.name).read_text()[-2000:]}")
                 time.sleep(0.1)
             yield time.monotonic() - started
         finally:
@@ -168,7 +168,7 @@ def healthy(port: int) -> bool:
 
 
 def post(connection: http.client.HTTPConnection, question: Question) -> tuple[int, dict[str, Any]]:
-    """Status and answer; status 0 where there is none."""
+    """Send a request; return (status, answer), status 0 if there is no answer."""
     try:
         connection.request("POST", "/invocations", question.body, {"Content-Type": question.content_type})
         answer = connection.getresponse()
@@ -179,7 +179,7 @@ def post(connection: http.client.HTTPConnection, question: Question) -> tuple[in
 
 
 def measured(questions: Sequence[Question], clients: int, port: int) -> dict[str, Any]:
-    """Each question once, after a tenth of them that do not count."""
+    """Send each request once and return the figures; a tenth of the requests are a warm-up."""
     version = next(iter(questions[0].expected))
     Load(port=port, default=version).run(iter(questions[: len(questions) // 10]), clients)
     load_ = Load(port=port, default=version)
@@ -195,7 +195,7 @@ def measured(questions: Sequence[Question], clients: int, port: int) -> dict[str
 
 
 def refusals(server: str, side: int, port: int) -> Iterator[str]:
-    """What a server says to requests that it must refuse, in a line each."""
+    """Yield a line for each request that the server must refuse: status and error."""
     for label, question in to_refuse(side):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         status, answer = post(connection, question)
@@ -205,7 +205,7 @@ def refusals(server: str, side: int, port: int) -> Iterator[str]:
 def swaps(
     client: MlflowClient, name: str, numbers: Sequence[int], questions: list[Question], arguments: argparse.Namespace
 ) -> str:
-    """The alias goes to the second version and back while many ask: what became of their requests."""
+    """Move the alias to the second version and back while clients send requests; return what happened, as text."""
     load_ = Load(port=arguments.port, default=numbers[0])
     thread = threading.Thread(target=load_.run, args=(itertools.cycle(questions), max(arguments.clients)))
     thread.start()
@@ -217,7 +217,7 @@ def swaps(
         moved = time.monotonic()
         while load_.answers[200, number] == before:
             time.sleep(0.01)
-        waits.append(f"the alias named version {number}, which answered {time.monotonic() - moved:.1f} s later")
+        waits.append(f"alias set to version {number}, which answered {time.monotonic() - moved:.1f} s later")
     time.sleep(WATCHED_S)
     load_.stop.set()
     thread.join()

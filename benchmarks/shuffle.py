@@ -1,13 +1,14 @@
-"""How well batches are mixed, against a perfect shuffle and other loaders: `python -m benchmarks.shuffle`.
+"""Quality of the mixing of batches, against a perfect shuffle and other loaders: `python -m benchmarks.shuffle`.
 
-Orders are simulated, no image is read. The source lies in folders by class, as ImageNet does; our order is that of the
-plan itself (`plan_items`, `item_order`) over shards as `prepare` writes them, and over shards written in the source's
-order, which `prepare` never does. Of each order, cut into batches:
+Orders are simulated; no image is read. The source has a folder per class, like ImageNet. Our order is computed by the
+plan itself (`plan_items`, `item_order`) over shards as `prepare` writes them. For comparison it is also computed over
+shards in the source's order, which `prepare` never writes. Each order is cut into batches. Every figure is divided by
+that of a perfect shuffle, so that 1 is perfect:
 
-classes     distinct classes of a batch, over what a perfect shuffle has (1 = perfect)
-chi2        how far the numbers of each class in a batch are from the data set's, over what a perfect shuffle has
-source      pairs of neighbours in the source that are in one batch, over what a perfect shuffle has
-again       pairs of a batch that were in one batch in the epoch before, over what a perfect shuffle has, and in %
+classes     distinct classes in a batch.
+chi2        distance of the class counts in a batch from the data set's (chi-square).
+source      pairs of neighbours in the source that are in the same batch.
+again       pairs in a batch that also were in one batch in the previous epoch; also printed in %.
 """
 
 from __future__ import annotations
@@ -22,32 +23,32 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.synthetic import manifest_of
-from pipelines.data.ledger import Ledger
-from pipelines.data.plan import Plan, item_order, plan_items, rows_within
-from pipelines.data.rng import Purpose, permutation, stream
+from pipelines.data.order.ledger import Ledger
+from pipelines.data.order.plan import Plan, item_order, plan_items, rows_within
+from pipelines.data.order.rng import Purpose, permutation, stream
 
 Ints = npt.NDArray[np.int64]
 Order = Callable[[int], Ints]
-"""Epoch -> source indices in the order of training."""
+"""Function from an epoch to source indices in the order of training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """A data set, as far as its order goes."""
+    """Properties of a data set that its order depends on."""
 
     name: str
     images: int
     classes: int
     image_bytes: int  # stored
-    group_rows: int  # of a row group, as prepare makes them
-    item_rows: int  # as `data.task_mb` = 32 makes them
+    group_rows: int  # rows of a row group, as prepare writes them
+    item_rows: int  # rows of an item with `data.task_mb` = 32
     block_rows: int
     batch: int
     wds_shard: int  # samples of a WebDataset shard
 
     @property
     def labels(self) -> Ints:
-        """By source index: folder after folder."""
+        """Return the label of each source index: folder after folder."""
         return np.arange(self.images) * self.classes // self.images
 
 
@@ -95,7 +96,7 @@ def unshuffled(scale: Scale) -> Order:
 
 
 def web_dataset(scale: Scale, *, buffer: int = 10_000, by_class: bool = False) -> Order:
-    """Shards in a new order each epoch, then a buffer from which samples are drawn at random."""
+    """Return WebDataset's order: shuffled shards each epoch, then a buffer from which samples are drawn at random."""
     written = np.arange(scale.images) if by_class else np.random.default_rng(2).permutation(scale.images)
     shards = np.array_split(written, -(-scale.images // scale.wds_shard))
 
@@ -107,7 +108,7 @@ def web_dataset(scale: Scale, *, buffer: int = 10_000, by_class: bool = False) -
 
 
 def drawn(samples: Ints, buffer: int, rng: np.random.Generator) -> Ints:
-    """What a shuffle buffer makes of a stream: a sample drawn leaves its place to the next that comes."""
+    """Pass a stream through a shuffle buffer: the next sample of the stream replaces a drawn one."""
     held = samples[:buffer].copy()
     out = np.empty_like(samples)
     places = rng.integers(0, len(held), len(samples) - len(held))
@@ -119,7 +120,7 @@ def drawn(samples: Ints, buffer: int, rng: np.random.Generator) -> Ints:
 
 
 def ours(scale: Scale, *, tasks: int = 1, item_rows: int = 0, by_class: bool = False) -> Order:
-    """The plan's order, blocks as they come from so many tasks at once; `by_class` is as if prepare did not shuffle."""
+    """Return the plan's order, with blocks of `tasks` tasks at once; `by_class`: as if prepare did not shuffle."""
     shuffled = permutation(stream(0, Purpose.SHARDS, 0), scale.images)
     source = np.arange(scale.images) if by_class else shuffled
     manifest = manifest_of(
@@ -151,7 +152,7 @@ def ours(scale: Scale, *, tasks: int = 1, item_rows: int = 0, by_class: bool = F
 
 
 def interleaved(items: list[Ints], tasks: int, block_rows: int, rng: np.random.Generator) -> Iterator[Ints]:
-    """Blocks of items, of which so many are under way at a time, all at about the same pace."""
+    """Yield blocks of items; `tasks` items are in progress at a time, all at about the same speed."""
     waiting = iter(items)
     running = [blocks(item, block_rows) for _, item in zip(range(tasks), waiting, strict=False)]
     while running:
@@ -173,7 +174,7 @@ def blocks(rows: Ints, size: int) -> Iterator[Ints]:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixing:
-    """Of one order, over some epochs; 1 = as a perfect shuffle is expected to be."""
+    """Figures of one order, over some epochs; 1 = the expectation for a perfect shuffle."""
 
     classes: float
     chi2: float
@@ -183,11 +184,11 @@ class Mixing:
 
 
 def mixing(scale: Scale, order: Order, epochs: int) -> Mixing:
-    """Measure an order, in whole batches."""
+    """Measure the mixing of an order, in whole batches."""
     count = scale.images // scale.batch * scale.batch
     labels, found = scale.labels, []
     before: Ints | None = None
-    pairs = (scale.batch - 1) / (scale.images - 1)  # chance of two samples to be in one batch
+    pairs = (scale.batch - 1) / (scale.images - 1)  # probability that two samples are in one batch
     for epoch in range(epochs):
         taken = order(epoch)
         assert len(np.unique(taken)) == scale.images
@@ -203,7 +204,7 @@ def mixing(scale: Scale, order: Order, epochs: int) -> Mixing:
 
 
 def _classes(rows: Ints, labels: Ints) -> tuple[float, float]:
-    """(distinct classes, chi-square) of batches, both over their expectation without replacement."""
+    """Return (distinct classes, chi-square) of batches, both divided by their expectation without replacement."""
     batches, size = rows.shape
     sizes = np.bincount(labels)
     total, classes = int(sizes.sum()), len(sizes)
@@ -217,13 +218,13 @@ def _classes(rows: Ints, labels: Ints) -> tuple[float, float]:
 
 
 def _log_choose(n: Ints, k: int) -> npt.NDArray[np.float64]:
-    """Up to a term that depends on k alone."""
+    """Return log(n choose k), except for a term that depends on k only."""
     steps = np.arange(k)
     return np.log(np.maximum(n[:, None] - steps, 1e-9)).sum(axis=1)
 
 
 def _repeated(batch_of: Ints, before: Ints, batches: Ints) -> float:
-    """Share of the pairs of a batch that were in one batch in the epoch before."""
+    """Return the fraction of the pairs in a batch that were in one batch in the previous epoch."""
     count, size = batches.shape
     span = int(before.max()) + 1
     _, together = np.unique(before[batches] + np.arange(count)[:, None] * span, return_counts=True)
@@ -231,7 +232,7 @@ def _repeated(batch_of: Ints, before: Ints, batches: Ints) -> float:
 
 
 def orders(scale: Scale) -> dict[str, Order]:
-    """The columns of the table."""
+    """Return the orders to measure, by their names in the table."""
     return {
         "perfect": perfect(scale),
         "torch RandomSampler": random_sampler(scale),
@@ -249,7 +250,7 @@ def orders(scale: Scale) -> dict[str, Order]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     written: dict[str, dict[str, dict[str, float]]] = {}
     for scale in SCALES:

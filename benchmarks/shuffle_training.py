@@ -1,8 +1,8 @@
-"""Does the mixing of batches matter? One network trained on orders of `benchmarks.shuffle`, all else equal.
+"""Effect of the mixing of batches on accuracy: one network trained on the orders of `benchmarks.shuffle`.
 
-`python -m benchmarks.shuffle_training /usr/share/datasets/fashion-mnist`: Fashion-MNIST's 60,000 images, a perceptron
-of 256 units, SGD with momentum 0.9, batches of 256, cosine rate from 0.1, 10 epochs; the row groups and items of the
-plan are ImageNet's (58 and 222 rows), so that batches repeat as much of each other as they do there.
+`python -m benchmarks.shuffle_training /usr/share/datasets/fashion-mnist` trains a perceptron of 256 units on
+Fashion-MNIST's 60,000 images for 10 epochs: SGD with momentum 0.9, batches of 256, cosine rate from 0.1. The plan's
+row groups and items have ImageNet's sizes (58 and 222 rows), so that batches of two epochs overlap as much as there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Pictures = tuple[torch.Tensor, torch.Tensor]
 
 
 def pictures(folder: Path, part: str) -> Pictures:
-    """Pixels in [0, 1] and labels, by class as in folders."""
+    """Return pixels in [0, 1] and labels, sorted by class as in folders."""
     with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read(), dtype=np.uint8, offset=16).reshape(-1, 784)
     with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
@@ -47,7 +47,7 @@ def pictures(folder: Path, part: str) -> Pictures:
 
 
 def test_error(order: Order, seed: int, train: Pictures, test: Pictures) -> float:
-    """Per cent, after the last epoch."""
+    """Return the test error after the last epoch, in percent."""
     torch.manual_seed(seed)
     images, labels = train
     model = torch.nn.Sequential(torch.nn.Linear(784, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
@@ -67,7 +67,7 @@ def test_error(order: Order, seed: int, train: Pictures, test: Pictures) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the four files of Fashion-MNIST")
+    parser.add_argument("folder", type=Path, help="folder with the four files of Fashion-MNIST")
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)

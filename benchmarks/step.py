@@ -1,15 +1,15 @@
 """Images/s of our training step against torchvision's network in a plain loop: `python benchmarks/step.py`.
 
-Both start from the same weights, take the same uint8 images, which are on the device already, and do the same update:
-normalize, forward, cross-entropy, backward, SGD. Ours is `resnet_core.step.train_step`, wrapped as
-`pipelines/assembly.py` wraps it. They take turns, and every other round in the opposite order, so that whatever else
-slows the machine down hits both; the ratio is taken within a round, and its median and range over the rounds are told.
-The loss that both have arrived at is compared: in fp32 it must agree, or they did not do the same work.
+Both start from the same weights, take the same uint8 images, which are already on the device, and do the same update:
+normalize, forward, cross-entropy, backward, SGD. Ours is `resnet_core.step.train_step`, wrapped as in
+`pipelines/training/build.py`. Both take turns, in the opposite order in every second round, so that other load on the
+machine slows both down. The ratio is taken within a round; its median and range over the rounds are printed.
+The final losses are compared: in fp32 they must agree, otherwise both did not do the same work.
 
-Settings: fp32 or bf16 (autocast), NCHW or channels_last, eager or compiled. What the device cannot do, or only at a
-speed that nobody would train at, is left out and the reason told; so is compilation on a CPU, for the time that it
-takes: --all measures everything. At the end ours at its fastest meets
-torchvision's network at its fastest without compilation. Needs torch and torchvision only, and no network.
+Settings are fp32 or bf16 (autocast), NCHW or channels_last, eager or compiled. A setting that the device cannot do, or
+does too slowly for training, is skipped with its reason. Compilation on a CPU is skipped too, because it takes
+minutes. --all measures everything. At the end our fastest setting is compared with torchvision's fastest setting
+without compilation. This needs torch and torchvision only, and no internet.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ from benchmarks.hotspots import profiled, report
 from resnet_core.compute import configure, lacks, pick_device, why_not_compiled
 from resnet_core.config import ComputeConfig, ModelConfig, Precision
 
-GOAL = 0.98  # of torchvision's rate, and in no setting less
+GOAL = 0.98  # of torchvision's rate, in every setting
 
 
 def sensible(settings: list[Setting], device: torch.device, everything: bool) -> list[Setting]:
-    """Those that the device can do at a speed to train at; says of the others why not."""
+    """Return the settings that the device computes fast enough for training; print why the others are skipped."""
     refused: dict[str, str] = {}
     if not everything and (missing := lacks("bf16", device)):
-        refused["bf16"] = f"{missing}; fp32 is some ten times faster (--all)"
+        refused["bf16"] = f"{missing}; fp32 is about ten times faster (--all)"
     if missing := lacks("fp16", device):
         refused["fp16"] = missing
     if not everything and device.type == "cpu" and not all(setting.compiled for setting in settings):
-        refused["compiled"] = "takes a CPU a minute or more for each network and setting (--all, or --only compiled)"
+        refused["compiled"] = "takes a minute or more per network and setting on a CPU (--all, or --only compiled)"
     elif any(setting.compiled for setting in settings) and (reason := why_not_compiled(device)):
         refused["compiled"] = f"torch.compile does not work here: {reason}"
     words = {word for setting in settings for word in str(setting).split()}
@@ -70,7 +70,7 @@ def sensible(settings: list[Setting], device: torch.device, everything: bool) ->
 
 
 def header(on_gpu: bool) -> str:
-    """What `row` prints, in two lines."""
+    """Return the column titles of `row`, in two lines."""
     above = f"{'':26}{'images/s':>16}  {'ours / theirs':^21}{'first':>9}"
     below = f"{'setting':26}{'ours':>8}{'theirs':>8}  {'median (range)':^21}{'step':>9}"
     if on_gpu:
@@ -80,19 +80,19 @@ def header(on_gpu: bool) -> str:
 
 
 def row(name: str, result: Result) -> str:
-    """One comparison under `header`."""
+    """Return one comparison as a line under `header`."""
     ours, theirs, ratios = result.ours, result.theirs, result.ratios
     ratio = f"{median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f})"
     text = f"{name:26}{ours.rate:8,.1f}{theirs.rate:8,.1f}  {ratio:^21}{ours.first_step_s:7.1f} s"
     if ours.peak_gib and theirs.peak_gib:
-        shares = ["" if side.peak_share is None else f"{side.peak_share:.1%}" for side in (ours, theirs)]
-        text += f"{shares[0]:>8}{shares[1]:>7}{ours.peak_gib:8.1f}{theirs.peak_gib:7.1f}"
+        parts = ["" if side.peak_share is None else f"{side.peak_share:.1%}" for side in (ours, theirs)]
+        text += f"{parts[0]:>8}{parts[1]:>7}{ours.peak_gib:8.1f}{theirs.peak_gib:7.1f}"
     warning = "  slower!" if median(ratios) < GOAL else ""
     return f"{text}  {ours.loss:.3f} {ours.loss - theirs.loss:+.1e}{warning}"
 
 
 def measure(task: Task, settings: list[Setting]) -> Iterator[Result]:
-    """Every setting; then ours at its fastest against theirs at its fastest without compilation."""
+    """Compare in every setting, then our fastest setting with their fastest one without compilation."""
     print(f"\n{task.model}, {task.size} pixels, {task.batch} images a step; {task.rounds} rounds of {task.steps} steps")
     print(header(task.device.type == "cuda"), flush=True)
     results: list[Result] = []
@@ -108,22 +108,22 @@ def measure(task: Task, settings: list[Setting]) -> Iterator[Result]:
         return
     rival = max(plain, key=lambda result: result.theirs.rate).theirs.setting
     if rival == best:
-        print("torchvision's, without compilation, is fastest at the same setting: see its row")
+        print("torchvision's network without compilation is fastest in the same setting: see its row")
         return
     result = compare(task, best, rival)
     forget()
-    print(f"that against torchvision's at its fastest without compilation, {rival}:")
+    print(f"against torchvision's fastest setting without compilation, {rival}:")
     print(row("", result), flush=True)
     yield result
 
 
 def fastest(results: list[Result]) -> Setting:
-    """Of ours."""
+    """Return our fastest setting."""
     return max((result.ours for result in results), key=lambda side: side.rate).setting
 
 
 def where_time_goes(task: Task, setting: Setting) -> None:
-    """Profile our step."""
+    """Profile our step and print where its time goes."""
     trainee = our_trainee(task, setting, random_batches(task))
     timed(task, trainee, range(WARMUP))
     steps = range(WARMUP, WARMUP + max(3, task.steps))
@@ -137,28 +137,30 @@ def where_time_goes(task: Task, setting: Setting) -> None:
 
 def _arguments() -> argparse.Namespace:
     on_gpu = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description="Images/s of our training step against torchvision's in a plain loop.")
-    parser.add_argument("--models", type=_models, default="resnet18,resnet50", help="comma-separated")
-    parser.add_argument("--size", type=_sizes, default="224" if on_gpu else "96", help="pixels; comma-separated")
+    parser = argparse.ArgumentParser(description="Compare images/s of our training step and torchvision's.")
+    parser.add_argument("--models", type=_models, default="resnet18,resnet50", help="names, comma-separated")
+    parser.add_argument(
+        "--size", type=_sizes, default="224" if on_gpu else "96", help="sides in pixels, comma-separated"
+    )
     parser.add_argument("--batch", type=_positive, default=256 if on_gpu else 16, help="images per step")
-    parser.add_argument("--steps", type=_positive, default=20 if on_gpu else 1, help="of each side in each round")
+    parser.add_argument("--steps", type=_positive, default=20 if on_gpu else 1, help="steps of each side in each round")
     parser.add_argument("--rounds", type=_positive, default=5 if on_gpu else 12)
-    parser.add_argument("--only", default="", metavar="WORDS", help="settings with these words, as bf16,channels_last")
-    parser.add_argument("--all", action="store_true", help="also what the device can do at no sensible speed")
-    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="of torch, on a CPU")
-    parser.add_argument("--cpu-time", action="store_true", help="one thread's CPU time, where others compute as well")
-    parser.add_argument("--profile", action="store_true", help="say where the time of our fastest setting goes")
-    parser.add_argument("--json", metavar="FILE", help="where to write the measurements")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only settings with all these words: bf16,eager")
+    parser.add_argument("--all", action="store_true", help="also measure settings that are slow on this device")
+    parser.add_argument("--threads", type=_positive, default=os.cpu_count(), help="threads of torch, on a CPU")
+    parser.add_argument("--cpu-time", action="store_true", help="measure one thread's CPU time, for a busy machine")
+    parser.add_argument("--profile", action="store_true", help="print where the time of our fastest setting goes")
+    parser.add_argument("--json", metavar="FILE", help="file for the measurements")
     arguments = parser.parse_args()
     if arguments.cpu_time:
         if on_gpu:
             parser.error("--cpu-time: a GPU's work is not in it")
-        arguments.threads = 1  # a second one would be counted too while it only waits for the first
+        arguments.threads = 1  # the CPU time of a second thread would include its waiting for the first
     return arguments
 
 
 def _models(text: str) -> list[str]:
-    """Names that both sides have."""
+    """Split a list of networks; raise ArgumentTypeError for a name that one of the sides does not have."""
     for name in text.split(","):
         try:
             ModelConfig(name=name)  # type: ignore[arg-type]
@@ -179,14 +181,14 @@ def _positive(text: str) -> int:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures depend on besides the arguments."""
+    """Return the device, the versions and the load: what the figures depend on, except the arguments."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
     return {"device": name, "bf16_peak_flops": peak_flops(device), "load_before": os.getloadavg()[0], **versions}
 
 
 def all_settings(words: str) -> list[Setting]:
-    """Those that have all of these words, comma-separated; the plainest first."""
+    """Return the settings that have all these words (comma-separated), the plainest first."""
     choices = product(get_args(Precision), (False, True), (False, True))
     settings = [Setting(precision=first, channels_last=second, compiled=third) for first, second, third in choices]
     wanted = {word for word in words.split(",") if word}
@@ -201,7 +203,7 @@ def main() -> None:
     rates = "per second of CPU time" if arguments.cpu_time else "per second"
     print(f"{setup['device']}, torch {setup['torch']}, load average before {setup['load_before']:.1f}; images {rates}")
     if device.type == "cuda" and setup["bf16_peak_flops"] is None:
-        print("unknown device: its bf16 peak is not in this benchmark's table, so no share of it is told")
+        print("unknown device: its bf16 peak is not in this benchmark's table, so no fraction of it is printed")
     settings = sensible(all_settings(arguments.only), device, arguments.all)
     if not settings:
         raise SystemExit("error: no setting is left to measure: see --only and --all")
@@ -219,7 +221,7 @@ def main() -> None:
         results = []
         for result in measure(task, settings):
             results.append(result)
-            if arguments.json:  # at once: what is measured is not lost if the time runs out
+            if arguments.json:  # after each result, so that an interruption loses nothing
                 written = {**vars(arguments), **setup, "results": [asdict(each) for each in measured + results]}
                 Path(arguments.json).write_text(json.dumps(written, indent=1) + "\n")
         if arguments.profile:

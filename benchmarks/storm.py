@@ -1,11 +1,13 @@
-"""Twenty seeded kills at random steps, on data and checkpoints in S3: `python benchmarks/storm.py`.
+"""Kill runs twenty times at random steps, with data and checkpoints in S3: `python benchmarks/storm.py`.
 
-A Ray cluster of three nodes, `weed mini`, and two runs of two workers: one on raw pixels, one on JPEGs. While each
-trains, a Ray Train worker, a whole node (another one comes 5 s later) or the driver is killed with SIGKILL, as seeded;
-where it was the driver, the same command is given again. At the end the journal that every worker writes of the
-rows it draws (`benchmarks/trace`) and the ledger of the last checkpoint are asked how often each epoch saw each image.
+A Ray cluster has three nodes; `weed mini` is the S3 server. Two runs have two workers each: one on raw pixels, one on
+JPEGs. While they train, a Ray Train worker, a whole node or the driver is killed with SIGKILL, as the seed decides. A
+killed node is replaced after 5 s; after a kill of the driver the same command is started again.
 
-Printed: ids lost, ids doubled, recoveries and their time. The exit status is 1 if one was lost or doubled.
+At the end two sources show how often each epoch saw each image: the journal of the rows that every worker drew
+(`benchmarks/trace`), and the ledger of the last checkpoint.
+
+This prints lost ids, doubled ids, recoveries and their times. The exit status is 1 if an id was lost or doubled.
 """
 
 from __future__ import annotations
@@ -35,13 +37,13 @@ from benchmarks.processes import is_train_worker
 from infra.s3_server import serve_s3
 from infra.storage import open_store
 from pipelines.checkpoint import FINISHED, RunFolder
-from pipelines.data.ledger import Ledger
-from pipelines.data.manifest import MANIFEST
+from pipelines.data.order.ledger import Ledger
+from pipelines.data.shards.manifest import MANIFEST
 
 SAMPLES, BATCH, CHECKPOINT_EVERY = 4000, 64, 10
 VICTIMS = ("worker", "node", "driver")
 FORMS = {"raw": {}, "jpeg": {"prepare.form": "jpeg", "prepare.size": 28}}
-PATIENCE_S = 240.0  # for the next step, whatever was killed
+TIMEOUT_S = 240.0  # until the next step after a kill
 _NODE_BACK_S = 5.0
 _LOOK_EVERY_S = 0.2
 _WORKER_BEGINS = "train_worker:begin"
@@ -49,7 +51,7 @@ _WORKER_BEGINS = "train_worker:begin"
 
 @dataclass(kw_only=True)
 class Storm:
-    """One run, and what is done to it."""
+    """One run and its kills."""
 
     form: str
     home: Path
@@ -57,7 +59,7 @@ class Storm:
     cluster: Any
     rng: random.Random
     kills: list[tuple[float, str]] = field(default_factory=list)
-    """(Unix time, victim)."""
+    """List of (Unix time, victim)."""
     commands: int = 0
 
     @property
@@ -72,7 +74,7 @@ class Storm:
         self.commands += 1
         settings: dict[str, object] = {
             **FORMS[self.form],
-            "prepare.validation": 0,  # SAMPLES is all of them
+            "prepare.validation": 0,  # all SAMPLES images are for training
             "data.uri": f"s3://resnet-ray/{self.form}",
             "schedule.length": self.epochs,
             "compute.threads_per_worker": 1,
@@ -87,7 +89,7 @@ class Storm:
         return events.start("mnist5k", settings, log=log, trace=self.home / "trace", tracking=tracking)
 
     def run(self, count: int) -> float:
-        """Train to the end through `count` kills; the seconds that took."""
+        """Train to the end with `count` kills; return the seconds."""
         began = time.time()
         steps = sorted(self.rng.sample(range(5, self.total_steps - 5), count))
         kinds = [VICTIMS[index % len(VICTIMS)] for index in range(count)]
@@ -103,22 +105,22 @@ class Storm:
         return time.time() - began
 
     def await_step(self, process: Popen[bytes], step: int) -> Popen[bytes]:
-        """Until a step was drawn since the last kill, none below `step`; a command that ended is given again."""
-        deadline = time.monotonic() + PATIENCE_S
+        """Wait until a batch of `step` or later was drawn after the last kill; start the command again if it ended."""
+        deadline = time.monotonic() + TIMEOUT_S
         while True:
-            drawn = [e for e in self.events("share") if not self.kills or e["t"] > self.kills[-1][0]]
+            drawn = [e for e in self.events("batch") if not self.kills or e["t"] > self.kills[-1][0]]
             if drawn and max(event["step"] for event in drawn) >= step:
                 return process
             if process.poll() is not None:
                 if self.folder.read_json(FINISHED):
                     return process
-                process, deadline = self.start(), time.monotonic() + PATIENCE_S
-            if time.monotonic() > deadline + len(drawn):  # what moves is given time
-                raise SystemExit(f"no step for {PATIENCE_S:.0f} s: see {self.home}/output.txt")
+                process, deadline = self.start(), time.monotonic() + TIMEOUT_S
+            if time.monotonic() > deadline + len(drawn):  # a run that makes progress gets more time
+                raise SystemExit(f"error: no step for {TIMEOUT_S:.0f} s: see {self.home}/output.txt")
             time.sleep(_LOOK_EVERY_S)
 
     def strike(self, kind: str, process: Popen[bytes]) -> bool:
-        """Kill one of a kind; False where there is none just now."""
+        """Kill one process or node of a kind; return False if there is none now."""
         if kind == "driver":
             process.kill()
             process.wait()
@@ -139,18 +141,18 @@ class Storm:
         return [event for event in events.read(self.home / "trace") if event["event"] == name]
 
     def recoveries(self) -> list[float]:
-        """Seconds from each kill that restarted the workers to the next step drawn."""
+        """Return the seconds from each kill that restarted the workers to the next drawn step."""
         seconds = []
         ends = [moment for moment, _ in self.kills[1:]] + [float("inf")]
         for (moment, _), end in zip(self.kills, ends, strict=True):
             begun = [event["t"] for event in self.events(_WORKER_BEGINS) if moment < event["t"] < end]
-            drawn = [event["t"] for event in self.events("share") if begun and min(begun) < event["t"] < end]
+            drawn = [event["t"] for event in self.events("batch") if begun and min(begun) < event["t"] < end]
             seconds += [min(drawn) - moment] if drawn else []
         return seconds
 
     def counts(self) -> tuple[int, int]:
-        """(ids lost, ids doubled) over all epochs by the journal; the ledger must say the same."""
-        last = {(event["rank"], event["step"]): event["ids"] for event in self.events("share")}
+        """Return (lost ids, doubled ids) of all epochs by the journal; print if the ledger misses another number."""
+        last = {(event["rank"], event["step"]): event["ids"] for event in self.events("batch")}
         seen = Counter((epoch, sample) for pairs in last.values() for epoch, sample in pairs)
         lost = self.epochs * SAMPLES - len(seen)
         doubled = sum(times > 1 for times in seen.values())
@@ -168,7 +170,7 @@ def add_node(cluster: Any) -> None:
 
 @contextmanager
 def ray_cluster(trace: Path) -> Iterator[Any]:
-    """A head and two nodes; what runs on them writes its journal to `trace`."""
+    """Start a head and two nodes, whose processes write their journal to `trace`."""
     from ray.cluster_utils import Cluster
 
     os.environ |= {"RESNET_RAY_TRACE": str(trace), "RAY_AUTH_MODE": "disabled"}
@@ -184,10 +186,10 @@ def ray_cluster(trace: Path) -> Iterator[Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill workers, nodes and drivers at random steps; count what is lost.")
-    parser.add_argument("--kills", type=int, default=20, help="over both runs")
+    parser = argparse.ArgumentParser(description="Kill workers, nodes and drivers at random steps; count lost samples.")
+    parser.add_argument("--kills", type=int, default=20, help="number of kills over both runs")
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0, help="decides the steps, the kinds and which of a kind")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the steps and the victims")
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     print(
@@ -212,7 +214,7 @@ def main() -> None:
     if recoveries:
         middle, longest = statistics.median(recoveries), max(recoveries)
         print(f"{len(recoveries)} kills restarted the workers; next step after {middle:.0f} s, at most {longest:.0f} s")
-    print(f"{seconds:.0f} s in all")
+    print(f"{seconds:.0f} s in total")
     sys.exit(bool(lost or doubled))
 
 

@@ -1,15 +1,16 @@
-"""Manifests of data sets that do not exist: what the plan needs to know of 10^9 images, without the images."""
+"""Manifests of data sets that do not exist: all that the plan needs of 10^9 images, without the images."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from pipelines.data.manifest import Manifest, Stored
-from pipelines.data.shards import GROUP, SHARD, Shards
+from pipelines.data.images.stored import Stored
+from pipelines.data.shards.manifest import Manifest
+from pipelines.data.shards.shard_table import GROUP, SHARD, ShardTable
 
 
 def manifest_of(images: int, *, image_bytes: int, group_rows: int, shard_mb: int) -> Manifest:
-    """A training split of equal row groups in equal shards, the last of each smaller if need be; hashes are random."""
+    """Build a training split of equal row groups in equal shards, with random hashes; the last ones may be smaller."""
     rng = np.random.default_rng(0)
     groups_per_shard = max(1, shard_mb * 2**20 // (image_bytes * group_rows))
     count = -(-images // group_rows)
@@ -36,5 +37,5 @@ def manifest_of(images: int, *, image_bytes: int, group_rows: int, shard_mb: int
         fingerprint="0" * 64,
         prepare={"seed": 0},
         splits={"train": images},
-        shards=Shards(["train"], paths, shards, groups),
+        shards=ShardTable(["train"], paths, shards, groups),
     )

@@ -1,14 +1,14 @@
-"""What early stopping and searching save: `python benchmarks/tuning.py WORK_FOLDER [PART …]`.
+"""Savings of early stopping and of searchers: `python benchmarks/tuning.py WORK_FOLDER [PART …]`.
 
-grid    learning-rate schedules and depths on a part of Fashion-MNIST, every point trained in full
-asha    the same points as a study under ASHA, for real
-replay  searchers over five seeds on the grid's recorded curves, which stand in for training: with seeded, ordered data
-        a point has the same curve in every study
-alone   six draws of rate and warm-up, each trained in full
-pbt     the same six as a population that goes on from its best weights: equal compute
-growth  depth grown in training against full depth from the start, at equal compute, three seeds
+grid    learning-rate schedules and depths on a part of Fashion-MNIST; every point is trained in full.
+asha    the same points, trained as a study under ASHA.
+replay  searchers over five seeds that replay the grid's recorded curves instead of training. With seeded, ordered data
+        a point has the same curve in every study.
+alone   six draws of rate and warm-up, each trained in full.
+pbt     the same six as a population that resumes from its best weights, with equal compute.
+growth  depth that grows in training against full depth from the start, with equal compute, three seeds.
 
-Prints a table each; they are in results.json as well.
+Each part prints a table; results.json has the tables too.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from infra.storage import open_store
-from pipelines.tuning.ledger import Ledger, Report, State, Trial
-from pipelines.tuning.plan import Plan
 from pipelines.tuning.schedulers import build_scheduler
 from pipelines.tuning.searchers import propose
 from pipelines.tuning.space import Space, load_space
+from pipelines.tuning.trial_recipes import StudyPlan
+from pipelines.tuning.trials import State, Trial, TrialReport, Trials
 
 _SOURCE = Path("/usr/share/datasets/fashion-mnist")
 _IMAGES = {"train": 6000, "t10k": 2000}
@@ -98,12 +98,12 @@ name = "grid"
 }
 _LENGTH = {"grid": 3, "asha": 3, "alone": 3, "pbt": 3, "growth": 6}
 _SEEDS = range(5)
-_WHOLE = 10  # trials in full, whose compute the replayed studies spend
-_SLOTS = 2  # trials at once, as on two cores
+_WHOLE = 10  # full trials: the compute of a replayed study
+_SLOTS = 2  # concurrent trials, as on two cores
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure what a study saves.")
+    parser = argparse.ArgumentParser(description="Measure the savings of early stopping and of searchers.")
     parser.add_argument("work", type=Path)
     parser.add_argument("parts", nargs="*", default=list(_TABLES))
     arguments = parser.parse_args()
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def _take_part_of_the_data(folder: Path) -> None:
-    """The first images of Fashion-MNIST, as IDX files."""
+    """Write the first images of Fashion-MNIST as IDX files."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in _IMAGES.items():
         for kind, head in _HEAD.items():
@@ -130,13 +130,13 @@ def _take_part_of_the_data(folder: Path) -> None:
                 file.write_bytes(gzip.compress(part))
 
 
-def _plan(work: Path, part: str) -> Plan:
+def _plan(work: Path, part: str) -> StudyPlan:
     file = work / f"{part}.toml"
     common = _COMMON.format(work=work, length=_LENGTH[part])
     model = "depths = [1, 1, 1]" if part != "growth" else 'name = "resnet20"'
     common = common.replace("num_classes = 10", f"num_classes = 10\n{model}")
     file.write_text(f'title = "{part}"\n' + common + _STUDIES[part])
-    return Plan(load_space(str(file)), {})
+    return StudyPlan(load_space(str(file)), {})
 
 
 def _run(work: Path, part: str) -> None:
@@ -145,15 +145,15 @@ def _run(work: Path, part: str) -> None:
 
 
 def _trials(work: Path, part: str) -> list[Trial]:
-    return Ledger(open_store(str(work / "runs")).sub(f"studies/{part}")).trials
+    return Trials(open_store(str(work / "runs")).sub(f"studies/{part}")).trials
 
 
 def _asha(work: Path) -> str:
-    """The same points in full and under ASHA."""
+    """Return the table that compares the same points in full and under ASHA."""
     full, early = _trials(work, "grid"), _trials(work, "asha")
     best = max(trial.accuracy for trial in full)
     winner = max((trial for trial in early if trial.state == "finished"), key=lambda trial: trial.accuracy)
-    share = sum(trial.last for trial in early) / sum(trial.last for trial in full)
+    compute = sum(trial.last for trial in early) / sum(trial.last for trial in full)
     same = sum(
         report.accuracy == other.accuracy
         for trial, whole in zip(early, full, strict=True)
@@ -168,17 +168,17 @@ def _asha(work: Path) -> str:
                     "ASHA",
                     len(early),
                     sum(trial.state == "finished" for trial in early),
-                    f"{share:.0%}",
+                    f"{compute:.0%}",
                     f"{winner.accuracy:.2%}",
                 ],
             ],
         )
-        + f"\n\n{same} of {sum(len(trial.reports) for trial in early)} reports are the grid's own, bit for bit."
+        + f"\n\n{same} of {sum(len(trial.reports) for trial in early)} reports are equal to the grid's, bit for bit."
     )
 
 
 def _replay(work: Path) -> str:
-    """Random against TPE, alone and under ASHA, stopped when the compute of ten whole trials is spent."""
+    """Return the table of random search and TPE, with and without ASHA, with the compute of ten full trials."""
     plan = _plan(work, "grid")
     full = _trials(work, "grid")
     cap = _WHOLE * plan.space.budget.reports
@@ -191,8 +191,8 @@ def _replay(work: Path) -> str:
     return _table(["searcher", "scheduler", "mean", *(f"seed {seed}" for seed in _SEEDS)], rows)
 
 
-def _simulated(plan: Plan, full: Sequence[Trial], cap: int, names: tuple[str, str], seed: int) -> float:
-    """Accuracy in full of the trial that such a study would have called its winner."""
+def _simulated(plan: StudyPlan, full: Sequence[Trial], cap: int, names: tuple[str, str], seed: int) -> float:
+    """Return the accuracy, after full training, of the winner of a simulated study."""
     values = plan.space.model_dump(mode="json")
     values["searcher"] = {"name": names[0], "seed": seed, "startup": 4}
     values["scheduler"] = {"name": names[1], "eta": 3}
@@ -221,13 +221,13 @@ def _simulated(plan: Plan, full: Sequence[Trial], cap: int, names: tuple[str, st
     return curves[json.dumps(winner.values, sort_keys=True)].accuracy
 
 
-def _state(scheduler: Any, trial: Trial, report: Report, space: Space) -> State:
+def _state(scheduler: Any, trial: Trial, report: TrialReport, space: Space) -> State:
     if report.report >= space.budget.reports:
         return "finished"
-    told = {"report": report.report, "accuracy": report.accuracy}
+    result = {"report": report.report, "accuracy": report.accuracy}
     return (
         "stopped"
-        if scheduler.on_trial_result(None, SimpleNamespace(trial_id=trial.number), told) == "STOP"
+        if scheduler.on_trial_result(None, SimpleNamespace(trial_id=trial.number), result) == "STOP"
         else "running"
     )
 
@@ -253,7 +253,7 @@ def _drawn(trials: list[Trial]) -> str:
         for trial in sorted(trials, key=lambda trial: -trial.accuracy)
     ]
     mean = fmean(trial.accuracy for trial in trials)
-    return _table(["trial", "accuracy", "peak rate", "went on from"], rows) + f"\n\nmean {mean:.2%}"
+    return _table(["trial", "accuracy", "peak rate", "resumed from"], rows) + f"\n\nmean {mean:.2%}"
 
 
 def _growth(work: Path) -> str:

@@ -1,1 +1,1 @@
-"""What the pipelines stand on: object storage, experiment tracking, model registry, cluster. Knows no model."""
+"""Infrastructure of the pipelines: object storage, experiment tracking, model registry, cluster. Imports no model."""

@@ -1,17 +1,20 @@
-"""Make what `ray-cluster.yaml` needs in an AWS account: `python -m infra.aws_setup BUCKET REGION`.
+"""Create what `ray-cluster.yaml` needs in an AWS account: `python -m infra.aws_setup BUCKET REGION`.
 
-It makes, or brings in step with the files of infra/aws:
+The command creates these things, or updates them from the files of infra/aws:
 
-- the bucket, closed to the public, with a rule that ends uploads left half done after a week;
-- the roles and instance profiles `resnet-ray-head` and `resnet-ray-worker`, and the policy `resnet-ray-operator`, which
-  you attach to whoever runs `ray up`;
-- the security group that Ray looks for in the default VPC, with SSH open to --ssh-from only (Ray's own is open to the
-  whole Internet), and a gateway through which the VPC reaches S3 free of charge;
-- the role behind spot instances, and, with --budget and --notify, an alarm on the account's monthly bill.
+- the bucket, closed to the public, with a rule that deletes unfinished uploads after a week;
+- the roles and instance profiles `resnet-ray-head` and `resnet-ray-worker`;
+- the policy `resnet-ray-operator`, which you attach to the user who runs `ray up`;
+- the security group that Ray looks for in the default VPC, with SSH open to --ssh-from only;
+- a gateway through which the VPC reaches S3 free of charge;
+- the service role of spot instances;
+- with --budget and --notify, an alarm on the account's monthly bill.
 
-Then it writes region, zone and bucket into ray-cluster.yaml. The zone is the first one that offers every instance type
-of the file. The same command again changes what differs. It needs an administrator's credentials, as boto3 finds them;
-`ray up` afterwards needs the operator policy alone.
+Without this security group, Ray makes one that opens SSH to the whole Internet.
+
+Then the command writes region, zone and bucket into ray-cluster.yaml. The zone is the first one that offers every
+instance type of the file. If you run the command again, it changes what differs. It needs an administrator's
+credentials, as boto3 finds them. `ray up` afterwards needs only the operator policy.
 """
 
 from __future__ import annotations
@@ -40,19 +43,19 @@ _EXISTS = frozenset({"EntityAlreadyExists", "InvalidPermission.Duplicate", "Dupl
 
 
 def main() -> None:
-    """Make everything, or stop at the first thing that AWS refuses."""
+    """Create everything, or stop at the first request that AWS refuses."""
     parser = argparse.ArgumentParser(prog="python -m infra.aws_setup", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("bucket", metavar="BUCKET", help="of data sets, runs and MLflow; yours, or made")
+    parser.add_argument("bucket", metavar="BUCKET", help="for data sets, runs and MLflow; created if missing")
     parser.add_argument("region", metavar="REGION", help="such as us-east-1")
-    parser.add_argument("--source-bucket", default="", help="another bucket to read images from")
+    parser.add_argument("--source-bucket", default="", help="another bucket that nodes may read images from")
     parser.add_argument(
-        "--ssh-from", default="", metavar="CIDR", help="who may log in; default: this machine's address"
+        "--ssh-from", default="", metavar="CIDR", help="network that may log in by SSH; default: this machine's address"
     )
     parser.add_argument(
-        "--budget", type=int, default=0, metavar="USD", help="of the account in a month; needs --notify"
+        "--budget", type=int, default=0, metavar="USD", help="monthly budget of the account; needs --notify"
     )
-    parser.add_argument("--notify", default="", metavar="EMAIL", help="told at 50, 80 and 100 %% of the budget")
-    parser.add_argument("--file", type=Path, default=CLUSTER_FILE, help="the cluster file to fill in")
+    parser.add_argument("--notify", default="", metavar="EMAIL", help="gets e-mail at 50, 80 and 100 %% of the budget")
+    parser.add_argument("--file", type=Path, default=CLUSTER_FILE, help="cluster file to fill in")
     arguments = parser.parse_args()
     _check(arguments)
     import boto3
@@ -60,7 +63,7 @@ def main() -> None:
     def client(service: str) -> Any:
         return boto3.client(service, region_name=arguments.region)
 
-    with _in_one_line():
+    with _as_user_error():
         zone = _zone(client("ec2"), arguments.file, arguments.region)
         _make_bucket(client("s3"), arguments.bucket, arguments.region)
         _make_roles(client("iam"), arguments.bucket, arguments.source_bucket)
@@ -70,17 +73,17 @@ def main() -> None:
         if arguments.budget:
             _make_budget(client("budgets"), account, arguments.budget, arguments.notify)
     _fill_in(arguments.file, arguments.region, zone, arguments.bucket)
-    _tell(f"{arguments.file.name}: {arguments.region}, {zone}, s3://{arguments.bucket}")
+    _print_line(f"{arguments.file.name}: {arguments.region}, {zone}, s3://{arguments.bucket}")
 
 
 def _check(arguments: argparse.Namespace) -> None:
     for bucket in filter(None, (arguments.bucket, arguments.source_bucket)):
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
-            raise UserError(f"BUCKET must be 3 to 63 of a-z, 0-9, dots and hyphens, got {bucket!r}")
+            raise UserError(f"BUCKET must be 3 to 63 characters of a-z, 0-9, dots and hyphens, got {bucket!r}")
     if not re.fullmatch(r"[a-z]{2}(-[a-z]+)+-\d", arguments.region):
         raise UserError(f"REGION must be one of AWS's, such as us-east-1, got {arguments.region!r}")
     if bool(arguments.budget) != bool(arguments.notify):
-        raise UserError("--budget and --notify belong together: a budget that tells nobody ends nothing")
+        raise UserError("--budget and --notify belong together: give both or neither")
     if arguments.budget < 0:
         raise UserError(f"--budget must be positive, in US dollars a month, got {arguments.budget}")
     if arguments.ssh_from:
@@ -91,12 +94,12 @@ def _check(arguments: argparse.Namespace) -> None:
         if network.prefixlen == 0:
             raise UserError("--ssh-from 0.0.0.0/0 lets the whole Internet try to log in: name your own network")
     if not arguments.file.is_file():
-        raise UserError(f"there is no {arguments.file}")
+        raise UserError(f"there is no cluster file {arguments.file}: name one with --file")
 
 
 @contextmanager
-def _in_one_line() -> Iterator[None]:
-    """AWS's refusals, and credentials that are missing, are the user's to mend."""
+def _as_user_error() -> Iterator[None]:
+    """Turn AWS's refusals, and missing credentials, into a UserError."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
@@ -105,11 +108,11 @@ def _in_one_line() -> Iterator[None]:
         answer = error.response.get("Error", {})
         raise UserError(f"AWS refuses {error.operation_name}: {answer.get('Code')}: {answer.get('Message')}") from error
     except BotoCoreError as error:
-        raise UserError(f"AWS cannot be asked: {error}") from error
+        raise UserError(f"cannot send requests to AWS: {error}") from error
 
 
 def _unless_there(make: Callable[[], object]) -> bool:
-    """Whether it was made; False where AWS says that it is there."""
+    """Create something; return False if AWS says that it exists."""
     from botocore.exceptions import ClientError
 
     try:
@@ -146,8 +149,8 @@ def _zone(ec2: Any, file: Path, region: str) -> str:
         if all((zone, kind) in offered for kind in wanted):
             return str(zone)
     lacking = {zone: sorted(kind for kind in wanted if (zone, kind) not in offered) for zone in zones}
-    told = "; ".join(f"{zone} lacks {', '.join(kinds)}" for zone, kinds in lacking.items())
-    raise UserError(f"no zone of {region} offers every type of {file.name}: {told}: choose another region")
+    gaps = "; ".join(f"{zone} lacks {', '.join(kinds)}" for zone, kinds in lacking.items())
+    raise UserError(f"no zone of {region} offers every type of {file.name}: {gaps}: choose another region")
 
 
 def _make_bucket(s3: Any, bucket: str, region: str) -> None:
@@ -160,7 +163,7 @@ def _make_bucket(s3: Any, bucket: str, region: str) -> None:
             raise UserError(f"the bucket {bucket} is somebody else's, or in another region: choose another") from error
         place = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
         s3.create_bucket(Bucket=bucket, **place)
-        _tell(f"bucket {bucket}")
+        _print_line(f"bucket {bucket}")
     closed = ("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     s3.put_public_access_block(Bucket=bucket, PublicAccessBlockConfiguration=dict.fromkeys(closed, True))
     try:
@@ -176,7 +179,7 @@ def _make_bucket(s3: Any, bucket: str, region: str) -> None:
 
 
 def policy(name: str, bucket: str, source_bucket: str = "") -> str:
-    """Return the policy of infra/aws for this bucket; without a source bucket, without the right to read one."""
+    """Return a policy of infra/aws for this bucket; without a source bucket, leave out the right to read one."""
     text = (FILES / f"{name}-policy.json").read_text().replace(_BUCKET, bucket)
     document = json.loads(text.replace(_SOURCE, source_bucket) if source_bucket else text)
     document["Statement"] = [each for each in document["Statement"] if _SOURCE not in json.dumps(each)]
@@ -193,12 +196,12 @@ def _make_roles(iam: Any, bucket: str, source_bucket: str) -> None:
         held = iam.get_instance_profile(InstanceProfileName=role)["InstanceProfile"]["Roles"]
         if role not in {each["RoleName"] for each in held}:
             iam.add_role_to_instance_profile(InstanceProfileName=role, RoleName=role)
-        _tell(f"role and instance profile {role}")
+        _print_line(f"role and instance profile {role}")
     spot = "AWSServiceRoleForEC2Spot"
     if not _has_role(iam, spot) and _unless_there(
         lambda: iam.create_service_linked_role(AWSServiceName="spot.amazonaws.com")
     ):
-        _tell(f"role {spot}")
+        _print_line(f"role {spot}")
 
 
 def _has_role(iam: Any, name: str) -> bool:
@@ -214,10 +217,10 @@ def _make_operator_policy(iam: Any, account: str, bucket: str) -> None:
     arn = f"arn:aws:iam::{account}:policy/{name}"
     if not _unless_there(lambda: iam.create_policy(PolicyName=name, PolicyDocument=document)):
         versions = iam.list_policy_versions(PolicyArn=arn)["Versions"]
-        for old in [each for each in versions if not each["IsDefaultVersion"]][-1:]:  # five at most are kept by AWS
+        for old in [each for each in versions if not each["IsDefaultVersion"]][-1:]:  # AWS keeps at most five
             iam.delete_policy_version(PolicyArn=arn, VersionId=old["VersionId"])
         iam.create_policy_version(PolicyArn=arn, PolicyDocument=document, SetAsDefault=True)
-    _tell(f"policy {arn}: attach it to whoever runs `ray up`")
+    _print_line(f"policy {arn}: attach it to the user who runs `ray up`")
 
 
 def _own_address() -> str:
@@ -225,12 +228,12 @@ def _own_address() -> str:
         with urllib.request.urlopen(_OWN_ADDRESS, timeout=10) as answer:
             address = ipaddress.IPv4Address(answer.read().decode().strip())
     except (OSError, ValueError) as error:
-        raise UserError(f"{_OWN_ADDRESS} does not tell our address ({error}): give --ssh-from CIDR") from error
+        raise UserError(f"{_OWN_ADDRESS} did not answer with our address ({error}): give --ssh-from CIDR") from error
     return f"{address}/32"
 
 
 def _make_network(ec2: Any, region: str, ssh_from: str, file: Path) -> None:
-    """The group has the name that Ray looks for; Ray adds its own rules only to a group without any."""
+    """Create or update the security group and the S3 gateway; Ray adds no rules to a group that has some."""
     import yaml
 
     name = f"ray-autoscaler-{yaml.safe_load(file.read_text())['cluster_name']}"
@@ -258,13 +261,13 @@ def _make_network(ec2: Any, region: str, ssh_from: str, file: Path) -> None:
         {"IpProtocol": "-1", "UserIdGroupPairs": [{"GroupId": group}]},
     ):
         _unless_there(lambda rule=rule: ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[rule]))  # type: ignore[misc]
-    _tell(f"security group {name}: SSH from {ssh_from} only")
+    _print_line(f"security group {name}: SSH from {ssh_from} only")
     service = f"com.amazonaws.{region}.s3"
     endpoints = ec2.describe_vpc_endpoints(Filters=[here, {"Name": "service-name", "Values": [service]}])
     if not [each for each in endpoints["VpcEndpoints"] if each.get("VpcEndpointType", "Gateway") == "Gateway"]:
         tables = [each["RouteTableId"] for each in ec2.describe_route_tables(Filters=[here])["RouteTables"]]
         ec2.create_vpc_endpoint(VpcId=vpc, ServiceName=service, VpcEndpointType="Gateway", RouteTableIds=tables)
-        _tell("gateway endpoint of S3")
+        _print_line("gateway endpoint of S3")
 
 
 def _make_budget(budgets: Any, account: str, dollars: int, notify: str) -> None:
@@ -272,16 +275,16 @@ def _make_budget(budgets: Any, account: str, dollars: int, notify: str) -> None:
     budget = {"BudgetName": _BUDGET, "BudgetType": "COST", "TimeUnit": "MONTHLY", "BudgetLimit": limit}
     alarm = {"NotificationType": "ACTUAL", "ComparisonOperator": "GREATER_THAN", "ThresholdType": "PERCENTAGE"}
     subscribers = [{"SubscriptionType": "EMAIL", "Address": notify}]
-    told = [{"Notification": alarm | {"Threshold": share}, "Subscribers": subscribers} for share in _SHARES]
-    wanted = {"AccountId": account, "Budget": budget, "NotificationsWithSubscribers": told}
-    if not _unless_there(lambda: budgets.create_budget(**wanted)):  # of an earlier time, with other figures
+    notifications = [{"Notification": alarm | {"Threshold": share}, "Subscribers": subscribers} for share in _SHARES]
+    wanted = {"AccountId": account, "Budget": budget, "NotificationsWithSubscribers": notifications}
+    if not _unless_there(lambda: budgets.create_budget(**wanted)):  # an earlier budget may differ
         budgets.delete_budget(AccountId=account, BudgetName=_BUDGET)
         budgets.create_budget(**wanted)
-    _tell(f"budget {_BUDGET}: ${dollars} a month, told to {notify}; AWS sees a bill hours late, and ends nothing")
+    _print_line(f"budget {_BUDGET}: ${dollars} a month, e-mail to {notify}; AWS counts hours late, and stops nothing")
 
 
 def _fill_in(file: Path, region: str, zone: str, bucket: str) -> None:
-    """Write the values into `metadata.set`, by the anchors that the rest of the file refers to."""
+    """Write the values into `metadata.set`, whose anchors the rest of the file uses."""
     text = file.read_text()
     for start, value in (
         ("region: &region ", region),
@@ -295,7 +298,7 @@ def _fill_in(file: Path, region: str, zone: str, bucket: str) -> None:
     file.write_text(text)
 
 
-def _tell(line: str) -> None:
+def _print_line(line: str) -> None:
     sys.stdout.write(f"{line}\n")
 
 

@@ -1,9 +1,11 @@
-"""What a cluster has and may yet have, and where data tasks go, so that they bring CPU nodes and never a GPU node.
+"""Resources that a cluster has or can start, and the placement of data tasks.
 
-Ray tells no program which nodes its autoscaler may start: the newer one (v2, which `ray up` and KubeRay take) keeps its
-configuration to itself. So it is read where the autoscaler reads it, from the file that `ray start
---autoscaling-config` was given on this machine; drivers of jobs and Train's controllers run there, on the head. Where
-the operator of Kubernetes has it, infra/kuberay's files say the same in RESNET_RAY_NODE_TYPES.
+Data tasks make the autoscaler start CPU nodes, never a GPU node.
+
+Ray has no API that lists the node types its autoscaler may start. Version 2, which `ray up` and KubeRay use, keeps its
+configuration private. So this module reads the file that `ray start --autoscaling-config` received on this machine.
+Drivers of jobs and Train's controllers run there, on the head. On Kubernetes the operator holds the configuration, and
+the files of infra/kuberay repeat it in RESNET_RAY_NODE_TYPES.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from typing import Any
 from infra.cluster_rules import ROLE
 
 NODE_TYPES = "RESNET_RAY_NODE_TYPES"
-"""Environment of a head on Kubernetes: JSON as `available_node_types` of a cluster file, by worker group."""
-_RAY_DIGITS = 10_000  # a resource is a whole number of so many parts
+"""Environment variable of a head on Kubernetes: JSON like `available_node_types` of a cluster file, by worker group."""
+_RAY_DIGITS = 10_000  # Ray counts a resource in whole ten-thousandths
 _INGEST = {ROLE: "ingest"}
 _ON_INGEST: dict[str, Any] = {"label_selector": _INGEST, "fallback_strategy": [{"label_selector": {ROLE: "!ingest"}}]}
 
@@ -29,20 +31,20 @@ _ON_INGEST: dict[str, Any] = {"label_selector": _INGEST, "fallback_strategy": [{
 class NodeType:
     """A kind of node that an autoscaler starts and stops."""
 
-    most: int  # at once
-    resources: Mapping[str, float]  # of each; empty = Ray will find out on the node
+    most: int  # nodes of this type at once
+    resources: Mapping[str, float]  # of each node; empty = unknown until Ray runs on the node
     labels: Mapping[str, str]
 
-    def most_of(self, kind: str) -> float:
-        """So much of a resource may come with nodes of this type."""
+    def cluster_total(self, kind: str) -> float:
+        """Return the amount of a resource that all nodes of this type have together."""
         return self.most * self.resources.get(kind, 0.0)
 
 
-def most_of(kind: str) -> int:
-    """How much of "CPU" or "GPU" the cluster has, or may come to have, as far as that is known."""
+def cluster_total(kind: str) -> int:
+    """Return how much "CPU" or "GPU" the cluster has or can start, as far as its node types are known."""
     import ray
 
-    return int(max(ray.cluster_resources().get(kind, 0.0), sum(each.most_of(kind) for each in node_types())))
+    return int(max(ray.cluster_resources().get(kind, 0.0), sum(each.cluster_total(kind) for each in node_types())))
 
 
 def gpus_here() -> int:
@@ -54,29 +56,29 @@ def gpus_here() -> int:
 
 
 def cpus_per_gpu() -> float:
-    """Return the CPUs for each GPU on the node with the fewest, nodes that may come included; infinite without GPUs."""
+    """Return the fewest CPUs per GPU of any node, including nodes that may still start; infinite without GPUs."""
     present = [node["Resources"] for node in _nodes()]
     known = [*present, *(each.resources for each in node_types())]
     return min((each.get("CPU", 0.0) / each["GPU"] for each in known if each.get("GPU")), default=math.inf)
 
 
 def unknown_may_come() -> bool:
-    """Whether an autoscaler may start nodes of which nobody has said what they have, as on machines that one has."""
+    """Return whether the autoscaler may start nodes of unknown resources, as with the provider `local`."""
     return any(not each.resources for each in node_types())
 
 
 def ingest_options() -> dict[str, Any]:
-    """Where data tasks run, as options of theirs: CPU nodes first if there are any or may yet come; else anywhere."""
+    """Return Ray options that place data tasks: CPU nodes first if there are any or may start any, else any node."""
     there = any(_is_ingest(node.get("Labels", {})) for node in _nodes())
     return dict(_ON_INGEST) if there or any(_is_ingest(each.labels) for each in node_types()) else {}
 
 
 def evaluation_cpus() -> float:
-    """Return the CPUs that a task of evaluation holds beside a run's data tasks, each of which holds one CPU less that.
+    """Return the CPUs that an evaluation task holds; each data task of a run holds one CPU minus this amount.
 
-    While a run evaluates, nobody takes the blocks of its data tasks. They wait, and hold their CPUs while they do. With
-    whole CPUs they would hold all, and the evaluation that the run waits for would never begin. So every CPU has room
-    for a data task and for one of evaluation, and no node for more data tasks than it has CPUs.
+    While a run evaluates, nothing consumes the blocks of its data tasks. The data tasks wait and keep their CPUs. With
+    whole CPUs they could hold all of them, and the evaluation that the run waits for would never start. So each CPU
+    fits one data task and one evaluation task, and no node runs more data tasks than it has CPUs.
     """
     cpus = [node["Resources"].get("CPU", 0.0) for node in _nodes()]
     most = max([*cpus, *(each.resources.get("CPU", 0.0) for each in node_types())], default=1.0)
@@ -84,22 +86,23 @@ def evaluation_cpus() -> float:
 
 
 def ingest_cpus(held: float) -> float:
-    """CPUs that data tasks may hold at once beside `held` of the workers: those of GPU nodes that are there, and all of
-    CPU nodes, those that may yet come included; infinite where no node may come.
+    """Return the CPUs that data tasks may hold at once while workers hold `held` CPUs.
 
-    Ray Data asks the autoscaler for twice of what it has, whenever that is in use, and takes nodes of any type.
+    They are the CPUs of GPU nodes that run now, and all CPUs of CPU nodes that run or may start. The limit is infinite
+    if no node may start, or if nodes of unknown resources may. The limit exists because Ray Data, whenever its
+    resources are in use, asks the autoscaler for twice as many and accepts nodes of any type.
     """
     types, nodes = node_types(), _nodes()
     if not types or unknown_may_come():
         return math.inf
     there = sum(node["Resources"].get("CPU", 0.0) for node in nodes if not node["Resources"].get("GPU"))
-    may_come = sum(each.most_of("CPU") for each in types if not each.resources.get("GPU"))
+    may_come = sum(each.cluster_total("CPU") for each in types if not each.resources.get("GPU"))
     spare = sum(node["Resources"].get("CPU", 0.0) for node in nodes if node["Resources"].get("GPU"))
     return float(max(1.0, max(there, may_come) + spare - held))
 
 
 def node_types() -> tuple[NodeType, ...]:
-    """The types of workers of the cluster that this process has joined; none where no autoscaler is seen from here."""
+    """Return the worker types of the joined cluster; empty if no autoscaler is visible from this process."""
     config = _of_kubernetes() or _of_the_autoscaler()
     return tuple(
         NodeType(most=most, resources=kind.get("resources") or {}, labels=kind.get("labels") or {})
@@ -114,7 +117,7 @@ def _of_kubernetes() -> dict[str, Any]:
 
 
 def _of_the_autoscaler() -> dict[str, Any]:
-    """`available_node_types` of the file that the autoscaler of this cluster was given, if it runs on this machine."""
+    """Return `available_node_types` of the autoscaler's file; empty if the autoscaler runs on another machine."""
     import ray
     import yaml
 
@@ -123,13 +126,13 @@ def _of_the_autoscaler() -> dict[str, Any]:
         return {}
     try:
         types: dict[str, Any] = yaml.safe_load(found[1].read_text())["available_node_types"]
-    except OSError:  # of another user
+    except OSError:  # the file belongs to another user
         return {}
     return types
 
 
 def autoscaler(port: str = "") -> tuple[str, Path] | None:
-    """Address of a Ray head on this machine, that of this port or any, and the file that its autoscaler was given."""
+    """Return the address of a Ray head on this machine, at `port` if given, and its autoscaler's file; else None."""
     for options in autoscaler_options():
         address = options.get("--gcs-address", "")
         if address.endswith(f":{port}" if port else ""):

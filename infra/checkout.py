@@ -1,12 +1,13 @@
-"""The part of this checkout that goes to a cluster's nodes, as a folder of its own: `python infra/cluster.py export`.
+"""Export the part of this checkout that a cluster's nodes need to a separate folder: `python infra/cluster.py export`.
 
-`ray up` reads every file of a folder that it mounts to see what changed, whatever `rsync_exclude` says: of a whole
-checkout that is `.venv`, `.git`, runs and local data. So `ray-cluster.yaml` mounts `build/ray-up`, which holds what git
-tracks or would track, as it is now. rsync never deletes on the nodes, so each of them removes what has left the list:
+`ray up` reads every file of a mounted folder to see what changed, even files that `rsync_exclude` names. In a whole
+checkout these include `.venv`, `.git`, runs and local data. So `ray-cluster.yaml` mounts `build/ray-up`, a copy of the
+files that git tracks or does not ignore. rsync never deletes on the nodes, so each node removes files that have left
+the list:
 
     python3 ~/resnet-ray/infra/checkout.py ~/resnet-ray
 
-Only the standard library is imported here: a node runs this before it has any package.
+This module imports only the standard library: a node runs it before any package is installed.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _CACHE = "__pycache__"
 
 
 def export(root: Path = ROOT) -> Path:
-    """Bring `build/ray-up` in step with the checkout; return it. Files keep their times, so rsync sends what changed.
+    """Update `build/ray-up` from the checkout; return it. Files keep their times, so rsync sends only what changed.
 
     Raises:
-        ValueError: git is missing, or this is no checkout of git's.
+        ValueError: git is missing, or `root` is not a git checkout.
     """
     target, names = root / EXPORTED, _listed_by_git(root)
     for name in names:
@@ -47,9 +48,9 @@ def export(root: Path = ROOT) -> Path:
 
 
 def prune(folder: Path) -> list[str]:
-    """Remove what the list of an exported tree does not name; return it.
+    """Remove the files that the list of an exported tree does not name; return their names.
 
-    Only folders that the list has files in are searched: a node keeps others, such as `.venv` and `runs`, beside them.
+    Only folders with listed files are searched: a node has other folders, such as `.venv` and `runs`, which stay.
     """
     names = set((folder / LIST).read_text().splitlines())
     top = {name.partition("/")[0] for name in names if "/" in name}
@@ -61,7 +62,7 @@ def prune(folder: Path) -> list[str]:
 
 
 def _listed_by_git(root: Path) -> Sequence[str]:
-    """Every file that git tracks or does not ignore, as it lies in the checkout."""
+    """Return every file of the checkout that git tracks or does not ignore."""
     command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -77,7 +78,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 def _remove(names: set[str], folder: Path) -> None:
-    """Remove files, and folders that have become empty by it."""
+    """Remove files, and folders that are empty afterwards."""
     for name in names:
         file = folder / name
         file.unlink()

@@ -1,6 +1,7 @@
-"""Connecting to Ray: the cluster that RAY_ADDRESS or a Ray job names, or a local one started for this process.
+"""Connect to Ray: join the cluster that RAY_ADDRESS or a Ray job names, or start a local one for this process.
 
-As a command it checks cluster files, against Ray's schema and our own rules, and exports the code that `ray up` mounts:
+The command checks cluster files against Ray's schema and this project's rules, and exports the code that `ray up`
+mounts:
 
     python infra/cluster.py check FILE…
     python infra/cluster.py export
@@ -24,17 +25,17 @@ import psutil
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from infra.capacity import most_of, unknown_may_come
+from infra.capacity import cluster_total, unknown_may_come
 from infra.checkout import EXPORTED, LIST, export
 from infra.cluster_rules import broken_rules
 from infra.errors import UserError, run
 from infra.ray_start import check_head, ray_folder, use_own_token
 from infra.storage import environment_of_s3
 
-# Ray's own start takes every core it finds; data tasks need some beside the workers even on the smallest machine.
+# Ray counts one CPU per core by default. Data tasks need CPUs next to the workers even on the smallest machine.
 _LEAST_LOCAL_CPUS = 4
-# What a Ray that ends with this command need not watch: no dashboard reads it, no cloud takes its node away. On two
-# cores it all comes off the training (docs/results.md, overhead).
+# Monitoring that a Ray of one command does not need: no dashboard reads it, and no cloud takes its node away. On two
+# cores it slows the training down (docs/results.md, overhead).
 _UNWATCHED = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_metrics_report_interval_ms": "60000",
@@ -42,14 +43,14 @@ _UNWATCHED = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "REPORTER_UPDATE_INTERVAL_MS": "30000",
 }
-# Train else looks for nodes that are taken away every 5 s of what may be 25.
+# Train's default is to look for preempted nodes every 5 s, and the whole notice may be 25 s.
 _WATCHED = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
-_ALIVE = 0  # of GcsNodeInfo.GcsNodeState
-# Ray of one machine then takes loopback as its address on every system, and all its ports stay there: by itself, on
-# Linux, its ports are open to the network. It is read when Ray is imported.
+_ALIVE = 0  # GcsNodeInfo.GcsNodeState.ALIVE
+# Makes a local Ray use loopback on every system, so that all its ports stay there. Without it, on Linux, its ports are
+# open to the network. Ray reads it at import.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-# Ray warns of more processes than cores, which a study of several trials has by its nature. Read likewise.
-_UNTOLD = {"RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node"}
+# Ray warns of more processes than cores, which is normal for a study of several trials. Ray reads it at import, too.
+_SILENCED = {"RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node"}
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
@@ -57,38 +58,39 @@ def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or
     """Join or start Ray and check that it is large enough.
 
     Args:
-        min_cpus: logical CPUs that the caller is going to hold at once.
-        gpus: GPUs likewise.
-        settings: what the user can lower, if that is too much.
+        min_cpus: logical CPUs that the caller will hold at once.
+        gpus: GPUs that the caller will hold at once.
+        settings: names of the settings to lower if the cluster has too few CPUs.
 
     Raises:
-        UserError: no cluster at RAY_ADDRESS, or too small a one, with all nodes that its autoscaler may start.
+        UserError: no cluster answers at RAY_ADDRESS, or the cluster is too small even with every node that its
+            autoscaler may start.
     """
-    # a thread that still reads from a Ray that has been left must not start another one
+    # a thread that still reads from a Ray that was shut down must not start another one
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.update(_LOOPBACK)
-    for name, value in _UNTOLD.items():
+    for name, value in _SILENCED.items():
         os.environ.setdefault(name, value)
     import ray
 
     if not ray.is_initialized():
         _start(ray)
     for kind, needed in (("CPU", min_cpus), ("GPU", gpus)):
-        have, most = int(ray.cluster_resources().get(kind, 0)), most_of(kind)
+        have, most = int(ray.cluster_resources().get(kind, 0)), cluster_total(kind)
         if most < needed and not unknown_may_come():
             ray.shutdown()
-            told = str(have) if most == have else f"{most}, with every node that may come"
+            available = str(have) if most == have else f"{most}, with every node that may come"
             remedy = (
                 f"lower {settings if kind == 'CPU' else 'run.num_workers'}, or join a larger cluster by RAY_ADDRESS"
             )
             if kind == "GPU" and not most:
-                told, remedy = "none", "set run.use_gpu=false, or join a cluster that has them by RAY_ADDRESS"
-            raise UserError(f"the run needs {needed} {kind}s at once and the cluster has {told}: {remedy}")
+                available, remedy = "none", "set run.use_gpu=false, or join a cluster that has them by RAY_ADDRESS"
+            raise UserError(f"the run needs {needed} {kind}s at once and the cluster has {available}: {remedy}")
 
 
 def _start(ray) -> None:  # type: ignore[no-untyped-def]
-    # Ray's processes import this checkout, whatever folder the command was given in.
+    # Ray's processes import this checkout, from any working directory of the command.
     paths = [_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -112,7 +114,7 @@ def _join(ray, address: str) -> None:  # type: ignore[no-untyped-def]
         ray.init(logging_level="ERROR", log_to_driver=False, runtime_env=_code())
     except UserError:
         raise
-    except Exception as error:  # of any class: Ray's own, and of what it is made of
+    except Exception as error:  # of any class: Ray's and those of its libraries
         hint = "correct RAY_ADDRESS, or unset it to start Ray on this machine"
         raise UserError(
             f"no Ray cluster can be joined at {address} (RAY_ADDRESS): {_line(str(error))}: {hint}"
@@ -120,7 +122,7 @@ def _join(ray, address: str) -> None:  # type: ignore[no-untyped-def]
 
 
 def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
-    """Start a Ray that ends with this process; one that is too slow, as on a busy machine, is tried once more."""
+    """Start a Ray that ends with this process; retry once if the start is too slow, as on a busy machine."""
     for name, value in _UNWATCHED.items():
         os.environ.setdefault(name, value)
     use_own_token()
@@ -138,7 +140,7 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
                 _temp_dir=folder,
             )
             return
-        except Exception as error:  # Ray raises bare Exceptions where a process of its own is slow
+        except Exception as error:  # Ray raises bare Exceptions if one of its processes is slow
             ray.shutdown()
             for process in _descendants() - before:
                 with suppress(psutil.NoSuchProcess):
@@ -151,19 +153,19 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
 
 
 def _descendants() -> set[psutil.Process]:
-    """The processes that this one has started, and theirs."""
+    """Return all descendants of this process."""
     return set(psutil.Process().children(recursive=True))
 
 
 class OwnNode:
-    """The Ray node of this machine, as one outside Ray sees it."""
+    """The Ray node of this machine, seen by a process that is not part of Ray."""
 
     def __init__(self) -> None:
-        """Looks for it on Ray's own record of the machine; UserError if there is none."""
+        """Find the node in Ray's record of this machine; raise UserError if there is none."""
         from ray._private.services import canonicalize_bootstrap_address
         from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, and without stubs
 
-        address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # None = this machine's
+        address = canonicalize_bootstrap_address(None)  # type: ignore[arg-type]  # None = this machine's cluster
         if address is None:
             raise UserError("there is no Ray node on this machine")
         self._gcs = GcsClient(address=address)
@@ -175,18 +177,18 @@ class OwnNode:
         self.node_id: str = found[-1].hex()
 
     def drain(self, seconds: float) -> bool:
-        """Have Ray leave this node out, since it is taken away in so many seconds; whether Ray's head agreed."""
+        """Drain this node, which is taken away in `seconds`; return whether Ray's head agreed."""
         from ray.core.generated.autoscaler_pb2 import DrainNodeReason  # type: ignore[attr-defined]  # generated
 
         deadline_ms = round((time.time() + seconds) * 1000)
         reason = DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        told = "the machine is taken away"
-        agreed: bool = self._gcs.drain_node(self.node_id, reason, told, deadline_ms)[0]
+        message = "the machine is taken away"
+        agreed: bool = self._gcs.drain_node(self.node_id, reason, message, deadline_ms)[0]
         return agreed
 
 
 def failed_launches(address: str) -> dict[str, float]:
-    """Node types of which the autoscaler of the head at `address` lately got no node, and when that was, Unix time."""
+    """Return the node types that the autoscaler at `address` recently failed to start, with the Unix time."""
     from ray.autoscaler.v2.sdk import get_cluster_status
     from ray.exceptions import RpcError
 
@@ -198,26 +200,26 @@ def failed_launches(address: str) -> dict[str, float]:
 
 
 def ray_process(name: str) -> int | None:
-    """This user's process of that name on this machine, if there is one: "raylet" of a node, "gcs_server" of a head."""
+    """Return the pid of this user's process `name`: "raylet" on a node, "gcs_server" on a head; None without one."""
     found = (process.info for process in psutil.process_iter(["pid", "name", "uids"]))
     return next((int(each["pid"]) for each in found if each["name"] == name and each["uids"].real == os.getuid()), None)
 
 
 def in_job() -> bool:
-    """Whether this process is the entry point of a Ray job."""
+    """Return whether this process is the entry point of a Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _code() -> dict[str, object] | None:
-    """A job's working directory is on its cluster already; a driver that joins by itself brings its path along."""
+    """Return the runtime environment with this checkout's path; None in a job, whose cluster has the code already."""
     return None if in_job() else {"env_vars": {"PYTHONPATH": os.environ["PYTHONPATH"], **environment_of_s3()}}
 
 
 def wrong_with(file: Path) -> list[str]:
-    """One line for each thing that is wrong with a cluster file: by Ray's schema, else Ray's own check, else our rules.
+    """Return one line per fault of a cluster file, by Ray's schema, else Ray's own check, else this project's rules.
 
     Raises:
-        UserError: there is no such file, or what it holds is not a mapping in YAML.
+        UserError: the file does not exist, or does not hold a YAML mapping.
     """
     config = _mapping(file)
     if wrong := _wrong_by_schema(config) or _wrong_by_ray(config):
@@ -244,20 +246,21 @@ def _wrong_by_schema(config: dict[str, Any]) -> list[str]:
     from jsonschema import Draft7Validator
 
     schema = json.loads(Path(ray.autoscaler.__file__).with_name("ray-schema.json").read_text())
-    known = {key: value for key, value in config.items() if key != "min_workers"}  # of the provider `local`
+    # the schema lacks this key of the provider `local`
+    known = {key: value for key, value in config.items() if key != "min_workers"}
     found = sorted(Draft7Validator(schema).iter_errors(known), key=lambda error: list(map(str, error.absolute_path)))
     return [f"{'.'.join(map(str, error.absolute_path)) or 'the file'}: {_line(error.message)}" for error in found]
 
 
 def _wrong_by_ray(config: dict[str, Any]) -> list[str]:
-    """What `ray up` would stop at: it fills in its defaults, which the schema does not see, and checks more."""
+    """Return the error that would stop `ray up`: Ray fills in defaults and checks more than its schema."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         validate_config(prepare_config(copy.deepcopy(config)))
-    except Exception as error:  # Ray's code on a user's data: what it raises there, TypeErrors too, tells of the file
-        return [f"`ray up` would not take it: {_line(str(error))}"]
+    except Exception as error:  # Ray's code on a user's data: any exception, even a TypeError, is about the file
+        return [f"`ray up` would reject it: {_line(str(error))}"]
     return []
 
 
@@ -266,15 +269,15 @@ def _line(text: str) -> str:
 
 
 def main() -> None:
-    """Check cluster files, or export the code that goes to nodes.
+    """Check cluster files, or export the code for the nodes.
 
-    The status is 1 if something is wrong with a file, and 2 if a file cannot be read or nothing can be exported.
+    Exit with status 1 if a file has a fault, and 2 if a file cannot be read or the export fails.
     """
     parser = argparse.ArgumentParser(prog="python infra/cluster.py", description="Check cluster files, export code.")
     verbs = parser.add_subparsers(required=True, metavar="{check,export}", dest="verb")
-    check = verbs.add_parser("check", help="by Ray's schema and our rules")
+    check = verbs.add_parser("check", help="check files against Ray's schema and this project's rules")
     check.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    verbs.add_parser("export", help=f"what git tracks, to {EXPORTED}, which `ray up` mounts")
+    verbs.add_parser("export", help=f"copy what git tracks to {EXPORTED}, which `ray up` mounts")
     arguments = parser.parse_args()
     if arguments.verb == "export":
         _export()

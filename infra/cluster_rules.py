@@ -1,4 +1,4 @@
-"""What this project asks of a cluster file beyond Ray's schema; each rule yields one line for what breaks it."""
+"""Rules of this project for cluster files, beyond Ray's schema; a rule yields one line per violation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Config = dict[str, Any]
 Rule = Callable[[Config], Iterator[str]]
 
 ROLE = "resnet-ray-role"
-"""Label of a node: "train", or "ingest" for one that has no GPU and decodes images."""
-_LEAST_DISK_GB = 150  # images, dependencies, and room to spill
+"""Label of a node: "train", or "ingest" for a node without a GPU that decodes images."""
+_LEAST_DISK_GB = 150  # container image, dependencies, and space for spilled objects
 _SECRET = re.compile(r"AKIA[0-9A-Z]{12,}|ASIA[0-9A-Z]{12,}|SECRET_ACCESS_KEY=\S|RAY_AUTH_TOKEN=\S")
 _LOCK = Path(__file__).resolve().parents[1] / "requirements.lock"
 _PACKAGES = "~/resnet-ray/infra/aws/packages.sh"
@@ -25,14 +25,14 @@ _HEAD_POLICY = Path(__file__).resolve().parent / "aws" / "head-policy.json"
 
 
 def broken_rules(config: Config) -> list[str]:
-    """One line each; `config` is the file as YAML reads it, and Ray's schema has nothing against it."""
+    """Return one line per violation; `config` is the parsed YAML file, which is valid by Ray's schema."""
     if config["provider"]["type"] != "aws":
         return [line for rule in _ALWAYS for line in rule(config)]
     return list(_nodes_are_what_ec2_takes(config)) or [line for rule in (*_ALWAYS, *_ON_AWS) for line in rule(config)]
 
 
 def _values(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every leaf as text, with where it stands."""
+    """Yield (path, text) of every leaf."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield from _values(value, f"{path}.{key}" if path else str(key))
@@ -52,13 +52,16 @@ def _everything_is_set(config: Config) -> Iterator[str]:
 def _has_no_secret(config: Config) -> Iterator[str]:
     for path, value in _values(config):
         if _SECRET.search(value):
-            yield f"{path} holds a secret: nodes get theirs from an instance profile or a file that is mounted"
+            yield f"{path} holds a secret: nodes get secrets from an instance profile or a mounted file"
 
 
 def _listens_on_loopback(config: Config) -> Iterator[str]:
     starts = " ".join(config.get("head_start_ray_commands", []))
     if "--dashboard-host=127.0.0.1" not in starts:
-        yield "head_start_ray_commands: `ray start` needs --dashboard-host=127.0.0.1; whoever reaches it runs code"
+        yield (
+            "head_start_ray_commands: `ray start` needs --dashboard-host=127.0.0.1; anyone who reaches the dashboard"
+            " can run code"
+        )
     for path, value in _values(config):
         if "0.0.0.0" in value:  # nosec B104
             yield f"{path} opens a server to every network: {value.strip()[:80]}"
@@ -66,7 +69,7 @@ def _listens_on_loopback(config: Config) -> Iterator[str]:
 
 def _token_is_mounted(config: Config) -> Iterator[str]:
     if not any(target.endswith("/.ray/auth_token") for target in config.get("file_mounts", {})):
-        yield "file_mounts: ~/.ray/auth_token is missing, and without it no node can join"
+        yield "file_mounts: ~/.ray/auth_token is missing; without it no node can join"
 
 
 def _code_is_not_left_out(config: Config) -> Iterator[str]:
@@ -83,12 +86,12 @@ def _jobs_start_in_the_checkout(config: Config) -> Iterator[str]:
 
 
 def _nodes_are_what_ec2_takes(config: Config) -> Iterator[str]:
-    """By botocore's own description of RunInstances, as `ray up` would find out once it asks for a node."""
+    """Check nodes by botocore's description of RunInstances; `ray up` does so only when it requests a node."""
     from botocore.validate import ParamValidator
 
     request = _run_instances()
     for name, kind in config["available_node_types"].items():
-        asked = {key: value for key, value in kind["node_config"].items() if key != "SubnetIds"}  # Ray's own
+        asked = {key: value for key, value in kind["node_config"].items() if key != "SubnetIds"}  # a key of Ray's
         report = ParamValidator().validate({**asked, "MinCount": 1, "MaxCount": 1}, request)
         if report.has_errors():
             yield f"available_node_types.{name}.node_config: {' '.join(report.generate_report().split())[:300]}"
@@ -102,18 +105,21 @@ def _run_instances() -> Any:
 
 
 def _head_computes_nothing(config: Config) -> Iterator[str]:
-    """Drivers live there, with MLflow and the autoscaler."""
+    """Check the head, which runs only drivers, MLflow and the autoscaler."""
     head = config["available_node_types"][config["head_node_type"]]
     if head.get("resources") != {"CPU": 0, "GPU": 0}:
         yield f"available_node_types.{config['head_node_type']}.resources must be {{CPU: 0, GPU: 0}}"
     if "InstanceMarketOptions" in head["node_config"]:
-        yield f"available_node_types.{config['head_node_type']} must not be a spot instance: with it the cluster ends"
+        yield (
+            f"available_node_types.{config['head_node_type']} must not be a spot instance: the cluster ends with its"
+            " head"
+        )
 
 
 def _workers_scale_from_zero(config: Config) -> Iterator[str]:
     for name, node_type in _workers(config):
         if node_type.get("min_workers", 0):
-            yield f"available_node_types.{name}.min_workers must be 0: nodes come with work"
+            yield f"available_node_types.{name}.min_workers must be 0: the autoscaler starts nodes when there is work"
 
 
 def _spot_has_a_fallback(config: Config) -> Iterator[str]:
@@ -129,10 +135,10 @@ def _spot_has_a_fallback(config: Config) -> Iterator[str]:
 
 
 def _spot_is_watched(config: Config) -> Iterator[str]:
-    """Ray's autoscaler itself never takes the on-demand type in the place of a spot one."""
+    """Check for infra.spot: Ray's autoscaler itself never replaces a spot type by the on-demand type."""
     spot = [name for name, kind in _workers(config) if "InstanceMarketOptions" in kind["node_config"]]
     if spot and not any("python -m infra.spot" in line for line in config.get("head_start_ray_commands", [])):
-        yield f"head_start_ray_commands: `python -m infra.spot` is missing, and without it {spot[0]} has no fallback"
+        yield f"head_start_ray_commands: `python -m infra.spot` is missing; without it {spot[0]} has no fallback"
 
 
 def _machine(kind: Config) -> tuple[Config, object, object]:
@@ -143,7 +149,7 @@ def _ingest_is_labelled(config: Config) -> Iterator[str]:
     for name, kind in _workers(config):
         role = "train" if kind.get("resources", {}).get("GPU") else "ingest"
         if kind.get("labels", {}).get(ROLE) != role:
-            yield f"available_node_types.{name}.labels must be {{{ROLE}: {role}}}: it says where data tasks go"
+            yield f"available_node_types.{name}.labels must be {{{ROLE}: {role}}}: the label places data tasks"
 
 
 def _nodes_are_hardened(config: Config) -> Iterator[str]:
@@ -157,7 +163,7 @@ def _nodes_are_hardened(config: Config) -> Iterator[str]:
         if not disks or not all(
             disk.get("Encrypted") and disk.get("VolumeSize", 0) >= _LEAST_DISK_GB for disk in disks
         ):
-            yield f"{where}.BlockDeviceMappings: one encrypted disk of {_LEAST_DISK_GB} GB at least"
+            yield f"{where}.BlockDeviceMappings must have one encrypted disk of at least {_LEAST_DISK_GB} GB"
 
 
 def _regions_agree(config: Config) -> Iterator[str]:
@@ -170,7 +176,7 @@ def _regions_agree(config: Config) -> Iterator[str]:
 
 
 def _image_has_the_locks_ray(config: Config) -> Iterator[str]:
-    """Ray's own image, or one of the user's own whose tag says that it has the same Ray."""
+    """Check for Ray's own image, or a user's image whose tag says that it has the same Ray."""
     locked = re.search(r"^ray==(\S+)", _LOCK.read_text(), re.MULTILINE)
     assert locked
     ray = re.escape(locked[1])
@@ -191,17 +197,17 @@ def _packages_are_the_locks(config: Config) -> Iterator[str]:
 
 
 def _code_is_an_exported_tree(config: Config) -> Iterator[str]:
-    """Ray reads all of a folder that it mounts, and rsync deletes nothing on the nodes."""
+    """Check the mounts: Ray reads every file of a mounted folder, and rsync deletes nothing on the nodes."""
     mounts = config.get("file_mounts", {})
     whole = [target for target, source in mounts.items() if Path(source).resolve() == _LOCK.parent]
     for target in whole:
         yield f"file_mounts: {target} is the whole checkout; mount {EXPORTED}, which `infra/cluster.py export` writes"
     if EXPORTED in mounts.values() and _PRUNE not in config.get("setup_commands", []):
-        yield f"setup_commands: `{_PRUNE}` is missing; without it files stay on nodes that have left the checkout"
+        yield f"setup_commands: `{_PRUNE}` is missing: files deleted in the checkout stay on the nodes"
 
 
 def _head_may_do_what_the_file_asks(config: Config) -> Iterator[str]:
-    """Its policy goes by the name that Ray tags nodes with, and by the instance types that it may start."""
+    """Check the head's policy, which names the cluster and the instance types that the head may start."""
     statements = json.loads(_HEAD_POLICY.read_text())["Statement"]
     conditions = [statement.get("Condition", {}).get("StringEquals", {}) for statement in statements]
     names = {condition.get("aws:ResourceTag/ray-cluster-name") for condition in conditions} - {None}
@@ -218,35 +224,41 @@ def _orphans_end(config: Config) -> Iterator[str]:
         if kind["node_config"].get("InstanceInitiatedShutdownBehavior") != "terminate":
             yield (
                 f"available_node_types.{name}.node_config.InstanceInitiatedShutdownBehavior must be terminate: a"
-                " worker that has lost its head shuts down, and else stays as a stopped machine with its disk"
+                " worker without a head shuts down, and without this setting it stays a stopped machine with a disk"
             )
     if not any("infra/aws/orphan.sh install" in line for line in config.get("initialization_commands", [])):
-        yield "initialization_commands: infra/aws/orphan.sh is missing, and nodes without Ray bill for ever"
+        yield "initialization_commands: infra/aws/orphan.sh is missing: nodes without Ray would cost money for ever"
 
 
 def _registry_outlives_the_head(config: Config) -> Iterator[str]:
     options = config.get("docker", {}).get("head_run_options") or []
     if not any(str(option).startswith("-v ") and str(option).endswith(":/home/ray/mlflow") for option in options):
-        yield "docker.head_run_options: -v /home/ubuntu/mlflow:/home/ray/mlflow is missing: a reboot would end it"
+        yield (
+            "docker.head_run_options: -v /home/ubuntu/mlflow:/home/ray/mlflow is missing: MLflow's database would be"
+            " lost with the container"
+        )
     wanted = f"--backup {config['cluster_name']}"
     starts = [line for line in config.get("head_start_ray_commands", []) if "infra.head" in line]
     if not any(wanted in " ".join(line.split()) for line in starts):
-        yield f"head_start_ray_commands: `python -m infra.head` needs {wanted}: the database else goes with the disk"
+        yield (
+            f"head_start_ray_commands: `python -m infra.head` needs {wanted}: without backups, MLflow's database is"
+            " lost with the disk"
+        )
 
 
 def _nodes_are_asked_for_one_by_one(config: Config) -> Iterator[str]:
     options = config.get("docker", {}).get("head_run_options") or []
     if "-e AUTOSCALER_MAX_LAUNCH_BATCH=1" not in options:
         yield (
-            "docker.head_run_options: -e AUTOSCALER_MAX_LAUNCH_BATCH=1 is missing: EC2 may start a part of a batch, and"
-            " the autoscaler waits for the rest"
+            "docker.head_run_options: -e AUTOSCALER_MAX_LAUNCH_BATCH=1 is missing: EC2 may start a part of a batch,"
+            " while the autoscaler waits for the rest"
         )
 
 
 def _drivers_know_mlflow(config: Config) -> Iterator[str]:
     options = config.get("docker", {}).get("head_run_options") or []
     if not any(option.startswith("-e MLFLOW_TRACKING_URI=") for option in map(str, options)):
-        yield "docker.head_run_options: -e MLFLOW_TRACKING_URI=… is missing, and runs would go to a file of the job's"
+        yield "docker.head_run_options: -e MLFLOW_TRACKING_URI=… is missing: runs would go to a file of the job"
 
 
 def _containers_ask_for_the_token(config: Config) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The one exception that means: the user can put this right; and how every command line tells it."""
+"""The exception that means "the user can fix this", and how every command line prints it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from infra import interruption
 USER_ERROR_STATUS = 2
 _PERMISSION = "check its permissions, or choose another place"
 _SPACE = "free some space there, or choose another place, and run the same command again"
-# What a machine refuses whatever the program does, and what helps.
+# Errors of the machine that no program can avoid, and what helps.
 _REMEDIES = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
-    errno.EROFS: "choose a place that can be written",
+    errno.EROFS: "choose a writable place",
     errno.EACCES: _PERMISSION,
     errno.EPERM: _PERMISSION,
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -27,7 +27,7 @@ _REMEDIES = {
 
 
 class UserError(Exception):
-    """A mistake in what the user gave us, told in one line: which thing, what is wrong with it, what to do.
+    """A user error in one line: what is wrong, where, and what to do.
 
     The command line prints it as ``error: …`` and exits with status 2. Any other exception is a bug.
     """
@@ -36,7 +36,7 @@ class UserError(Exception):
         self.message = " ".join(message.split())
         super().__init__(self.message)
 
-    # Its text stays what it was: Ray Data appends advice to the `args` of what its tasks raise.
+    # The text must not change: Ray Data appends advice to the `args` of exceptions that its tasks raise.
     def __str__(self) -> str:
         return self.message
 
@@ -45,20 +45,20 @@ class UserError(Exception):
 
 
 def refusal(error: OSError, doing: str) -> str:
-    """Return the line that says why `doing`, such as "write FILE", is not possible, and what helps."""
+    """Return the line that says why `doing`, such as "write FILE", is impossible, and what helps."""
     reason = error.strerror or str(error) or type(error).__name__
     remedy = _REMEDIES.get(error.errno or 0, "choose another place")
     return f"cannot {doing}: {reason}: {remedy}"
 
 
-def of_the_machine(error: BaseException | None) -> UserError | None:
-    """Return the line for an exception, or a cause of it, that a full disk or a missing right has raised, else None."""
+def machine_error(error: BaseException | None) -> UserError | None:
+    """Return a UserError if the exception or a cause is an error of the machine, such as a full disk; else None."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _REMEDIES and not hasattr(error, "cause"):  # Ray's double
+        if isinstance(error, OSError) and error.errno in _REMEDIES and not hasattr(error, "cause"):  # not Ray's copy
             place = error.filename if isinstance(error.filename, (str, bytes)) else ""
-            return UserError(refusal(error, f"use {os.fsdecode(place)}" if place else "go on"))
+            return UserError(refusal(error, f"use {os.fsdecode(place)}" if place else "continue"))
         error = getattr(error, "cause", None) or error.__cause__
     return None
 
@@ -66,8 +66,8 @@ def of_the_machine(error: BaseException | None) -> UserError | None:
 def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoReturn:
     """Call `main` and exit.
 
-    A `UserError` becomes one line on stderr and status 2, as does what a full disk or a missing right raises, wherever;
-    Ctrl-C becomes one line and status 130; a bug keeps its traceback.
+    A `UserError` prints one line on stderr and exits with status 2. So does an error of the machine, such as a full
+    disk or a missing permission. Ctrl-C prints one line and exits with status 130. A bug keeps its traceback.
     """
     interruption.listen()
     interruption.begin(interrupted)
@@ -77,10 +77,10 @@ def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoR
         interruption.quiet()
         _leave(str(error) or interrupted, interruption.STATUS)
     except Exception as error:
-        if interruption.raised():  # what became of a Ctrl-C on its way
+        if interruption.raised():  # other code turned the Ctrl-C into this exception
             interruption.quiet()
             _leave(interrupted, interruption.STATUS)
-        found = error if isinstance(error, UserError) else of_the_machine(error)
+        found = error if isinstance(error, UserError) else machine_error(error)
         if found is None:
             raise
         _leave(f"error: {found}", USER_ERROR_STATUS)
@@ -89,3 +89,15 @@ def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoR
 def _leave(line: str, status: int) -> NoReturn:
     sys.stderr.write(f"{line}\n")
     sys.exit(status)
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """Return the `UserError` in an exception's chain of causes, or one for an error of the machine in it; else None."""
+    first, seen = error, set[int]()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        inner = getattr(error, "cause", None) or getattr(error, "controller_failure", None)
+        if isinstance(error, UserError) and inner is None:  # with a cause it is Ray's copy, whose text is a traceback
+            return UserError(str(error))
+        error = inner or error.__cause__ or error.__context__
+    return machine_error(first)

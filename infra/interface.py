@@ -1,7 +1,13 @@
-"""The network interface that leads to a host: `python infra/interface.py HOST` prints its name.
+"""Find the network interface that leads to a host.
 
-gloo and NCCL take the interface that a machine's own name stands for, or guess: with Docker's bridge, or Debian's
-127.0.1.1, they guess wrong. A node that starts Ray names the one that leads to the head.
+    python infra/interface.py HOST
+    python infra/interface.py HOST --own-address
+
+The first command prints the interface's name, such as eth0. The second prints this machine's address on it.
+
+gloo and NCCL use the interface of the machine's own name, or guess. With Docker's bridge, or Debian's 127.0.1.1, the
+guess is wrong. So a node that starts Ray names the interface that leads to the head. The script runs before this
+project is installed, so it imports none of its modules.
 """
 
 from __future__ import annotations
@@ -38,9 +44,12 @@ def interface_of(address: str) -> str:
 
 
 def main() -> None:
-    """Print the name, or fail in one line."""
-    parser = argparse.ArgumentParser(prog="python infra/interface.py", description="Which interface leads there.")
-    parser.add_argument("host", help="name or address, such as the head's")
+    """Print the interface's name, or this machine's address on it.
+
+    Exit with status 1 and one line if no interface leads to the host.
+    """
+    parser = argparse.ArgumentParser(prog="python infra/interface.py", description="Print the interface to a host.")
+    parser.add_argument("host", help="name or address of the host, such as the head")
     parser.add_argument("--own-address", action="store_true", help="print this machine's address on that interface")
     arguments = parser.parse_args()
     found = own_address(arguments.host) if arguments.own_address else interface_to(arguments.host)

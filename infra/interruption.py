@@ -1,7 +1,8 @@
-"""Ctrl-C: the first one asks a command to stop and to keep its work, the second one ends it at once.
+"""Ctrl-C: the first one asks a command to stop and keep its work, the second one ends it at once.
 
-A command listens from its first line on. Until `begin`, while modules are imported, there is nothing to keep: the first
-Ctrl-C ends it. Afterwards the first raises KeyboardInterrupt, unless somebody knows a better way to stop (`asking`).
+A command handles Ctrl-C from its first line on. Before `begin`, while modules are imported, there is no work to keep,
+and the first Ctrl-C ends the command. After `begin`, the first Ctrl-C raises KeyboardInterrupt, or, inside an `asking`
+block, calls a function that stops the command.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from typing import NoReturn
 STATUS = 130
 AGAIN = "Ctrl-C again ends at once"
 _EVERY_S, _ECHO_S = 0.1, 0.3
-_LINE_START, _CURSOR = "\r\x1b[K", "\x1b[?25h"  # over "^C" and a live line; a live line hides the cursor
+_LINE_START, _CURSOR = "\r\x1b[K", "\x1b[?25h"  # overwrite "^C" and a live line; show the cursor that a live line hides
 
 
 class Interrupted(KeyboardInterrupt):
-    """A Ctrl-C, or a SIGTERM, with a line that says what is kept."""
+    """A Ctrl-C or SIGTERM, with a line that says what is kept."""
 
 
 class _CtrlC:
-    """The handler of SIGINT, and what has become of it so far in this process."""
+    """The handler of SIGINT, and the state of Ctrl-C in this process."""
 
     def __init__(self) -> None:
-        self.ended = "interrupted: nothing was begun"  # what is printed when the process ends at once
+        self.ended = "interrupted: nothing was started"  # printed if the process ends at once
         self.begun = False
         self.pressed = False
         self.raised = False  # as KeyboardInterrupt, which other code may turn into another exception
@@ -41,12 +42,12 @@ class _CtrlC:
         if self.pressed or not self.begun:
             self.end()
         self.pressed = self.raised = True
-        _say(f"stopping ({AGAIN})")
+        _print(f"stopping ({AGAIN})")
         raise KeyboardInterrupt
 
     def end(self) -> NoReturn:
-        """End the process without any of its clean-up; what it started ends with it."""
-        _say(self.ended)
+        """End the process at once, without clean-up; processes that it started end with it."""
+        _print(self.ended)
         if os.isatty(sys.__stdout__.fileno() if sys.__stdout__ else 1):
             os.write(1, _CURSOR.encode())
         os._exit(STATUS)
@@ -56,27 +57,27 @@ _ctrl_c = _CtrlC()
 
 
 def listen() -> None:
-    """Answer Ctrl-C from now on, unless whoever started this process had it ignored."""
+    """Handle Ctrl-C from now on, unless the parent process set it to be ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _ctrl_c)
 
 
 def begin(ended: str) -> None:
-    """From now on the first Ctrl-C stops the command in order; the second prints `ended`.
+    """Let the first Ctrl-C stop the command cleanly from now on; the second prints `ended`.
 
-    What an earlier command of this process was told, as in tests, does not count.
+    The Ctrl-C of an earlier command in this process, as in tests, is forgotten.
     """
     _ctrl_c.begun, _ctrl_c.ended = True, ended
     _ctrl_c.pressed = _ctrl_c.raised = False
 
 
 def raised() -> bool:
-    """Whether a Ctrl-C was raised: an exception may be what became of it on its way."""
+    """Return whether a Ctrl-C was raised; other code may have turned it into another exception."""
     return _ctrl_c.raised
 
 
 def quiet() -> None:
-    """From now on threads tell nothing: those that Ray Data left behind lose their Ray while the process ends."""
+    """Silence all threads from now on: threads left by Ray Data lose their Ray while the process ends."""
     logging.disable()
     threading.excepthook = lambda arguments: None
     sys.unraisablehook = lambda arguments: None
@@ -84,11 +85,10 @@ def quiet() -> None:
 
 @contextmanager
 def asking(stop: Callable[[], bool], *signals: signal.Signals) -> Iterator[threading.Event]:
-    """In the block the first of `signals` calls `stop` on a thread; the second does what it did before the block.
+    """Call `stop` on a thread at the first of `signals` in the block; the second acts as before the block.
 
-    `stop` returns whether the block ends by itself; if not, KeyboardInterrupt is raised in it. The event that is
-    yielded is set as soon as a signal came. Nothing happens where this is not the process's main thread, or for a
-    signal that is ignored.
+    `stop` returns whether the block ends by itself; if not, KeyboardInterrupt is raised in the block. The yielded event
+    is set as soon as a signal arrives. Outside the main thread nothing happens, nor for a signal that is ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event()
@@ -101,22 +101,22 @@ def asking(stop: Callable[[], bool], *signals: signal.Signals) -> Iterator[threa
 
 
 class _Asking:
-    """The handler of some signals for a while."""
+    """The handler of some signals while a block runs."""
 
     def __init__(self, stop: Callable[[], bool], signals: Iterable[signal.Signals]) -> None:
         found = {each: signal.getsignal(each) for each in signals}
         self.came, self._wake = threading.Event(), threading.Event()
         self._stop = stop
         self._before = {each: handler for each, handler in found.items() if handler is not signal.SIG_IGN}
-        self._leaves = False  # KeyboardInterrupt is to be raised
-        self._left_at = -math.inf
+        self._must_raise = False  # KeyboardInterrupt, at the next signal
+        self._raised_at = -math.inf
         self._closed = threading.Lock()
         for each in self._before:
             signal.signal(each, self._ask)
-        threading.Thread(target=self._tell, name="stop", daemon=True).start()
+        threading.Thread(target=self._call_stop, name="stop", daemon=True).start()
 
     def close(self) -> None:
-        """Put back the handlers before; from now on the thread sends nothing."""
+        """Restore the previous handlers; the thread sends no signal from now on."""
         self._closed.acquire()
         for each, handler in self._before.items():
             signal.signal(each, handler)
@@ -128,11 +128,11 @@ class _Asking:
             _ctrl_c.pressed = True
             self.came.set()
             self._wake.set()
-        elif self._leaves:
-            self._leaves, self._left_at = False, time.monotonic()
+        elif self._must_raise:
+            self._must_raise, self._raised_at = False, time.monotonic()
             _ctrl_c.raised = True
             raise KeyboardInterrupt
-        elif time.monotonic() - self._left_at < _ECHO_S:
+        elif time.monotonic() - self._raised_at < _ECHO_S:
             return
         elif callable(handler):
             handler(number, frame)
@@ -140,14 +140,14 @@ class _Asking:
             signal.signal(number, handler)
             os.kill(os.getpid(), number)
 
-    def _tell(self) -> None:
-        """On a thread: the handler may have interrupted Ray in the middle of anything."""
+    def _call_stop(self) -> None:
+        """Call `stop`, on a thread, because the handler may have interrupted Ray in the middle of anything."""
         self._wake.wait()
         if self._closed.locked() or self._stop():
             return
-        self._leaves = True
-        while self._leaves and self._closed.acquire(blocking=False):
-            # A signal, since only that ends a wait; again, since one that comes just before a wait does not end it.
+        self._must_raise = True
+        while self._must_raise and self._closed.acquire(blocking=False):
+            # Only a signal ends a wait. It is repeated, since a signal just before the wait does not end the wait.
             signal.pthread_kill(threading.main_thread().ident or 0, next(iter(self._before)))
             self._closed.release()
             time.sleep(_EVERY_S)
@@ -155,7 +155,7 @@ class _Asking:
 
 @contextmanager
 def explained(explain: Callable[[], str]) -> Iterator[None]:
-    """A Ctrl-C in the block says what is kept, unless something inside has said it."""
+    """Make a Ctrl-C in the block say what is kept, unless code inside the block does."""
     try:
         yield
     except Interrupted:
@@ -163,11 +163,11 @@ def explained(explain: Callable[[], str]) -> Iterator[None]:
     except KeyboardInterrupt as error:
         try:
             line = explain()
-        except Exception:  # storage that is away must not hide that this was a Ctrl-C
+        except Exception:  # unreachable storage must not hide the Ctrl-C
             raise error from None
         raise Interrupted(line) from None
 
 
-def _say(line: str) -> None:
-    """By the system call: a handler may have interrupted a print."""
+def _print(line: str) -> None:
+    """Write by system call, because the handler may have interrupted a print."""
     os.write(2, f"{_LINE_START if os.isatty(2) else ''}{line}\n".encode())

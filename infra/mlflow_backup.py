@@ -1,11 +1,12 @@
-"""Backups of MLflow's SQLite database in the object storage, so that runs and registry outlive the head's disk.
+"""Backups of MLflow's SQLite database in object storage, so that runs and registry outlive the head's disk.
 
-    python -m infra.mlflow_backup FOLDER URI              # store one backup of FOLDER/mlflow.db below URI now
-    python -m infra.mlflow_backup FOLDER URI --restore    # fetch the newest one, where FOLDER has no database
+    python -m infra.mlflow_backup FOLDER URI
+    python -m infra.mlflow_backup FOLDER URI --restore
 
-`infra.head` restores before it starts MLflow and backs up every minute while MLflow runs. SQLite's own backup API
-makes the copy, so that it is consistent while others write. A backup is `NUMBER-TIME-SHA256.db.gz`, with the hash of
-the database. The newest five are kept, and the last one of each of the seven newest days.
+The first command stores one backup of FOLDER/mlflow.db below URI. The second fetches the newest backup if FOLDER has no
+database. `infra.head` restores before it starts MLflow and backs up every minute while MLflow runs. SQLite's backup API
+makes the copy, so the copy is consistent while other processes write. A backup is `NUMBER-TIME-SHA256.db.gz`, with the
+hash of the database. The five newest backups are kept, and the last one of each of the seven newest days.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from infra.storage import Store, open_store
 
 DATABASE_FILE = "mlflow.db"
 EVERY_S = 60.0
-_LOAD = 20.0  # a backup is made at most every so many times as long as the last one took
-_NEWEST, _DAYS = 5, 7  # backups kept; at most their sum
+_LOAD = 20.0  # the pause between backups is at least this many times the duration of the last one
+_NEWEST, _DAYS = 5, 7  # backups that are kept, at most their sum
 _NAME = re.compile(r"(?P<number>\d{10})-(?P<day>\d{8})T\d{6}Z-(?P<sha256>[0-9a-f]{64})\.db\.gz")
 _LOCK_TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 20
@@ -41,11 +42,11 @@ _SCRATCH = "mlflow-backup-"
 
 
 def back_up(database: Path, store: Store) -> str:
-    """Store one consistent copy; return its name, or "" where the newest backup already equals the database.
+    """Store one consistent copy; return its name, or "" if the newest backup already equals the database.
 
     Args:
-        database: SQLite file, which others may write meanwhile.
-        store: folder of this database's backups alone.
+        database: SQLite file, which other processes may write meanwhile.
+        store: holds the backups of this database and nothing else.
     """
     earlier = _backups(store)
     with tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=database.parent) as scratch:
@@ -65,10 +66,10 @@ def back_up(database: Path, store: Store) -> str:
 
 
 def restore(database: Path, store: Store) -> str:
-    """Fetch the newest intact backup, where there is no database; return its name, or "" if there was nothing to do.
+    """Fetch the newest intact backup if there is no database; return its name, or "" if there was nothing to do.
 
     Raises:
-        UserError: there are backups and none of them is intact. A new database would soon take their place.
+        UserError: there are backups, but none is intact. Backups of a new database would soon replace them.
     """
     if database.exists() and database.stat().st_size:
         return ""
@@ -91,8 +92,8 @@ def restore(database: Path, store: Store) -> str:
 
 @contextmanager
 def backed_up(database: Path, store: Store, every_s: float = EVERY_S) -> Iterator[None]:
-    """Back up every `every_s` seconds until the block ends, and once more then; failures go to the log only."""
-    for left in database.parent.glob(f"{_SCRATCH}*"):  # of a process that was killed
+    """Back up every `every_s` seconds until the block ends, and once at its end; failures are only logged."""
+    for left in database.parent.glob(f"{_SCRATCH}*"):  # of a process that was killed before its clean-up
         shutil.rmtree(left, ignore_errors=True)
     over = threading.Event()
 
@@ -112,7 +113,7 @@ def backed_up(database: Path, store: Store, every_s: float = EVERY_S) -> Iterato
         yield
     finally:
         over.set()
-        thread.join(_LAST_S)  # storage that is away must not hold up the end
+        thread.join(_LAST_S)  # unreachable storage must not delay the end
 
 
 def _try(database: Path, store: Store) -> bool:
@@ -125,14 +126,14 @@ def _try(database: Path, store: Store) -> bool:
 
 
 def _copy(database: Path, copy: Path) -> None:
-    """One step of SQLite's backup API: readers go on, writers wait for its end."""
+    """Copy in one step of SQLite's backup API: readers continue, writers wait for the end."""
     source = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True, timeout=_LOCK_TIMEOUT_S)
     with closing(source), closing(sqlite3.connect(copy)) as target:
         source.backup(target)
 
 
 def _unpack(packed: bytes, copy: Path) -> bool:
-    """Whether this is a whole gzip file of a SQLite database that SQLite itself finds sound."""
+    """Unpack a backup; return whether it is a complete gzip file of a database that passes SQLite's own check."""
     try:
         copy.write_bytes(gzip.decompress(packed))
         with copy.open("rb") as file:
@@ -145,14 +146,14 @@ def _unpack(packed: bytes, copy: Path) -> bool:
 
 
 def _superseded(names: list[str]) -> list[str]:
-    """What is neither among the newest nor the last of one of the newest days; `names` are oldest first."""
+    """Return the backups to delete; `names` are oldest first."""
     last_of_day = {_part(name, "day"): name for name in names}
     kept = {*names[-_NEWEST:], *(last_of_day[day] for day in sorted(last_of_day)[-_DAYS:])}
     return [name for name in names if name not in kept]
 
 
 def _backups(store: Store) -> list[str]:
-    """Names of all backups, oldest first."""
+    """Return the names of all backups, oldest first."""
     return sorted(name for name, _ in store.list() if _NAME.fullmatch(name))
 
 
@@ -168,7 +169,7 @@ def _sha256(file: Path) -> str:
 
 
 def _state(database: Path) -> tuple[tuple[int, int], ...]:
-    """What changes with every commit: size and time of the file and of its write-ahead log."""
+    """Return size and time of the file and of its write-ahead log: every commit changes them."""
     files = (database, database.with_name(f"{database.name}-wal"))
     return tuple((stat.st_size, stat.st_mtime_ns) for file in files if file.exists() for stat in [file.stat()])
 
@@ -192,7 +193,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path, help=f"holds {DATABASE_FILE}")
     parser.add_argument("uri", help="holds the backups: s3://BUCKET/mlflow-database/CLUSTER, or a folder")
-    parser.add_argument("--restore", action="store_true", help="fetch the newest backup where there is no database")
+    parser.add_argument("--restore", action="store_true", help="fetch the newest backup if there is no database")
     arguments = parser.parse_args()
     database, store = arguments.folder / DATABASE_FILE, open_store(arguments.uri)
     if not arguments.folder.is_dir():

@@ -3,12 +3,12 @@
     with serve_mlflow(folder) as server:
         os.environ["MLFLOW_TRACKING_URI"] = server.url
 
-As a command it serves until it is interrupted:
+The command serves until it is interrupted:
 
     python -m infra.mlflow_server FOLDER [--port N] [--artifacts URI] [--backup URI]
 
-The database is FOLDER/mlflow.db, or what MLFLOW_BACKEND_STORE_URI names (postgresql://USER:PASSWORD@HOST/NAME): a
-password belongs into the environment, since every user of a machine sees its command lines.
+The database is FOLDER/mlflow.db, or the one in MLFLOW_BACKEND_STORE_URI (postgresql://USER:PASSWORD@HOST/NAME). Keep
+the password in the environment: every user of a machine can read its command lines.
 """
 
 from __future__ import annotations
@@ -21,14 +21,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.children import HOST, Child, answers, end_when_told, make_folder, pick_port, running, serve_until_told
 from infra.errors import run
 from infra.mlflow_backup import DATABASE_FILE, backed_up, restore
 from infra.storage import open_store
+from infra.subprocesses import (
+    HOST,
+    Child,
+    answers,
+    exit_on_sigterm,
+    make_folder,
+    pick_port,
+    running,
+    serve_until_sigterm,
+)
 
 DATABASE = "MLFLOW_BACKEND_STORE_URI"
 _USUAL_PORT = 5000
-_READY_TIMEOUT_S = 180.0  # a new database first gets its tables, on two busy cores
+_READY_TIMEOUT_S = 180.0  # includes creating the tables of a new database on two busy cores
 _ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -57,12 +66,12 @@ def serve_mlflow(
     """Serve until the block ends.
 
     Args:
-        folder: for the log, and for database and artifacts where nothing else is named.
-        port: of loopback; None takes 5000, or a free one above it.
-        artifacts: URI of the place the server keeps artifacts at for its clients, which need no access of their own.
-        environment: what the server alone is to know: credentials, or MLFLOW_BACKEND_STORE_URI.
-        listen: address to listen at. MLflow asks nobody for a login, so another than loopback needs a closed network.
-        allowed_hosts: HOST:PORT by which clients may call it, beside loopback.
+        folder: holds the log, and database and artifacts unless they are set elsewhere.
+        port: port on loopback; None = 5000, or a free one above it.
+        artifacts: URI where the server stores artifacts for its clients, which need no access to it themselves.
+        environment: variables for the server only: credentials, or MLFLOW_BACKEND_STORE_URI.
+        listen: address to listen on. MLflow has no login, so an address other than loopback needs a closed network.
+        allowed_hosts: HOST:PORT of further names that clients may use, in addition to loopback.
 
     Raises:
         UserError: the port is taken, or the server does not start (the message names its log).
@@ -93,11 +102,11 @@ def serve_mlflow(
 
 @contextmanager
 def database_kept(folder: Path, backups: str) -> Iterator[None]:
-    """Restore the database in `folder` where there is none, and back it up while the block runs.
+    """Restore the database in `folder` if there is none, and back it up while the block runs.
 
     Args:
-        folder: as `serve_mlflow` gets it.
-        backups: URI of the backups; "" keeps none, and so does a database server, which has backups of its own.
+        folder: the folder given to `serve_mlflow`.
+        backups: URI of the backups; "" makes none. A database server gets none either: it has its own backups.
     """
     if not backups or os.environ.get(DATABASE):
         yield
@@ -112,20 +121,20 @@ def database_kept(folder: Path, backups: str) -> Iterator[None]:
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m infra.mlflow_server", description="An MLflow server on loopback.")
-    parser.add_argument("folder", type=Path, help="of the log, and of database and artifacts unless named otherwise")
+    parser.add_argument("folder", type=Path, help="holds the log, and database and artifacts by default")
     parser.add_argument("--port", type=int, help=f"default: {_USUAL_PORT}, or a free one above it")
-    parser.add_argument("--artifacts", default="", metavar="URI", help="where artifacts are kept: s3://BUCKET/mlflow")
-    parser.add_argument("--backup", default="", metavar="URI", help="back the database up there; restore it from there")
-    parser.add_argument("--listen", default=HOST, metavar="ADDRESS", help=f"default: {HOST}; MLflow asks for no login")
+    parser.add_argument("--artifacts", default="", metavar="URI", help="where artifacts go, such as s3://BUCKET/mlflow")
+    parser.add_argument("--backup", default="", metavar="URI", help="where to back up the database and restore it from")
+    parser.add_argument("--listen", default=HOST, metavar="ADDRESS", help=f"default: {HOST}; MLflow has no login")
     parser.add_argument(
         "--allowed-host",
         action="append",
         default=[],
         metavar="HOST:PORT",
-        help="another name that clients use",
+        help="another name that clients may use",
     )
     arguments = parser.parse_args()
-    end_when_told()
+    exit_on_sigterm()
     server_of = serve_mlflow(
         arguments.folder,
         port=arguments.port,
@@ -134,7 +143,7 @@ def main() -> None:
         allowed_hosts=arguments.allowed_host,
     )
     with database_kept(arguments.folder, arguments.backup), server_of as server:
-        serve_until_told(f"export MLFLOW_TRACKING_URI={server.url}\n# served")
+        serve_until_sigterm(f"export MLFLOW_TRACKING_URI={server.url}\n# served")
 
 
 if __name__ == "__main__":

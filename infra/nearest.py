@@ -1,4 +1,4 @@
-"""The known name that a mistyped one most likely means."""
+"""Find the known name that a mistyped one most likely means."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from difflib import SequenceMatcher
 from itertools import takewhile
 
-_LEAST_RATIO = 0.66  # of letters that two words share
-_LEAST_CHARACTERS = 3  # of a word that may be the beginning or a part of a longer one
+_LEAST_RATIO = 0.66  # share of letters that two words have in common
+_LEAST_CHARACTERS = 3  # shortest word that may match the start or a part of a longer name
 
 
 def closest(word: str, known: Iterable[str]) -> str:
-    """Return the known name closest to `word`, or "": the same letters, one that begins so, one spelt much alike."""
+    """Return the known name closest to `word` (same letters, same start, same part, or similar spelling), or ""."""
     plain: dict[str, str] = {}
     for name in known:
         plain.setdefault(_plain(name), name)
@@ -37,10 +37,10 @@ def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
 
 
 def _shared(one: str, other: str) -> int:
-    """Letters that both begin with."""
+    """Return how many leading letters two words share."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _plain(name: str) -> str:
-    """Letters and digits in lower case: ResNet-50 and resnet_50 are one name."""
+    """Return letters and digits in lower case, so that ResNet-50 and resnet_50 are one name."""
     return "".join(character for character in name.lower() if character.isalnum())

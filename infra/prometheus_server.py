@@ -1,10 +1,9 @@
-"""Prometheus on loopback, scraping every node of the Ray cluster on this machine: Ray's own metrics and those of runs.
+"""Prometheus on loopback: it scrapes Ray's metrics and those of runs from every node of this machine's Ray cluster.
 
     python -m infra.prometheus_server FOLDER [--port N] [--targets FILE]
 
-Ray's head keeps a list of its nodes' exporters for Prometheus, which is read again when it changes: nodes come and go,
-and a Ray that is started later is found. The page /consoles/dashboards.html draws infra/dashboards/ where there is no
-Grafana.
+Ray's head keeps a list of its nodes' exporters. Prometheus reads the list again when it changes, so it finds new nodes
+and a Ray that starts later. The page /consoles/dashboards.html draws infra/dashboards/ without Grafana.
 """
 
 from __future__ import annotations
@@ -19,8 +18,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.children import HOST, Child, answers, end_when_told, make_folder, pick_port, running, serve_until_told
 from infra.errors import UserError, run
+from infra.subprocesses import (
+    HOST,
+    Child,
+    answers,
+    exit_on_sigterm,
+    make_folder,
+    pick_port,
+    running,
+    serve_until_sigterm,
+)
 
 _USUAL_PORT = 9090
 _READY_TIMEOUT_S = 60.0
@@ -38,12 +46,12 @@ class PrometheusServer:
 
 
 def ray_targets() -> Path:
-    """The list that the newest Ray of this machine keeps, whether it is there yet or not."""
+    """Return the path of the exporter list of this machine's newest Ray; the file may not exist yet."""
     return Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray", "prom_metrics_service_discovery.json")
 
 
 def installed() -> bool:
-    """Whether this machine has Prometheus."""
+    """Return whether Prometheus is installed on this machine."""
     return shutil.which("prometheus") is not None
 
 
@@ -51,13 +59,13 @@ def installed() -> bool:
 def serve_prometheus(
     folder: str | Path, *, port: int | None = None, targets: Path | None = None
 ) -> Iterator[PrometheusServer]:
-    """Scrape and serve until the block ends; ``targets`` is a list as ``ray_targets``, which is what None takes.
+    """Scrape and serve until the block ends; ``targets`` is an exporter list, None = ``ray_targets()``.
 
     Raises:
         UserError: Prometheus is not installed, the port is taken, or the server does not start.
     """
     if not installed():
-        raise UserError("there is no `prometheus` here: install it (on Debian: apt-get install prometheus)")
+        raise UserError("`prometheus` is not installed: install it (on Debian: apt-get install prometheus)")
     folder = make_folder(folder)
     consoles = folder / "consoles"
     consoles.mkdir(parents=True, exist_ok=True)
@@ -89,7 +97,7 @@ def serve_prometheus(
 
 
 def _write_configuration(file: Path, targets: Path) -> None:
-    """As JSON, which is YAML."""
+    """Write the configuration as JSON, which is valid YAML."""
     scrape = {
         "job_name": "ray",
         "file_sd_configs": [{"files": [str(targets)], "refresh_interval": f"{_SCRAPE_EVERY_S}s"}],
@@ -99,7 +107,7 @@ def _write_configuration(file: Path, targets: Path) -> None:
 
 
 def page() -> str:
-    """The dashboards and what draws them, as one file: a template to Prometheus, so no two braces open in a row."""
+    """Return the page that draws the dashboards; Prometheus reads it as a template, so "{{" is escaped."""
     boards = [json.loads(file.read_text()) for file in sorted((_HERE / "dashboards").glob("*.json"), reverse=True)]
     text = json.dumps(boards).replace("{{", r"{\u007b").replace("</", r"<\/")
     return (_HERE / "dashboards" / "page.html").read_text().replace("DASHBOARDS", text)
@@ -112,9 +120,9 @@ def main() -> None:
     parser.add_argument("--port", type=int, help=f"default: {_USUAL_PORT}, or a free one above it")
     parser.add_argument("--targets", type=Path, metavar="FILE", help="Ray's list of exporters, if not in /tmp/ray")
     arguments = parser.parse_args()
-    end_when_told()
+    exit_on_sigterm()
     with serve_prometheus(arguments.folder, port=arguments.port, targets=arguments.targets) as server:
-        serve_until_told(f"{server.url}/consoles/dashboards.html\n# served")
+        serve_until_sigterm(f"{server.url}/consoles/dashboards.html\n# served")
 
 
 if __name__ == "__main__":

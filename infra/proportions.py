@@ -1,8 +1,10 @@
-"""Accuracy as a proportion of images: the interval of one model's, and the exact comparison of two on the same images.
+"""Accuracy as a proportion of images: the interval of one model, and the exact comparison of two on the same images.
 
-wilson(942, 1000)                                  # 0.926 to 0.955
-paired = Paired(wins=31, losses=12, count=1000)    # images that only the new model, only the old one, gets right
-paired.difference, paired.p_value, paired.interval(), paired.lower_bound()
+    wilson(942, 1000)  # 0.926 to 0.955.
+    paired = Paired(wins=31, losses=12, count=1000)  # wins: only the new model is right; losses: only the old.
+    paired.difference, paired.p_value, paired.interval(), paired.lower_bound()
+
+The interval and the lower bound are those of the difference.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Bounds of what is estimated."""
+    """The bounds of an estimate."""
 
     low: float
     high: float
@@ -25,21 +27,22 @@ class Interval:
 
 
 def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
-    """Wilson's score interval of a proportion: it keeps its confidence near 0 and 1, where most accuracies are.
+    """Return Wilson's score interval of a proportion; it stays accurate near 0 and 1, where most accuracies are.
 
-    ValueError where there were no trials.
+    Raises:
+        ValueError: there were no trials.
     """
     from scipy.stats import binomtest
 
     if trials < 1:
-        raise ValueError("trials: at least 1")
+        raise ValueError(f"trials must be at least 1, got {trials}")
     found = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
     return Interval(float(found.low), float(found.high))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Paired:
-    """How a new model answers against an old one on the same images; those where both are right or wrong cancel out."""
+    """A new model against an old one on the same images; images that both get right, or both wrong, cancel out."""
 
     wins: int  # images that only the new model gets right
     losses: int  # images that only the old model gets right
@@ -47,28 +50,28 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the new model less that of the old one, -1 to 1."""
+        """Accuracy of the new model minus that of the old one, -1 to 1."""
         return (self.wins - self.losses) / self.count
 
     @property
     def p_value(self) -> float:
-        """McNemar's exact test, two-sided: how often models that are equally good differ by this much or more."""
+        """McNemar's exact test, two-sided: how often equally good models differ by this much or more."""
         from scipy.stats import binomtest
 
         discordant = self.wins + self.losses
         return float(binomtest(self.wins, discordant, 0.5).pvalue) if discordant else 1.0
 
     def interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """Of the difference, two-sided (Tango 1998, Statistics in Medicine 17: 891-908).
+        """Return the two-sided interval of the difference (Tango 1998, Statistics in Medicine 17: 891-908).
 
-        The score interval that belongs to McNemar's test: unlike the one of Wald, or a bootstrap, it does not collapse
-        where the models hardly ever differ.
+        This is the score interval that belongs to McNemar's test. Unlike Wald's interval or a bootstrap, it does not
+        collapse when the models hardly ever differ.
         """
         level = (1 + confidence) / 2
         return Interval(_tango_low(self.wins, self.losses, self.count, level), self._upper(level))
 
     def lower_bound(self, confidence: float = CONFIDENCE) -> float:
-        """Of the difference, one-sided."""
+        """Return the one-sided lower bound of the difference."""
         return _tango_low(self.wins, self.losses, self.count, confidence)
 
     def _upper(self, level: float) -> float:
@@ -76,7 +79,7 @@ class Paired:
 
 
 def _tango_low(wins: int, losses: int, count: int, level: float) -> float:
-    """The lowest difference that the score test at this one-sided level does not reject."""
+    """Return the lowest difference that the score test at this one-sided level does not reject."""
     from scipy.optimize import brentq
     from scipy.stats import norm
 
@@ -86,12 +89,12 @@ def _tango_low(wins: int, losses: int, count: int, level: float) -> float:
         return wins - losses - count * difference - z * _score_deviation(wins, losses, count, difference)
 
     observed = (wins - losses) / count
-    below = observed - 1e-9  # where no image is discordant, the observed difference itself is a root as well
+    below = observed - 1e-9  # without discordant images, the observed difference is a root, too
     return float(brentq(excess, -1, below)) if below > -1 else -1.0
 
 
 def _score_deviation(wins: int, losses: int, count: int, difference: float) -> float:
-    """Standard deviation of wins - losses if the true difference were this, its nuisance at its likeliest (Tango)."""
+    """Return the standard deviation of wins - losses at this true difference, the nuisance at its likeliest (Tango)."""
     linear = -wins - losses + (2 * count - wins + losses) * difference
     constant = -losses * difference * (1 - difference)
     likeliest = (math.sqrt(max(0.0, linear**2 - 8 * count * constant)) - linear) / (4 * count)

@@ -1,10 +1,10 @@
-"""A proxy in front of an S3 server that behaves as object storage does on a bad day; for tests and benchmarks.
+"""A proxy in front of an S3 server that simulates faults of object storage; for tests and benchmarks.
 
     with serve_s3(folder) as server, serve_proxy(server.endpoint, delay_ms=50) as proxy:
         os.environ.update(server.environment | {"AWS_ENDPOINT_URL": proxy.endpoint})
 
-`proxy.delay_ms`, `proxy.faults` and `proxy.target` may be changed while it serves; `proxy.seen` counts. As a command it
-serves in a process of its own, so that a benchmark's does not pay for it, until it is interrupted:
+`proxy.delay_ms`, `proxy.faults` and `proxy.target` may change while the proxy serves; `proxy.seen` counts requests and
+faults. The command serves in a separate process, which costs a benchmark's process no time, until it is interrupted:
 
     python -m infra.s3_proxy http://127.0.0.1:8333 --port 8444 --delay-ms 50
 """
@@ -41,25 +41,25 @@ _ERROR_PAGE = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Faults:
-    """Shares of the requests, 0 to 1, to which something happens. All but `slow_down` happen to bodies of GETs."""
+    """Share of the requests that get each fault, 0 to 1. All faults but `slow_down` affect bodies of GETs only."""
 
     slow_down: float = 0.0
     """503 SlowDown."""
     reset: float = 0.0
     """The connection is reset in the middle of the body."""
     short: float = 0.0
-    """The body ends 7 bytes early, and the header says so."""
+    """The body ends 7 bytes early, and the header gives the short length."""
     stall: float = 0.0
     """The body stops in its middle for `stall_s`, then the connection is reset."""
     error_page: float = 0.0
     """200 with an XML error instead of the object."""
     flip: float = 0.0
-    """One bit of the body is flipped."""
+    """One bit of the body is flipped; never twice in a row for the same range, as a damaged object would be."""
     stall_s: float = 20.0
-    """Seconds."""
+    """Length of a stall, in seconds."""
 
     def draw(self, draw: float, method: str) -> str:
-        """The fault of a request by a number drawn from [0, 1), or ""."""
+        """Return the fault of a request for a number drawn from [0, 1), or ""."""
         for field in fields(self)[:-1]:
             share: float = getattr(self, field.name)
             if draw < share:
@@ -73,20 +73,24 @@ class Proxy:
 
     def __init__(self, target: str, *, delay_ms: float, faults: Faults, seed: int) -> None:
         self.target = target
-        """Endpoint of the server behind, such as http://127.0.0.1:8333."""
+        """Endpoint of the S3 server, such as http://127.0.0.1:8333."""
         self.delay_ms = delay_ms
-        """Added to every request before it is passed on, milliseconds."""
+        """Milliseconds that every request waits before it is passed on."""
         self.faults = faults
         self.seen: Counter[str] = Counter()
         """"requests", and how many of them met each fault by its name in `Faults`."""
         self.endpoint = ""
         self._rng = random.Random(seed)
+        self._flipped: set[str] = set()  # requests whose last answer had a flipped bit
         self._lock = threading.Lock()
 
-    def fault_of(self, method: str) -> str:
-        """Count a request, and draw what happens to it."""
+    def fault_of(self, method: str, what: str) -> str:
+        """Count a request for `what` (a path and a range) and draw its fault."""
         with self._lock:
             fault = self.faults.draw(self._rng.random(), method)
+            if fault == "flip" and what in self._flipped:
+                fault = ""
+            (self._flipped.add if fault == "flip" else self._flipped.discard)(what)
             self.seen.update(["requests", *filter(None, [fault])])
         return fault
 
@@ -95,7 +99,7 @@ class Proxy:
 def serve_proxy(
     target: str, *, delay_ms: float = 0.0, faults: Faults | None = None, seed: int = 0, port: int = 0
 ) -> Iterator[Proxy]:
-    """Serve on loopback, in threads of this process, until the block ends; port 0 is a free one."""
+    """Serve on loopback, in threads of this process, until the block ends; port 0 = a free one."""
     proxy = Proxy(target, delay_ms=delay_ms, faults=faults or Faults(), seed=seed)
 
     class Handler(_Connection):
@@ -129,7 +133,7 @@ class _Head:
 
     @classmethod
     def read(cls, stream: BufferedReader) -> _Head | None:
-        """The next one of a connection, None where it has ended."""
+        """Return the next head of a connection, or None if the connection has ended."""
         lines = bytearray()
         while (line := stream.readline()) not in (b"\r\n", b""):
             lines += line
@@ -150,7 +154,7 @@ class _Head:
 
 
 class _Connection(socketserver.BaseRequestHandler):
-    """One client's connection, with one of its own to the server behind."""
+    """One client's connection, with a separate connection to the S3 server."""
 
     serves: Proxy
     _upstream: socket.socket | None
@@ -165,12 +169,12 @@ class _Connection(socketserver.BaseRequestHandler):
         self._forget()
 
     def _serve(self, head: _Head, requests: BufferedReader) -> bool:
-        """Answer one request; False where the connection ends with it."""
+        """Answer one request; return False if the connection ends with it."""
         if head["expect"]:
             self.request.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
             head.set("expect", None)
         body = b"".join(_body(head, requests))
-        fault = self.serves.fault_of(head.words[0])
+        fault = self.serves.fault_of(head.words[0], f"{head.words[1]} {head['range']}")
         if self.serves.delay_ms:
             time.sleep(self.serves.delay_ms / 1000)
         if fault == "slow_down":
@@ -185,7 +189,7 @@ class _Connection(socketserver.BaseRequestHandler):
         return self._pass_on(head, answer)
 
     def _ask(self, head: _Head, body: bytes) -> _Head | None:
-        """The answer's head from the server behind, by a new connection if the old one has ended."""
+        """Return the head of the S3 server's answer, by a new connection if the old one has ended; None without one."""
         for fresh in (self._upstream is None, True):
             with suppress(OSError):
                 if self._upstream is None:
@@ -244,7 +248,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
 
 def _body(head: _Head, stream: BufferedReader) -> Iterator[bytes]:
-    """The body of a message in pieces, with the framing of a chunked one."""
+    """Yield the body of a message in pieces; a chunked body keeps its framing."""
     missing = int(head["content-length"] or 0)
     while missing:
         chunk = stream.read1(min(missing, _CHUNK_BYTES))
@@ -270,9 +274,9 @@ def _chunks(stream: BufferedReader) -> Iterator[bytes]:
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m infra.s3_proxy", description="A slow and unreliable S3 server.")
-    parser.add_argument("target", help="endpoint of the server behind, such as http://127.0.0.1:8333")
+    parser.add_argument("target", help="endpoint of the S3 server, such as http://127.0.0.1:8333")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
-    parser.add_argument("--delay-ms", type=float, default=0.0, help="added to every request")
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="milliseconds added to every request")
     for field in fields(Faults):
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(

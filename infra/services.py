@@ -1,13 +1,12 @@
-"""What a cluster has beside Ray, for development on one machine: S3, MLflow with its artifacts there, Prometheus.
+"""Development services on one machine: S3, MLflow with its artifacts in S3, and Prometheus.
 
-    python -m infra.services start [--folder FOLDER]     `make services`
-    python -m infra.services status
-    python -m infra.services stop                        `make services-stop`
-    python -m infra.services run                         in the foreground, until Ctrl-C
+    python -m infra.services ACTION [--folder FOLDER]
 
-All state lies in one folder, runs/services by default: objects, MLflow's database, series, logs, and the file
-`environment`, which only its owner can read and a shell sources to use them. Everything listens on loopback, at the
-usual ports or free ones above them. MLFLOW_BACKEND_STORE_URI puts MLflow's runs into PostgreSQL.
+ACTION is `start` (`make services`), `stop` (`make services-stop`), `status`, or `run`, which serves until Ctrl-C.
+
+All state is in one folder, runs/services by default: objects, MLflow's database, metrics, logs, and the file
+`environment`. A shell sources that file to use the services; only the owner can read the file. Every service listens on
+loopback, at its usual port or a free one above it. MLFLOW_BACKEND_STORE_URI puts MLflow's runs into PostgreSQL.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from pathlib import Path
 
 import psutil
 
-from infra.children import end_when_told, make_folder, pick_port
 from infra.errors import UserError, run
-from infra.mlflow_address import redact
 from infra.mlflow_server import DATABASE, serve_mlflow
 from infra.prometheus_server import installed, serve_prometheus
 from infra.s3_server import serve_s3
+from infra.subprocesses import exit_on_sigterm, make_folder, pick_port
+from infra.tracking.address import redact
 
 _FOLDER = Path("runs/services")
 _S3_PORT = 8333
@@ -43,13 +42,13 @@ _STOP_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Services:
-    """The services whose state lies in a folder, running or not."""
+    """The services whose state is in one folder, running or not."""
 
     folder: Path
 
     @property
     def environment(self) -> Path:
-        """What a shell sources; there while all services are ready."""
+        """File that a shell sources; it exists while all services are ready."""
         return self.folder / "environment"
 
     @property
@@ -60,12 +59,12 @@ class Services:
         """Serve until SIGINT or SIGTERM.
 
         Raises:
-            UserError: they run already, or one does not start.
+            UserError: the services run already, or one does not start.
         """
         if self.alive():
             raise UserError(f"the services of {self.folder} run already: `{self._make('services-stop')}` ends them")
         self._make_folder()
-        end_when_told()
+        exit_on_sigterm()
         processes: dict[str, int] = {}
         with ExitStack() as servers:
             servers.callback(self._forget)
@@ -94,7 +93,11 @@ class Services:
             signal.pause()
 
     def start(self) -> None:
-        """Have another process `run`, and come back when all services are ready."""
+        """Start `run` in another process; return when all services are ready.
+
+        Raises:
+            UserError: a service did not start.
+        """
         if self.alive() and self.environment.exists():
             return
         self._make_folder()
@@ -113,12 +116,12 @@ class Services:
         while not self.environment.exists():
             if process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                told = (self.folder / "services.log").read_text().strip().splitlines()
-                raise UserError(told[-1].removeprefix("error: ") if told else "the services did not start")
+                log_lines = (self.folder / "services.log").read_text().strip().splitlines()
+                raise UserError(log_lines[-1].removeprefix("error: ") if log_lines else "the services did not start")
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """End every process of these services, whoever is left of them."""
+        """End every process of these services that still runs."""
         processes = self._processes()
         if "services" in processes:
             processes["services"].terminate()
@@ -130,24 +133,24 @@ class Services:
         self._forget()
 
     def alive(self) -> bool:
-        """Whether the process that holds the services runs."""
+        """Return whether the process that started the services runs."""
         return "services" in self._processes()
 
     def status(self) -> str:
-        """What runs and where, as `start` tells it."""
+        """Return the lines that `start` prints: the services and their addresses."""
         if not (self.alive() and self.environment.exists()):
             raise UserError(f"no services run from {self.folder}: `{self._make('services')}` starts them")
-        told = (line[2:] for line in self.environment.read_text().splitlines() if line.startswith("# "))
+        lines = (line[2:] for line in self.environment.read_text().splitlines() if line.startswith("# "))
         place = os.path.relpath(self.environment)
-        return "\n".join([*told, f"use them    . {shlex.quote(place if '/' in place else f'./{place}')}"])
+        return "\n".join([*lines, f"use them    . {shlex.quote(place if '/' in place else f'./{place}')}"])
 
     def _make(self, target: str) -> str:
-        """The shell command that makes this target for this folder."""
+        """Return the shell command that runs a make target for this folder."""
         default = self.folder == _FOLDER.absolute()
         return shlex.join(["make", target, *([] if default else [f"SERVICES={self.folder}"])])
 
     def _processes(self) -> dict[str, psutil.Process]:
-        """Those on record that run, by name; a pid that went to another process since is not one of ours."""
+        """Return the recorded processes that still run, by name; a pid that was reused since does not count."""
         try:
             record = json.loads(self._record.read_text())
         except (FileNotFoundError, NotADirectoryError):
@@ -169,7 +172,7 @@ class Services:
         self._write(self._record, json.dumps(record))
 
     def _key(self) -> str:
-        """The S3 secret, the same at every start, so that shells which know it go on."""
+        """Return the S3 secret; it is the same at every start, so it stays valid in open shells."""
         file = self.folder / "s3.key"
         if not file.exists():
             self._write(file, secrets.token_hex(32))
@@ -180,7 +183,7 @@ class Services:
         self._write(self.environment, "".join(f"{line}\n" for line in [*(f"# {line}" for line in lines), *exports]))
 
     def _write(self, file: Path, text: str) -> None:
-        """Whole or not at all, for its owner alone."""
+        """Write a file atomically, for its owner only."""
         new = file.with_name(f"{file.name}.new")
         new.touch(mode=0o600)
         new.write_text(text)
@@ -198,7 +201,7 @@ def _wait(process: psutil.Process) -> None:
 
 
 def _ended(process: psutil.Process) -> bool:
-    """Also one that nobody has waited for: its parent may be no relation of ours."""
+    """Return whether a process has ended; a zombie counts: its parent may be unrelated to us."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -2,10 +2,10 @@
 
     RUN/run.json                    the MLflow run, the recipe and the data set that the run began with
     RUN/checkpoints/step-00001234/  model, ema, optimizer, inputs, ledger, scored, records, recipe; then checkpoint.json
-    RUN/finished.json               the run is done: what came of it
+    RUN/finished.json               the result of the run, once it is done
 
-`checkpoint.json` holds the sha256 of every other file, and its own. A checkpoint without it, or that disagrees with
-it also when read again, is never loaded; the one before is.
+`checkpoint.json` holds the sha256 of every other file, and its own. If it is missing, or a hash disagrees at a second
+read too, the checkpoint is never loaded. The one before it is loaded instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import UserError
-from infra.patience import count_retry
-from infra.records import Record
+from infra.retry import count_retry
 from infra.storage import Store
-from resnet_core.reaction import held_out
+from infra.tracking.metric_point import MetricPoint
+from resnet_core.plateau import held_out
 
 if TYPE_CHECKING:
     import torch
@@ -38,13 +38,13 @@ INPUTS = "inputs.safetensors"
 MEAN_IMAGE = "mean_image"
 RUN = "run.json"
 FINISHED = "finished.json"
-_OTHER = (LEDGER, SCORED, INPUTS)  # tensors that are no part of the training state
-_HEAD = ("step", "metrics", "recipe", "data_digest")  # of checkpoint.json, beside the list of files
-NEWEST_KEPT = 2  # the newest, and the one to fall back on
+_OTHER = (LEDGER, SCORED, INPUTS)  # tensors outside the training state
+_HEAD = ("step", "metrics", "recipe", "data_digest")  # of checkpoint.json, without the list of files
+NEWEST_KEPT = 2  # the newest, and one to fall back on
 
 
 class _DamagedError(UserError):
-    """What was read is not what was saved."""
+    """A file differs from the one that was saved."""
 
 
 Warn = Callable[[str], None]
@@ -52,17 +52,17 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A verified checkpoint, or one about to be written: bytes by file name, parsed where they are asked for."""
+    """A verified checkpoint, or one to be written: bytes by file name, parsed on access."""
 
     step: int
-    metrics: Mapping[str, float]  # "validation/…" or "test/…" of the evaluation at this step; empty without one
+    metrics: Mapping[str, float]  # "validation/…" or "test/…" of the evaluation at this step; empty if there is none
     recipe: Mapping[str, Any]  # resolved, flat, `model.num_classes` filled in
     data_digest: str
     files: Mapping[str, bytes] = field(repr=False)
 
     @property
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """ "model", "optimizer" and, if averaged, "ema", by tensor name."""
+        """Tensors by group ("model", "optimizer" and, if averaged, "ema") and by name."""
         from safetensors.torch import load
 
         groups = [name for name in self.files if name.endswith(".safetensors") and name not in _OTHER]
@@ -70,14 +70,14 @@ class Checkpoint:
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
-        """The weights to evaluate and to ship: the averaged ones where there are any."""
+        """Weights to evaluate and to export: the averaged ones if there are any."""
         from safetensors.torch import load
 
         return load(self.files[self.weights_name])
 
     @property
     def weights_name(self) -> str:
-        """The file of `weights`."""
+        """Name of the file of `weights`."""
         return "ema.safetensors" if "ema.safetensors" in self.files else "model.safetensors"
 
     @property
@@ -89,29 +89,29 @@ class Checkpoint:
 
     @property
     def mean_image(self) -> npt.NDArray[np.float32] | None:
-        """Of the training split, H x W x 3 in [0, 1], if the network's inputs are taken from it."""
+        """Mean image of the training split, H x W x 3 in [0, 1], if it is subtracted from the network's inputs."""
         from safetensors.numpy import load
 
         return load(self.files[INPUTS])[MEAN_IMAGE] if INPUTS in self.files else None
 
     @property
     def scored(self) -> dict[str, npt.NDArray[Any]] | None:
-        """The evaluation at this step in detail: which classes are confused, and the most confident mistakes.
+        """Details of the evaluation at this step: which classes are confused, and the most confident mistakes.
 
-        See `pipelines.sink.details`.
+        See `pipelines.training.checkpoint_writer.details`.
         """
         from safetensors.numpy import load
 
         return load(self.files[SCORED]) if SCORED in self.files else None
 
     @property
-    def records(self) -> list[Record]:
-        """Everything recorded from the run's first step to this one."""
-        return [Record.from_json(line) for line in self.files[RECORDS].decode().splitlines()]
+    def records(self) -> list[MetricPoint]:
+        """Points of the curves from the run's first step to this one."""
+        return [MetricPoint.from_json(line) for line in self.files[RECORDS].decode().splitlines()]
 
     @property
     def sha256(self) -> str:
-        """Of the list of hashes: names the whole checkpoint."""
+        """Hash of checkpoint.json, which identifies the whole checkpoint."""
         return hashlib.sha256(self.commit()).hexdigest()
 
     def commit(self) -> bytes:
@@ -132,7 +132,11 @@ class RunFolder:
         self.store = store
 
     def read_json(self, name: str, *keys: str) -> dict[str, Any] | None:
-        """A JSON object of the run that has these keys, or None where there is none yet; UserError if it is damaged."""
+        """Return a JSON object of the run, or None if the file is missing.
+
+        Raises:
+            UserError: the file is damaged, or lacks one of `keys`.
+        """
         try:
             content = json.loads(self.store.read(name))
         except FileNotFoundError:
@@ -140,7 +144,7 @@ class RunFolder:
         except ValueError as error:
             raise UserError(f"{self._damaged(name)}: {error}") from error
         if not isinstance(content, dict) or not content.keys() >= set(keys):
-            raise UserError(f"{self._damaged(name)}: no JSON object of {', '.join(keys)}")
+            raise UserError(f"{self._damaged(name)}: not a JSON object with {', '.join(keys)}")
         return content
 
     def _damaged(self, name: str) -> str:
@@ -154,54 +158,76 @@ class RunFolder:
         pattern = re.compile(rf"{CHECKPOINTS}/step-(\d+)/{re.escape(COMMIT)}")
         return sorted(int(found[1]) for path, _ in self.store.list(CHECKPOINTS) if (found := pattern.fullmatch(path)))
 
-    def load(self, step: int) -> Checkpoint:
+    def load(self, step: int, only: Collection[str] | None = None) -> Checkpoint:
         """Read and verify one checkpoint.
 
+        Args:
+            step: step of the checkpoint.
+            only: names of the files to read and verify; None = all.
+
         Raises:
-            UserError: it is not there, incomplete, or a file's hash disagrees.
+            UserError: the checkpoint is missing or incomplete, or a file's hash disagrees.
         """
         try:
-            try:
-                return self._load(step)
-            except _DamagedError:
-                count_retry()
-                return self._load(step)  # it may have been the transfer
+            head = self._verified_head(step)
+            wanted = [name for name in head["files"] if only is None or name in only]
+            files = {name: self._verified_file(step, name, head["files"][name]["sha256"]) for name in wanted}
         except FileNotFoundError as error:
             raise UserError(f"{self.store.description}: checkpoint of step {step} is missing or incomplete") from error
-
-    def _load(self, step: int) -> Checkpoint:
-        folder = f"{self.store.description}/{_folder(step)}"
-        try:
-            head = json.loads(self.store.read(f"{_folder(step)}/{COMMIT}"))
-            files = {name: self.store.read(f"{_folder(step)}/{name}") for name in head["files"]}
-            checkpoint = Checkpoint(**{key: head[key] for key in _HEAD}, files=files)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _DamagedError(f"{folder}/{COMMIT} is damaged: {error}") from error
-        own = head.pop("sha256", None)  # the first checkpoints had none
-        if head.keys() != {*_HEAD, "files", "format_version"} or (own and own != _own_sha256(head)):
-            raise _DamagedError(f"{folder}/{COMMIT} is not what was saved: its sha256 disagrees")
-        for name, data in files.items():
-            if hashlib.sha256(data).hexdigest() != head["files"][name]["sha256"]:
-                raise _DamagedError(f"{folder}/{name} is not what was saved: its sha256 disagrees")
-        return checkpoint
+        return Checkpoint(**{key: head[key] for key in _HEAD}, files=files)
 
     def head(self, step: int) -> dict[str, Any] | None:
-        """What checkpoint.json says of a checkpoint, whose files are not verified; None where it is damaged or gone."""
+        """Return the content of checkpoint.json; None if it is damaged or missing. The other files are not read."""
         try:
-            return self.read_json(f"{_folder(step)}/{COMMIT}", *_HEAD, "files")
-        except UserError:
+            return self._verified_head(step)
+        except (UserError, FileNotFoundError):
             return None
 
-    def newest(self, warn: Warn) -> Checkpoint | None:
-        """The newest checkpoint that is whole; one that is damaged is told of and passed over."""
-        return self._first_whole(reversed(self.steps()), warn)
+    def _verified_head(self, step: int) -> dict[str, Any]:
+        """Read checkpoint.json, a second time if it is damaged: the damage may come from the transfer."""
+        try:
+            return self._parsed_head(step)
+        except _DamagedError:
+            count_retry()
+            return self._parsed_head(step)
+
+    def _parsed_head(self, step: int) -> dict[str, Any]:
+        where, data = f"{self.store.description}/{_folder(step)}/{COMMIT}", self.store.read(f"{_folder(step)}/{COMMIT}")
+        try:
+            head: dict[str, Any] = json.loads(data)
+            own = head.pop("sha256", None)  # absent in the first format
+            complete = head.keys() == {*_HEAD, "files", "format_version"} and own in (None, _own_sha256(head))
+            complete = complete and all(isinstance(each["sha256"], str) for each in head["files"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _DamagedError(f"{where} is damaged: {error}") from error
+        if not complete:
+            raise _DamagedError(f"{where} is not what was saved: its sha256 disagrees")
+        return head
+
+    def _verified_file(self, step: int, name: str, sha256: str) -> bytes:
+        """Read a file of a checkpoint, a second time if it is damaged: the damage may come from the transfer."""
+        path = f"{_folder(step)}/{name}"
+        data = self.store.read(path)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            count_retry()
+            data = self.store.read(path)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise _DamagedError(f"{self.store.description}/{path} is not what was saved: its sha256 disagrees")
+        return data
+
+    def newest(self, warn: Warn, only: Collection[str] | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint whose files are undamaged (of `only`, see `load`); None if there is none.
+
+        Damaged checkpoints are skipped with a warning.
+        """
+        return self._first_whole(reversed(self.steps()), warn, only)
 
     def best(self, warn: Warn) -> Checkpoint | None:
-        """The most accurate checkpoint, the later of equals; the newest if none was evaluated."""
+        """Return the most accurate checkpoint, the later one of equals; the newest if none was evaluated."""
         return self._first_whole([*self._by_accuracy(), *reversed(self.steps())], warn)
 
     def write(self, checkpoint: Checkpoint, *, keep_best: int) -> None:
-        """Commit a checkpoint, then drop those that are neither new nor among the best."""
+        """Commit a checkpoint, then remove those that are neither new nor among the best."""
         folder = _folder(checkpoint.step)
         for name, data in checkpoint.files.items():
             self.store.write(f"{folder}/{name}", data)
@@ -221,17 +247,17 @@ class RunFolder:
         return [step for _, step in sorted(scored, reverse=True)]
 
     def _drop(self, step: int) -> None:
-        """Remove a checkpoint, its commit first, so that it is never half there."""
+        """Remove a checkpoint. Its `checkpoint.json` goes first, so a partial one is never committed."""
         head = self.head(step)
         for name in (COMMIT, *(head["files"] if head else ())):
             self.store.delete(f"{_folder(step)}/{name}")
 
-    def _first_whole(self, steps: Any, warn: Warn) -> Checkpoint | None:
+    def _first_whole(self, steps: Iterable[int], warn: Warn, only: Collection[str] | None = None) -> Checkpoint | None:
         for step in steps:
             try:
-                return self.load(step)
+                return self.load(step, only)
             except UserError as error:
-                warn(f"{error}; going back to the checkpoint before")
+                warn(f"{error}; falling back to the checkpoint before")
         return None
 
 
@@ -240,12 +266,12 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _own_sha256(content: Mapping[str, Any]) -> str:
-    """Of checkpoint.json without the line that holds it."""
+    """Return the hash of checkpoint.json without its own "sha256"."""
     return hashlib.sha256(_json(content)).hexdigest()
 
 
 def weights_file(checkpoint: Checkpoint) -> str:
-    """Where a checkpoint's `weights` lie in its run's folder."""
+    """Return the path of a checkpoint's `weights` in its run's folder."""
     return f"{_folder(checkpoint.step)}/{checkpoint.weights_name}"
 
 

@@ -1,8 +1,8 @@
 """Turn labelled images into a data set: `python pipelines/prepare.py SOURCE DEST [--set prepare.key=value …]`.
 
-SOURCE is a folder, s3://bucket/prefix or file that holds one of the kinds that `--help` lists (docs/data-sources.md),
-or the word mnist5k; DEST a folder or s3://bucket/prefix. After an interruption the same command goes on; once finished
-it says so and does nothing.
+SOURCE is a folder, s3://bucket/prefix or file of one of the kinds that `--help` lists (docs/data-sources.md), or the
+word mnist5k. DEST is a folder or s3://bucket/prefix. After an interruption, the same command resumes; once the data set
+is finished, it does nothing and says so.
 """
 
 from __future__ import annotations
@@ -17,20 +17,15 @@ if not __package__:
 
     listen()
 
-from rich.console import Console
 
 from infra.errors import UserError
-from infra.storage import Store, open_store
+from infra.storage import open_store
 from pipelines import cli
-from pipelines.data.manifest import Manifest
-from pipelines.data.progress import PrepareBar
-from pipelines.data.report import report_lines
-from pipelines.data.samples import TEST
-from pipelines.data.sources import EXPECTS, open_source
-from pipelines.data.write import PrepareConfig, clear_progress, find_prepared, prepare
-from pipelines.foresight import data_warnings
-from pipelines.recipe import build_recipe, parse_overrides
-from pipelines.recipe_for import train_command
+from pipelines.cli.progress_bars import PrepareBar
+from pipelines.config.recipe import build_recipe, parse_overrides
+from pipelines.data.prepare.prepare import PrepareConfig, clear_progress, find_prepared, prepare
+from pipelines.data.prepare.sources import EXPECTS, open_source
+from pipelines.training.summary import summarise_data_set
 
 
 def main() -> None:
@@ -62,7 +57,7 @@ def main() -> None:
             manifest = prepare(source, store, config, bar.show)
         if bar.rate:
             console.print(f"wrote at {bar.rate}")
-    _summarise(console, store, manifest, arguments.dest)
+    summarise_data_set(console, store, manifest, arguments.dest)
 
 
 def _config(settings: list[str]) -> PrepareConfig:
@@ -71,23 +66,6 @@ def _config(settings: list[str]) -> PrepareConfig:
         if not key.startswith("prepare."):
             raise UserError(f"--set {key}: prepare.py takes keys of the section prepare only")
     return build_recipe({"data": {"uri": "none"}}, overrides, where="--set").prepare
-
-
-def _summarise(console: Console, store: Store, manifest: Manifest, dest: str) -> None:
-    splits = ", ".join(f"{rows:,} {split}" for split, rows in manifest.splits.items())
-    size = f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:,.1f} MB"
-    console.print(f"data set {manifest.name}: {splits} images of {len(manifest.class_names)} classes in {size}")
-    for line in report_lines(store):
-        console.print(line)
-    for line in data_warnings(store, manifest):
-        console.print(line)
-    if TEST in manifest.splits:
-        console.print(f"next: {train_command(store, manifest, dest)}")
-    else:
-        console.print(
-            "no test split, which training needs: no class has images enough to hold some out. Add images or raise "
-            "prepare.holdout, and prepare into another folder"
-        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Train: `python pipelines/train.py [RECIPE] [--set section.key=value …]`.
 
-RECIPE is a TOML file or the name of a shipped one (`--list`); without it, the embedded demo. `--show` prints a recipe
-with all its keys, `--keys` what each means. After any interruption the same command goes on from the last checkpoint,
-in the same MLflow run; once finished it says so and does nothing.
+RECIPE is a TOML file or the name of a shipped one (`--list`); the default is the embedded demo. `--show` prints a
+recipe with all its keys, `--keys` the meaning of each key. After an interruption, the same command resumes from the
+last checkpoint, in the same MLflow run; once the run is finished, it does nothing and says so.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def main() -> None:
         return
     console = cli.console()
     console.print(f"starting {arguments.recipe}")  # before the imports, which take seconds on a busy machine
-    from pipelines.driver import train
-    from pipelines.recipe import load_recipe, parse_overrides
-    from pipelines.summary import summarise
+    from pipelines.config.recipe import load_recipe, parse_overrides
+    from pipelines.training.driver import train
+    from pipelines.training.summary import summarise
 
     recipe = load_recipe(arguments.recipe, parse_overrides(arguments.settings))
     summarise(console, recipe, train(recipe, console))
@@ -38,24 +38,24 @@ def _parser() -> argparse.ArgumentParser:
     parser = cli.recipe_parser("Train, evaluate and register the model that a recipe describes.")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="show the shipped recipes; train nothing")
-    told = "show the recipe with --set and every default, as TOML that train.py takes; train nothing"
-    instead.add_argument("--show", action="store_true", help=told)
+    text = "show the recipe with --set and all defaults, as TOML that train.py reads; train nothing"
+    instead.add_argument("--show", action="store_true", help=text)
     instead.add_argument("--keys", action="store_true", help="show every key with its meaning (docs/recipe-keys.md)")
     return parser
 
 
 def _shown(arguments: argparse.Namespace) -> bool:
-    """Print what was asked for in place of training; return whether anything was."""
+    """Print what --list, --show or --keys asks for; return True if one of them was given."""
     if arguments.list:
-        from pipelines.recipe_list import listing
+        from pipelines.cli_reference import listing
 
         sys.stdout.write(listing())
     elif arguments.show:
-        from pipelines.recipe import load_recipe, parse_overrides
+        from pipelines.config.recipe import load_recipe, parse_overrides
 
         sys.stdout.write(load_recipe(arguments.recipe, parse_overrides(arguments.settings)).to_toml())
     elif arguments.keys:
-        from pipelines.recipe_keys import to_markdown
+        from pipelines.cli_reference import to_markdown
 
         sys.stdout.write(to_markdown())
     return bool(arguments.list or arguments.show or arguments.keys)

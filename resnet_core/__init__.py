@@ -1,9 +1,9 @@
-"""Deep residual learning in torch: models, schedules, the step, the loop and exact evaluation; no Ray, no I/O.
+"""Deep residual learning in torch: models, schedules, training step and loop, exact evaluation. No Ray, no I/O.
 
     from resnet_core import resnet50
     model = resnet50(num_classes=10)
 
-Every published name is a function here (docs/core.md). Importing this package alone imports no torch.
+Every published network is a function here (docs/core.md). Importing this package does not import torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Print the networks as a table, beside the published figures: python -m resnet_core"""
+"""Print the networks as a table, with the published figures: python -m resnet_core"""
 
 from __future__ import annotations
 

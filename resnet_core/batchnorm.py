@@ -1,4 +1,4 @@
-"""BatchNorm over the images of all workers, and its statistics computed anew when training is done.
+"""BatchNorm over the images of all workers, and exact statistics that are recomputed after training.
 
 Shapes: B images, H and W pixels, C channels.
 """
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from resnet_core.collective import sum_over_ranks_
+from resnet_core.distributed import sum_over_ranks_
 from resnet_core.step import StepConfig, eval_step
 
 
 def synchronize(model: nn.Module, world_size: int) -> nn.Module:
-    """The model with BatchNorms that take their statistics over all ranks; alone, unchanged.
+    """Return the model with BatchNorms that take their statistics over all ranks; one rank needs no change.
 
-    ValueError on a CPU, where torch has no such layer.
+    Raises:
+        ValueError: the model is on a CPU, for which torch has no such layer.
     """
     if world_size == 1:
         return model
@@ -34,10 +35,13 @@ def synchronize(model: nn.Module, world_size: int) -> nn.Module:
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], config: StepConfig) -> None:
     """Replace the moving averages of every BatchNorm by the exact statistics over `batches`, uint8 B x H x W x C.
 
-    Each batch passes with its own statistics, as in training, and all else as in evaluation; the mean and the unbiased
-    variance over the positions of all batches of all ranks, each of which calls this, become the layer's. The paper's
-    release has such statistics (KaimingHe/deep-residual-networks: "strictly computed using average (not moving
-    average) on a sufficiently large training batch after the training"). ValueError if no rank has a batch.
+    Each batch is normalized by its own statistics, as in training; everything else is as in evaluation. The layer gets
+    the mean and the unbiased variance over the positions of all batches of all ranks. Every rank must call this.
+    The paper's release has such statistics (KaimingHe/deep-residual-networks: "strictly computed using average (not
+    moving average) on a sufficiently large training batch after the training").
+
+    Raises:
+        ValueError: no rank has a batch.
     """
     norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
     pools = [_Pool(norm) for norm in norms]
@@ -45,7 +49,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], config: St
     was_training = model.training
     model.eval()
     try:
-        # hooks would be compiled into the model
+        # a compiled model would have the hooks compiled in
         with torch.compiler.set_stance("force_eager"):
             for images_BHWC in batches:
                 eval_step(model, images_BHWC, config)
@@ -54,7 +58,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], config: St
             hook.remove()
         model.train(was_training)
     for pool in pools:
-        pool.settle()
+        pool.apply()
 
 
 class _Pool:
@@ -66,7 +70,7 @@ class _Pool:
         self._sums = torch.zeros(3, norm.num_features, dtype=torch.float64, device=self._mean_C.device)
 
     def take(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        """Count a batch in, and let the layer, in eval mode, normalise it by its own statistics."""
+        """Add a batch to the sums, and set the layer (in eval mode) to normalize by this batch's statistics."""
         (values,) = inputs
         others = [dim for dim in range(values.ndim) if dim != 1]
         var_C, mean_C = torch.var_mean(values.float(), others, correction=0)
@@ -76,11 +80,11 @@ class _Pool:
         mean_C, var_C = mean_C.double(), var_C.double()
         self._sums += positions * torch.stack([torch.ones_like(mean_C), mean_C, var_C + mean_C.square()])
 
-    def settle(self) -> None:
-        """The statistics over everything that was counted, of all ranks, become the layer's."""
+    def apply(self) -> None:
+        """Set the layer's statistics to those of all batches of all ranks."""
         count_C, total_C, squares_C = sum_over_ranks_(self._sums).unbind()
         if not count_C[0] > 1:
-            raise ValueError("BatchNorm's statistics cannot be computed anew: there are no images")
+            raise ValueError("BatchNorm's statistics cannot be recomputed: no worker has an image")
         mean_C = total_C / count_C
         self._mean_C.copy_(mean_C)
         self._var_C.copy_((squares_C / count_C - mean_C.square()) * count_C / (count_C - 1))

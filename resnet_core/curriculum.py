@@ -1,4 +1,4 @@
-"""The phases of a run as steps: what changes, and before which step."""
+"""Phases of a run in steps: what changes, and before which step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from resnet_core.schedule import to_steps
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batches:
-    """What turns epochs into steps."""
+    """Sizes that convert epochs into steps."""
 
     samples_per_epoch: int
     size: int  # global batch
@@ -21,7 +21,7 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """From `first_step` (0-based) to the next phase."""
+    """Image size and network from `first_step` (0-based) until the next phase."""
 
     first_step: int
     image_size: int  # of training images, pixels
@@ -31,13 +31,14 @@ class Phase:
 def phases(
     curriculum: CurriculumConfig, schedule: ScheduleConfig, batches: Batches, *, image_size: int, model: ModelConfig
 ) -> tuple[Phase, ...]:
-    """The phases in order, the first at step 0; `image_size` and `model` are the run's own, where no list says else.
+    """Return the phases in order, the first at step 0; an empty list means the run's `image_size` or `model`.
 
-    ValueError if a phase is shorter than a step, or if the networks do not grow into the run's own.
+    Raises:
+        ValueError: a phase is shorter than a step, or the networks do not grow into the run's `model`.
     """
     starts = [0, *(to_steps(end, schedule.unit, batches.samples_per_epoch, batches.size) for end in curriculum.until)]
     if len(set(starts)) < len(starts):
-        raise ValueError(f"curriculum.until must leave each phase a step at least: got {curriculum.until!r}")
+        raise ValueError(f"curriculum.until must leave each phase at least one step: got {curriculum.until!r}")
     sizes = curriculum.image_size or (image_size,) * len(starts)
     models = _networks(curriculum, model) or (model,) * len(starts)
     return tuple(
@@ -47,7 +48,7 @@ def phases(
 
 
 def phase_at(phases: Sequence[Phase], step: int) -> Phase:
-    """The phase of the 0-based `step`."""
+    """Return the phase of the 0-based `step`."""
     return [phase for phase in phases if phase.first_step <= step][-1]
 
 
@@ -55,7 +56,7 @@ def _networks(curriculum: CurriculumConfig, model: ModelConfig) -> tuple[ModelCo
     if curriculum.model and curriculum.model[-1] != model.name:
         raise ValueError(f"curriculum.model must end with model.name = {model.name!r}: got {curriculum.model!r}")
     if curriculum.model and model.depths:
-        raise ValueError(f"model.depths must be empty beside curriculum.model, whose names say it: got {model.depths}")
+        raise ValueError(f"model.depths must be empty with curriculum.model, which sets the depths: got {model.depths}")
     networks = tuple(replace(model, name=name) for name in curriculum.model)
     for small, large in pairwise(network.variant for network in networks):
         if replace(small, depths=large.depths) != large:

@@ -1,14 +1,15 @@
-"""The training loop: the only place that knows in what order things happen.
+"""Training loop: the only place that decides the order of updates, records, evaluations and checkpoints.
 
-Each step: update, then record, evaluate and save where they are due. Running it again from a saved state gives what
-one unbroken run gives, states and records alike, because nothing but the state lives longer than a checkpoint.
+A step updates the weights, then records, evaluates and saves if that is due. A run that resumes from a saved state
+gives the same states and records as one without interruption: nothing except the state outlives a checkpoint.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,16 +17,15 @@ from torch import Tensor
 from resnet_core.augment import step_generator
 from resnet_core.batchnorm import reestimate_batchnorm
 from resnet_core.compute import tune_convolutions
-from resnet_core.ports import CheckpointSink, Recorder
-from resnet_core.reaction import HeldOut, Point
+from resnet_core.plateau import HeldOut, Point
 from resnet_core.schedule import LrSchedule
-from resnet_core.state import TrainState
-from resnet_core.step import Share, StepConfig, Sums, train_step
+from resnet_core.state import Tensors, TrainState
+from resnet_core.step import RankBatch, StepConfig, Sums, train_step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cadence:
-    """At which steps, counted from 1, the loop does more than an update. The last step has all of it."""
+class Intervals:
+    """Steps (counted from 1) at which the loop logs, evaluates or saves. The last step does all three."""
 
     total_steps: int
     log_every_steps: int
@@ -39,7 +39,7 @@ class Cadence:
         return self.evaluates(step) or _every(self.checkpoint_every_steps, step)
 
     def logs(self, step: int) -> bool:
-        """Also before every save, so that a mean never spans one, and a broken state is never kept."""
+        """Return whether `step` is logged: every save logs first, so no mean spans a save and no bad state is kept."""
         return self.saves(step) or _every(self.log_every_steps, step)
 
 
@@ -48,36 +48,47 @@ def _every(period: int, step: int) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """What a run needs besides its state and its data."""
+class Evaluation:
+    """Results of an evaluation."""
+
+    metrics: Mapping[str, float]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Other results that a checkpoint keeps, by name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitConfig:
+    """Everything that a run needs except its state and its data."""
 
     schedule: LrSchedule
-    cadence: Cadence
+    intervals: Intervals
     step: StepConfig
     recorder: Recorder
     sink: CheckpointSink
-    evaluate: Callable[[TrainState], Mapping[str, float]]
-    """Metrics of the held-out split; called on every rank."""
+    evaluate: Callable[[TrainState], Evaluation]
+    """Evaluates the held-out split; called on every rank."""
     held_out: HeldOut = "test"
-    """Prefix of those metrics: "validation", or "test" where a run has no validation split."""
+    """Prefix of the evaluation's metrics: "validation", or "test" if the run has no validation split."""
     telemetry: Callable[[], Mapping[str, float]]
-    """What the caller measures, such as images/s, since it was last asked; the device has just been waited for."""
+    """Returns measurements since its last call, such as images/s; called just after the host waited for the device."""
     seed: int
     rank: int = 0
     history: Sequence[Point] = ()
-    """What was recorded until the state's step: a schedule may react to it."""
+    """Records up to the state's step; a schedule may react to them."""
     before_step: Callable[[TrainState, int, torch.Generator], None] | None = None
-    """Called with the 0-based step and its generator before each update, e.g. to set the rates of stochastic depth."""
-    leave: Callable[[int], bool] | None = None
-    """Called on every rank with the number of steps done: whether to save and go before the last one, all alike."""
+    """Called before each update with the 0-based step and its generator, such as to set stochastic depth's rates."""
+    should_stop: Callable[[int], bool] | None = None
+    """Called on every rank with the number of steps done; returns whether to save and stop now, the same on all."""
     final_batches: Callable[[], Iterable[Tensor]] | None = None
-    """Training images, uint8 B x H x W x C, for BatchNorm's exact statistics; asked for after the last update."""
+    """Returns training images, uint8 B x H x W x C, for BatchNorm's exact statistics; called after the last update."""
 
 
-def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
-    """Train from `state.step` to the last step, one share a step, or to the one that `run.leave` picks.
+def fit(state: TrainState, batches: Iterable[RankBatch], run: FitConfig) -> None:
+    """Train from `state.step` to the last step, one rank batch per step; stop earlier if `run.should_stop` says so.
 
-    FloatingPointError if a recorded value is not finite; RuntimeError if the shares end too early.
+    Raises:
+        FloatingPointError: a recorded value is not finite.
+        RuntimeError: `batches` ends before the last step.
     """
     sums = Sums.zeros(state.device)
     reaction = run.schedule.react(run.history)
@@ -88,34 +99,34 @@ def fit(state: TrainState, shares: Iterable[Share], run: Run) -> None:
         run.recorder.log(state.step, metrics)
         reaction = run.schedule.react([(state.step, metrics)], reaction)
 
-    for step, share in zip(range(state.step, run.cadence.total_steps), shares, strict=False):
+    for step, batch in zip(range(state.step, run.intervals.total_steps), batches, strict=False):
         lr = run.schedule(step, reaction)
         generator = step_generator(run.seed, step, run.rank, state.device)
         if run.before_step:
             run.before_step(state, step, generator)
-        tune_convolutions(share.uniform)  # else cuDNN measures for hundreds of shapes that never come again
-        sums += train_step(state, share, lr=lr, config=run.step, generator=generator)
+        tune_convolutions(batch.uniform)  # mixed sizes make hundreds of shapes that never repeat: do not measure them
+        sums += train_step(state, batch, lr=lr, config=run.step, generator=generator)
         state.step += 1
-        leaves = run.leave is not None and run.leave(state.step)
-        if run.cadence.logs(state.step) or leaves:
+        stops = run.should_stop is not None and run.should_stop(state.step)
+        if run.intervals.logs(state.step) or stops:
             record({**_named("train", sums.means()), "lr": lr, **run.telemetry()})
             sums = Sums.zeros(state.device)
-        metrics = None
-        if run.cadence.evaluates(state.step):
-            _settle_statistics(state, run)
-            metrics = run.evaluate(state)
-            record(_named(run.held_out, metrics))
-        if run.cadence.saves(state.step) or leaves:
-            run.sink.save(state, metrics)
-        if leaves:
+        evaluation = None
+        if run.intervals.evaluates(state.step):
+            _set_exact_statistics(state, run)
+            evaluation = run.evaluate(state)
+            record(_named(run.held_out, evaluation.metrics))
+        if run.intervals.saves(state.step) or stops:
+            run.sink.save(state, evaluation)
+        if stops:
             return
-    if state.step < run.cadence.total_steps:
-        raise RuntimeError(f"the training data ended at step {state.step} of {run.cadence.total_steps}")
+    if state.step < run.intervals.total_steps:
+        raise RuntimeError(f"the training data ended at step {state.step} of {run.intervals.total_steps}")
 
 
-def _settle_statistics(state: TrainState, run: Run) -> None:
-    """After the last update, BatchNorm's exact statistics for the model that is scored and kept, if wanted."""
-    if run.final_batches and state.step == run.cadence.total_steps:
+def _set_exact_statistics(state: TrainState, run: FitConfig) -> None:
+    """After the last update, compute BatchNorm's exact statistics for the evaluated model, if the run wants them."""
+    if run.final_batches and state.step == run.intervals.total_steps:
         reestimate_batchnorm(state.scored_model, run.final_batches(), run.step)
 
 
@@ -129,3 +140,37 @@ def _check_finite(step: int, metrics: Mapping[str, float]) -> None:
             raise FloatingPointError(
                 f"{name} is {value} at step {step}: lower optim.lr_per_256 or lengthen schedule.warmup"
             )
+
+
+class Recorder(Protocol):
+    """Receiver of metrics; ranks that do not record have a NullRecorder."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+
+class CheckpointSink(Protocol):
+    """Writer of checkpoints; called on every rank, at the same steps."""
+
+    def save(self, state: TrainState, evaluation: Evaluation | None) -> None:
+        """Save the current `state`, and the evaluation of this step if there was one."""
+
+
+class NullRecorder:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Ignore the metrics."""
+
+
+class MemoryRecorder:
+    def __init__(self) -> None:
+        self.points: list[tuple[int, dict[str, float]]] = []
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.points.append((step, dict(metrics)))
+
+
+class MemorySink:
+    def __init__(self) -> None:
+        self.saved: list[tuple[int, Tensors, dict[str, float] | None]] = []
+
+    def save(self, state: TrainState, evaluation: Evaluation | None) -> None:
+        self.saved.append((state.step, state.snapshot(), None if evaluation is None else dict(evaluation.metrics)))

@@ -1,4 +1,4 @@
-"""What training minimises, summed over the images of a batch; the caller divides once, by those of all ranks.
+"""Training losses, summed over the images of a batch; the caller divides once, by the number of images of all ranks.
 
 Shapes: B images, K classes.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from resnet_core.config import Loss, OptimConfig
-from resnet_core.targets import Targets
+from resnet_core.mixed_labels import MixedLabels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossConfig:
-    """Which loss; the fields are those of the recipe's section `optim`."""
+    """Settings of the loss; the fields have the names of the recipe's section `optim`."""
 
     loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
@@ -28,11 +28,11 @@ class LossConfig:
         return cls(loss=config.loss, label_smoothing=config.label_smoothing, bce_threshold=config.bce_threshold)
 
 
-def sum_loss(logits_BK: Tensor, targets: Targets, config: LossConfig) -> Tensor:
-    """The loss of each image, added up: a 0-d tensor.
+def sum_loss(logits_BK: Tensor, targets: MixedLabels, config: LossConfig) -> Tensor:
+    """Return the sum of the losses of the images: a 0-d tensor.
 
-    "cross_entropy" is that of the softmax against smoothed targets. "bce" takes every class as a question of its own
-    and averages over the classes (timm's BinaryCrossEntropy; Wightman et al. 2021, Section 2.1); "bce_sum" adds the
+    "cross_entropy" is the softmax cross entropy with smoothed targets. "bce" is the binary cross entropy of each class,
+    averaged over the classes (timm's BinaryCrossEntropy; Wightman et al. 2021, Section 2.1). "bce_sum" adds the
     classes up instead (MosaicML Composer), so its gradient is K times as large.
     """
     if config.loss == "cross_entropy":
@@ -44,10 +44,10 @@ def sum_loss(logits_BK: Tensor, targets: Targets, config: LossConfig) -> Tensor:
     return total if config.loss == "bce_sum" else total / logits_BK.shape[1]
 
 
-def dense_targets(targets: Targets, num_classes: int, label_smoothing: float) -> Tensor:
-    """float32 B x K, rows that sum to one: each image's share of each class, smoothed.
+def dense_targets(targets: MixedLabels, num_classes: int, label_smoothing: float) -> Tensor:
+    """Return smoothed targets, float32 B x K: the weight of each class for each image; rows sum to one.
 
-    Smoothing e leaves 1 - e + e / K to the class itself and e / K to every other (Szegedy et al. 2016, Section 7).
+    Smoothing e gives 1 - e + e / K to the class itself and e / K to every other (Szegedy et al. 2016, Section 7).
     """
     hot_BK = F.one_hot(targets.labels_B, num_classes).float()
     if targets.other_B is not None and targets.share_B is not None:
@@ -55,10 +55,10 @@ def dense_targets(targets: Targets, num_classes: int, label_smoothing: float) ->
     return hot_BK * (1 - label_smoothing) + label_smoothing / num_classes
 
 
-def _cross_entropy(logits_BK: Tensor, targets: Targets, label_smoothing: float) -> Tensor:
+def _cross_entropy(logits_BK: Tensor, targets: MixedLabels, label_smoothing: float) -> Tensor:
     if targets.other_B is None or targets.share_B is None:
         return F.cross_entropy(logits_BK, targets.labels_B, reduction="sum", label_smoothing=label_smoothing)
-    # two looks at the labels instead of a dense B x K target
+    # two lookups of labels instead of a dense B x K target
     first_B, other_B = (
         F.cross_entropy(logits_BK, labels_B, reduction="none", label_smoothing=label_smoothing)
         for labels_B in (targets.labels_B, targets.other_B)

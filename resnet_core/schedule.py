@@ -1,6 +1,6 @@
-"""Durations become steps here, once; the learning rate is a pure function of the step and of the records before it.
+"""Durations in steps, and the learning rate: a pure function of the step and of the records before it.
 
-A run of S_total samples has S = max(1, floor(S_total / global_batch)) steps; the last one also takes the remainder.
+A run of S_total samples has S = max(1, floor(S_total / global_batch)) steps; the last step also takes the remainder.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, assert_never
 
 from resnet_core.config import OptimConfig, ScheduleConfig, Unit
-from resnet_core.reaction import Point, Reaction
+from resnet_core.plateau import Plateau, Point
 
 
 def to_steps(value: float, unit: Unit, samples_per_epoch: int, global_batch_size: int) -> int:
-    """Whole steps within `value` epochs or steps."""
+    """Return the number of whole steps within `value` epochs or steps."""
     if unit == "steps":
         return int(value)
     return round(value * samples_per_epoch) // global_batch_size
 
 
 def total_samples(config: ScheduleConfig, samples_per_epoch: int, global_batch_size: int) -> int:
-    """Samples the run consumes, repetitions counted."""
+    """Return the number of samples that the run consumes, repetitions counted."""
     if config.unit == "steps":
         return int(config.length) * global_batch_size
     return max(1, round(config.length * samples_per_epoch))
@@ -33,21 +34,21 @@ def total_steps(config: ScheduleConfig, samples_per_epoch: int, global_batch_siz
 
 
 def epoch_end_step(epoch: int, samples_per_epoch: int, global_batch_size: int, total_steps: int) -> int:
-    """Steps done when the first `epoch` epochs (counted from 1) are: those that lie wholly within them.
+    """Return the number of steps that lie wholly within the first `epoch` epochs (counted from 1).
 
-    The last epoch of a run ends with the run, and an epoch smaller than a batch ends with the first step.
+    The last epoch of a run ends with the run. An epoch smaller than a batch ends with the first step.
     """
     return min(total_steps, max(1, epoch * samples_per_epoch // global_batch_size))
 
 
 def ramp(step: int, ramp_steps: int) -> float:
-    """0 at the 0-based step 0, 1 from `ramp_steps` on, straight in between; 1 throughout where there is no ramp."""
+    """Return a factor that rises linearly from 0 at step 0 (0-based) to 1 at `ramp_steps`; always 1 without a ramp."""
     return min(1.0, step / ramp_steps) if ramp_steps else 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LrSchedule:
-    """The learning rate of every step of one run, all durations already in steps."""
+    """Learning rate of every step of one run; all durations are in steps."""
 
     config: ScheduleConfig
     peak_lr: float
@@ -72,21 +73,21 @@ class LrSchedule:
             point_steps=tuple(map(steps, schedule.points)),
         )
 
-    def react(self, points: Iterable[Point], reaction: Reaction | None = None) -> Reaction:
-        """What the records of a run, in their order, have led to; `reaction` sums up those before them."""
-        reaction = reaction or Reaction()
+    def react(self, points: Iterable[Point], reaction: Plateau | None = None) -> Plateau:
+        """Return the state of the plateau after a run's records, in order; `reaction` is the state before them."""
+        reaction = reaction or Plateau()
         for point in points:
             reaction = reaction.after(point, self.config, self.warmup_steps)
         return reaction
 
-    def __call__(self, step: int, reaction: Reaction | None = None) -> float:
-        """Learning rate of the 0-based `step`, after the records that `reaction` sums up."""
-        return self.peak_lr * self.factor(step, reaction or Reaction())
+    def __call__(self, step: int, reaction: Plateau | None = None) -> float:
+        """Return the learning rate of the 0-based `step`; `reaction` summarizes the records before it."""
+        return self.peak_lr * self.factor(step, reaction or Plateau())
 
-    def factor(self, step: int, reaction: Reaction) -> float:
-        """Factor of the peak: the warm-up from warmup_start_factor at 0 to 1 at warmup_steps, then the shape.
+    def factor(self, step: int, reaction: Plateau) -> float:
+        """Return the factor of the peak: from warmup_start_factor at 0 up to 1 at warmup_steps, then by the shape.
 
-        What falls to end_factor reaches it at total_steps, one past the last step, as with torch's schedulers.
+        A shape that falls to end_factor reaches it at total_steps, one past the last step, as in torch's schedulers.
         """
         if self.config.warmup_until_error and not reaction.warm:
             return self.config.warmup_start_factor
@@ -104,7 +105,7 @@ class LrSchedule:
             case "exponential":
                 return float(start ** (1 - step / steps))
 
-    def _shape(self, step: int, reaction: Reaction) -> float:
+    def _shape(self, step: int, reaction: Plateau) -> float:
         config = self.config
         match config.shape:
             case "constant":
@@ -115,18 +116,20 @@ class LrSchedule:
                 return _interpolate(step, self.point_steps, config.factors)
             case "plateau":
                 return max(float(config.gamma**reaction.falls), config.end_factor)
+            case "linear" | "poly" | "cosine" | "one_cycle":
+                return config.end_factor + (1 - config.end_factor) * self._remaining(step, config.shape)
             case _:
-                return config.end_factor + (1 - config.end_factor) * self._remaining(step)
+                assert_never(config.shape)
 
-    def _remaining(self, step: int) -> float:
-        """What is left of the way down: 1 at the end of the warm-up, 0 at total_steps."""
+    def _remaining(self, step: int, shape: Literal["linear", "poly", "cosine", "one_cycle"]) -> float:
+        """Return the remaining part of the decay: 1 at the end of the warm-up, 0 at total_steps."""
         progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        match self.config.shape:
+        match shape:
             case "linear":
                 return 1 - progress
             case "poly":
                 return float((1 - progress) ** self.config.power)
-            case _:  # cosine, one_cycle
+            case "cosine" | "one_cycle":
                 return _cosine(progress)
 
 
@@ -139,5 +142,5 @@ def _interpolate(step: int, points: Sequence[int], factors: Sequence[float]) -> 
     if right in (0, len(points)):
         return factors[max(0, right - 1)]
     left = right - 1
-    share = (step - points[left]) / (points[right] - points[left])
-    return factors[left] + share * (factors[right] - factors[left])
+    fraction = (step - points[left]) / (points[right] - points[left])
+    return factors[left] + fraction * (factors[right] - factors[left])

@@ -1,4 +1,4 @@
-"""What a training run is made of at one step, and its form on disk: flat maps of named tensors, no pickle."""
+"""State of a training run at one step, and its form on disk: flat maps of named tensors, no pickle."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from resnet_core.faults import refuse
 from resnet_core.optim import state_tensors
 from resnet_core.optim.averaging import WeightAverage
 from resnet_core.optim.scaling import LossScaler
+from resnet_core.state_dict_errors import refuse
 
 Tensors = dict[str, dict[str, Tensor]]
 
 
 @dataclass(kw_only=True, slots=True)
 class TrainState:
-    """The only mutable thing of a run. `step` is its clock: the number of updates done."""
+    """Everything that a run changes while it trains; `step` is the number of updates done."""
 
     model: nn.Module
     forward: nn.Module  # what a step calls: the model, or a wrapper around it such as DDP
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None = None
     scaler: LossScaler | None = None
-    """Of a run in fp16."""
+    """Scaler of the loss, in fp16 only."""
     step: int = 0
 
     @property
     def scored_model(self) -> nn.Module:
-        """The model to evaluate and to ship: the averaged weights where there are any."""
+        """Return the model to evaluate and to ship: the averaged weights if the run has them."""
         return self.average.model if self.average else self.model
 
     @property
     def synchronized(self) -> bool:
-        """Whether BatchNorm takes its statistics over all ranks, which then must all make the same forward passes."""
+        """Return whether BatchNorm takes its statistics over all ranks: then all must make the same forward passes."""
         return any(isinstance(module, nn.SyncBatchNorm) for module in self.model.modules())
 
     @property
@@ -43,10 +43,11 @@ class TrainState:
         return next(self.model.parameters()).device
 
     def tensors(self) -> Tensors:
-        """The live tensors by group and name: "model", "ema" if there is an average, "scaler" in fp16, "optimizer".
+        """Return the live tensors by group and name.
 
-        The optimizer's are named after its parameters, `momentum_buffer.layer1.0.conv1.weight`; before the first step
-        they are what it would start with.
+        The groups are "model", "ema" if there is an average, "scaler" in fp16, and "optimizer". The optimizer's tensors
+        have the names of their parameters, as in `momentum_buffer.layer1.0.conv1.weight`; before the first step they
+        have the optimizer's initial values.
         """
         groups: Tensors = {"model": dict(self.model.state_dict())}
         if self.average:
@@ -57,11 +58,11 @@ class TrainState:
         return groups
 
     def snapshot(self) -> Tensors:
-        """Return a copy of `tensors()` in CPU memory, contiguous: further steps do not change it."""
+        """Return a contiguous copy of `tensors()` in CPU memory, which further steps do not change."""
         return self.frozen().to_host()
 
     def frozen(self) -> Frozen:
-        """Copy `tensors()` on their device, in its queue: the host does not wait, nor do further steps change it."""
+        """Copy `tensors()` on their device, in its queue: the host does not wait, and later steps do not change it."""
         copies = {
             group: {
                 name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
@@ -75,9 +76,10 @@ class TrainState:
 
     @torch.no_grad()
     def load_tensors(self, saved: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Put `saved`, as `snapshot` gives it, in the place of the present values; `step` is the caller's to set.
+        """Replace the current values by `saved`, the result of `snapshot`; the caller sets `step`.
 
-        ValueError, before anything is changed, if a tensor is missing, unexpected, or of another shape or dtype.
+        Raises:
+            ValueError: a tensor is missing, unexpected, or of another shape or dtype; then nothing has changed.
         """
         mine, theirs = _flat(self.tensors()), _flat(saved)
         _check_same_layout(mine, theirs)
@@ -92,10 +94,10 @@ class Frozen:
     tensors: Tensors
     device: torch.device
     copied: torch.cuda.Event | None
-    """What the device reaches when the copy is whole; None on a CPU."""
+    """Event that the device records when the copy is complete; None on a CPU."""
 
     def to_host(self) -> Tensors:
-        """Return it in CPU memory. It is fetched beside the steps that a GPU computes, from any thread."""
+        """Return the tensors in CPU memory; any thread may call this, and a GPU keeps computing steps meanwhile."""
         if self.copied is None:
             return self.tensors
         with torch.cuda.device(self.device), torch.cuda.stream(torch.cuda.Stream()):
@@ -110,8 +112,8 @@ class Frozen:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    """A copy in pinned memory, under way."""
-    if tensor.device.type == "cpu":  # a count of steps
+    """Start to copy a tensor into pinned memory; return the copy before it is complete."""
+    if tensor.device.type == "cpu":  # such as an optimizer's count of steps
         return tensor
     return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)
 
@@ -124,7 +126,7 @@ def _check_same_layout(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor])
     faults = {
         "missing": mine.keys() - theirs.keys(),
         "unexpected": theirs.keys() - mine.keys(),
-        "misshapen": {
+        "mismatched": {
             f"{name} ({_layout(theirs[name])}, not {_layout(mine[name])})"
             for name in mine.keys() & theirs.keys()
             if _layout(theirs[name]) != _layout(mine[name])

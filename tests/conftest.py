@@ -8,6 +8,13 @@ import pytest
 
 from tests.mlflow_server import a_free_port
 
+LONGEST_FILES = ("test_study.py", "test_ctrl_c.py", "test_bad_input.py", "test_placement.py", "test_train.py")
+"""They begin first: tests that run side by side take whole files, and the last one runs alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
+
 
 @pytest.fixture
 def free_port() -> int:

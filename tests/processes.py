@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterable
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.warm", "infra.champion"])
+_CONTEXT.set_forkserver_preload(["tests.warm", "infra.registry.champion"])
 _LIMIT_S = 250.0
 
 KILLED = -signal.SIGKILL

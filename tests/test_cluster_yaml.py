@@ -105,7 +105,7 @@ def test_with_the_bucket_set_nothing_is_wrong(tmp_path: Path) -> None:
         (lambda config: kinds(config)["gpu-worker"].update(min_worker=1), "'min_worker' was unexpected"),
         (lambda config: kinds(config)["gpu-worker"]["resources"].update(GPU="1"), "'1' is not of type 'integer'"),
         (lambda config: config["docker"].update(images="rayproject/ray"), "'images' was unexpected"),
-        (lambda config: config["docker"].pop("image"), "`ray up` would not take it: Must provide a container & image"),
+        (lambda config: config["docker"].pop("image"), "`ray up` would reject it: Must provide a container & image"),
         (lambda config: config.update(head_node_type="heads"), "`head_node_type` must be one of"),
         (
             lambda config: kinds(config)["cpu-worker"]["node_config"].update(InstanceTyp="c7i.large"),
@@ -160,7 +160,7 @@ def test_what_ray_or_ec2_does_not_take_is_named(
         ),
         (lambda config: config["initialization_commands"].pop(1), "infra/aws/orphan.sh is missing"),
         (lambda config: config["setup_commands"].pop(), "`bash ~/resnet-ray/infra/aws/packages.sh` is missing"),
-        (lambda config: config["setup_commands"].pop(0), "files stay on nodes that have left the checkout"),
+        (lambda config: config["setup_commands"].pop(0), "files deleted in the checkout stay on the nodes"),
         (
             lambda config: config["file_mounts"].update({"/home/ray/resnet-ray": "."}),
             "/home/ray/resnet-ray is the whole checkout; mount build/ray-up",

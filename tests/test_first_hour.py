@@ -17,7 +17,7 @@ import pytest
 import yaml
 from botocore import xform_name
 
-from infra import launches
+from infra import launch_failures as launches
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/aws-first-hour.md"
@@ -137,7 +137,7 @@ def usage(program: str) -> str:
 
 def check_recipe(rest: list[str]) -> None:
     """The recipe exists, and it takes the values of `--set`."""
-    from pipelines.recipe import load_recipe, parse_overrides
+    from pipelines.config.recipe import load_recipe, parse_overrides
 
     named = [word for word in rest[:1] if not word.startswith("--") and word != "RECIPE"]
     values = [value for flag, value in pairwise(rest) if flag == "--set"]

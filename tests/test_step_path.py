@@ -13,9 +13,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PATH = [
-    *("resnet_core/step.py", "resnet_core/loop.py", "resnet_core/collective.py", "resnet_core/losses.py"),
-    *("resnet_core/targets.py", "resnet_core/state.py", "resnet_core/resample.py", "resnet_core/batchnorm.py"),
-    *("pipelines/leaving.py", "pipelines/telemetry.py", "pipelines/sink.py", "pipelines/bad_samples.py"),
+    *("resnet_core/step.py", "resnet_core/loop.py", "resnet_core/distributed.py", "resnet_core/losses.py"),
+    *("resnet_core/mixed_labels.py", "resnet_core/state.py", "resnet_core/crop_resize.py", "resnet_core/batchnorm.py"),
+    *(
+        "pipelines/training/preemption.py",
+        "pipelines/training/data_stalls.py",
+        "pipelines/training/checkpoint_writer.py",
+        "pipelines/training/bad_samples.py",
+    ),
     *(
         f"resnet_core/{folder}/{file.name}"
         for folder in ("augment", "models", "optim", "evaluation")

@@ -9,7 +9,7 @@ import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 import numpy as np
 import torch
 
-from infra.exported import Program, save_program
+from infra.registry.exported_program import Program, save_program
 
 
 class _Mean(torch.nn.Module):

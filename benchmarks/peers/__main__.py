@@ -1,6 +1,6 @@
 """Environments of the loaders that ours is compared with: `python -m benchmarks.peers install FOLDER [NAME …]`.
 
-Each gets a virtual environment of its own, so that none of them enters our lock. What Debian has to provide:
+Each loader gets a separate virtual environment, so that none of them enters our lock file. Debian packages are needed:
 `apt-get install libopencv-dev libturbojpeg0-dev pkg-config g++` for FFCV, and
 `apt-get install --no-install-recommends libavdevice59 libavfilter8` for SPDL's own decoder.
 """
@@ -30,16 +30,16 @@ ENVIRONMENTS: dict[str, tuple[str, ...]] = {
     ),
     "ffcv": ("ffcv==1.0.2", "numba==0.68.1", "opencv-python==5.0.0.93", *_TORCH),
 }
-"""What each environment is made of."""
+"""Packages of each environment."""
 
 
 def interpreter(folder: Path, name: str) -> Path:
-    """The Python of one environment."""
+    """Return the path of an environment's Python."""
     return folder.absolute() / name / "bin" / "python"
 
 
 def install(folder: Path, names: list[str]) -> None:
-    """Make the environments that are not there yet."""
+    """Make the environments that do not exist yet, and install their packages."""
     uv = str(Path(sys.executable).with_name("uv"))
     for name in names:
         python = interpreter(folder, name)
@@ -52,11 +52,13 @@ def install(folder: Path, names: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description="Environments of other loaders.")
     parser.add_argument("command", choices=["install"])
-    parser.add_argument("folder", type=Path, help="gets an environment for each loader; some 10 GB in all")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ENVIRONMENTS)}; default: all")
+    parser.add_argument("folder", type=Path, help="folder for the environments, about 10 GB in total")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"loaders, from {', '.join(ENVIRONMENTS)}; default: all"
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - ENVIRONMENTS.keys():
-        parser.error(f"no loader {', '.join(sorted(unknown))}")
+        parser.error(f"unknown loader {', '.join(sorted(unknown))}: expected one of {', '.join(ENVIRONMENTS)}")
     install(arguments.folder, arguments.names or [*ENVIRONMENTS])
 
 

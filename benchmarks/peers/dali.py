@@ -1,4 +1,4 @@
-"""NVIDIA DALI on the CPU: decoding of the crop's region only. Variants: antialias, plain (its filter without)."""
+"""NVIDIA DALI on the CPU, which decodes only the crop's region. Variants: antialias, plain (without antialiasing)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.peers.measure import CROP, RATIO, SCALE, Job, run
 
 @pipeline_def
 def views(files: list[str], labels: list[int], antialias: bool) -> tuple[object, object]:
-    """uint8 B x 224 x 224 x 3 and labels."""
+    """Build the pipeline: uint8 B x 224 x 224 x 3 and labels."""
     records, label = fn.readers.file(files=files, labels=labels, random_shuffle=True, initial_fill=1000)
     images = fn.decoders.image_random_crop(
         records, device="cpu", random_area=list(SCALE), random_aspect_ratio=list(RATIO), num_attempts=10

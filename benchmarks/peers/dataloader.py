@@ -1,4 +1,4 @@
-"""torch.utils.data.DataLoader. Variants: tensor (decode_jpeg, v2 on uint8), pil (ImageFolder, as everybody has it)."""
+"""torch.utils.data.DataLoader. Variants: tensor (decode_jpeg, v2 on uint8), pil (ImageFolder in its usual form)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.peers.pixels import view
 
 
 class Files(Dataset[tuple[Tensor, int]]):
-    """Files by torchvision's fastest path."""
+    """Data set of files that torchvision's fastest path decodes."""
 
     def __init__(self, job: Job) -> None:
         self._files = [(str(file), label) for file, label in job.files()]
@@ -37,7 +37,7 @@ def batches(job: Job) -> Iterator[int]:
 
 
 def dataset_loader(dataset: Any, job: Job, *, shuffle: bool = False) -> DataLoader[Any]:
-    """In this process for one worker; else that many processes, which stay for the next epoch."""
+    """Return a DataLoader: in this process for one worker, otherwise with as many persistent processes."""
     processes = job.workers if job.workers > 1 else 0
     return DataLoader(
         dataset,
@@ -50,7 +50,7 @@ def dataset_loader(dataset: Any, job: Job, *, shuffle: bool = False) -> DataLoad
 
 
 def counted(loader: Any) -> Iterator[int]:
-    """Images of the batches (images, labels) of a loader, epoch after epoch."""
+    """Yield the number of images of each batch (images, labels) of a loader, epoch after epoch."""
     return forever(lambda: (len(images) for images, _ in loader))
 
 

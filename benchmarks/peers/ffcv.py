@@ -1,7 +1,7 @@
 """FFCV: its file of JPEG or raw images, its decoder of the crop's region, its compiled flips.
 
-Variants are the stored form, and the pictures of each are those that ours stores: jpeg-500 (as they are, encoded anew
-at quality 90), jpeg-256 (shorter side 256, quality 90), raw-256 (central 256 x 256 of that).
+Variants are stored forms, with the same images as ours: jpeg-500 (full size, encoded again at quality 90), jpeg-256
+(shorter side 256, quality 90), raw-256 (central 256 x 256 of that).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _QUALITY, _SHORT = 90, 256
 
 
 class Pictures:
-    """Photographs as FFCV's writer takes them: (RGB array, label)."""
+    """Photographs in the form of FFCV's writer: (RGB array, label)."""
 
     def __init__(self, job: Job) -> None:
         self._files, self._form = job.files(), job.variant
@@ -33,14 +33,14 @@ class Pictures:
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         file, label = self._files[index]
-        picture = Image.open(file).convert("RGB")
+        image = Image.open(file).convert("RGB")
         if self._form != "jpeg-500":
-            width, height = (side * _SHORT // min(picture.size) for side in picture.size)
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+            width, height = (side * _SHORT // min(image.size) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
         if self._form == "raw-256":
-            left, top = (picture.width - _SHORT) // 2, (picture.height - _SHORT) // 2
-            picture = picture.crop((left, top, left + _SHORT, top + _SHORT))
-        return np.array(picture), label
+            left, top = (image.width - _SHORT) // 2, (image.height - _SHORT) // 2
+            image = image.crop((left, top, left + _SHORT, top + _SHORT))
+        return np.array(image), label
 
 
 def batches(job: Job) -> Iterator[int]:

@@ -13,11 +13,11 @@ from benchmarks.peers.dataloader import counted
 from benchmarks.peers.measure import Job, run
 from benchmarks.peers.pixels import view
 
-_COPIES = 4  # of the photographs in the chunks: a loader's epoch
+_COPIES = 4  # copies of the photographs in the chunks, which are the loader's epoch
 
 
 class Views(litdata.StreamingDataset):
-    """Chunks as cropped tensors."""
+    """Data set of LitData's chunks that yields cropped tensors."""
 
     def __getitem__(self, index: Any) -> tuple[torch.Tensor, int]:
         record = super().__getitem__(index)

@@ -1,6 +1,6 @@
-"""What every loader is measured by: images that it hands over, and the CPU time of its process tree for them.
+"""Measurement of every loader: the images that it yields, and the CPU time of its process tree for them.
 
-Standard library only, for it runs in every peer's environment.
+This imports the standard library only, because it runs in every loader's environment.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from pathlib import Path
 
 CROP, SCALE, RATIO = 224, (0.08, 1.0), (3 / 4, 4 / 3)
 EPOCHS = 10
-"""Passes over the photographs that a loader takes for one, so that few of them begin while it is measured."""
+"""Passes over the photographs in one epoch of a loader, so that few epochs begin during a measurement."""
 _WARMUP_S = 2.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What a loader is asked to do."""
+    """Settings of one measurement of a loader."""
 
     photographs: Path  # CLASS/NNNN.jpg
-    scratch: Path  # of this loader: what it writes stays for the next time
-    workers: int  # processes or threads that load; 1 = in this process, where the loader can
+    scratch: Path  # this loader's folder; later measurements use its files again
+    workers: int  # processes or threads that load; 1 = in this process, if the loader can
     batch: int  # images
-    seconds: float  # measured, after a warm-up of 2 s and at least one epoch
+    seconds: float  # length of the measurement, after a warm-up of 2 s and at least one epoch
     variant: str
 
     def files(self) -> list[tuple[Path, int]]:
-        """(file, label) in the order of the classes."""
+        """Return (file, label) pairs, sorted by class."""
         classes = sorted(path.name for path in self.photographs.iterdir())
         return [(file, classes.index(file.parent.name)) for file in sorted(self.photographs.glob("*/*.jpg"))]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """One measurement."""
+    """Result of one measurement."""
 
     images: int
     wall_s: float
     cpu_s: float  # user and system time of the process and all its descendants
-    longest_gap_s: float  # between two batches, the beginning of an epoch included
+    longest_gap_s: float  # between two batches, also where an epoch begins
 
     @property
     def per_cpu_s(self) -> float:
@@ -56,13 +56,13 @@ class Measured:
 
 
 Batches = Callable[[Job], Iterator[int]]
-"""Endless: the number of images of each batch, as it is handed over."""
+"""Function that yields the number of images of each batch, without end."""
 
 
 def measure(
     batches: Iterator[int], *, epoch: int, seconds: float, before: Callable[[], object] | None = None
 ) -> Measured:
-    """Images of `seconds` at steady state; `before` is called when the warm-up is over."""
+    """Measure a loader for `seconds` at steady state; call `before` when the warm-up is over."""
     warm, began = 0, time.perf_counter()
     while warm < epoch or time.perf_counter() - began < _WARMUP_S:
         warm += next(batches)
@@ -77,7 +77,10 @@ def measure(
 
 
 def tree_cpu_s(root: int) -> float:
-    """User and system seconds so far of a process and its descendants, those that have ended too if waited for."""
+    """Return the user and system seconds so far of a process and its descendants.
+
+    A descendant that has ended is included if its parent has waited for it.
+    """
     ticks, parents = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -96,7 +99,7 @@ def tree_cpu_s(root: int) -> float:
 
 
 def arguments() -> tuple[Job, str]:
-    """The job of the command line, and the file to write the measurement to."""
+    """Return the job of the command line, and the file for the measurement."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--photographs", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True)
@@ -112,7 +115,7 @@ def arguments() -> tuple[Job, str]:
 
 
 def run(batches: Batches) -> None:
-    """A peer's main: measure what the command line asks for, and write it."""
+    """Run a loader's main function: measure by the command line, and write the measurement."""
     job, out = arguments()
     write(measure(batches(job), epoch=len(job.files()), seconds=job.seconds), out)
 
@@ -122,6 +125,6 @@ def write(measured: Measured, out: str) -> None:
 
 
 def forever(epoch: Callable[[], Iterator[int]]) -> Iterator[int]:
-    """One epoch after the other."""
+    """Yield the batches of one epoch after the other."""
     while True:
         yield from epoch()

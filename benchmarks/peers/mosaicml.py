@@ -15,7 +15,7 @@ from benchmarks.peers.pixels import view
 
 
 class Views(StreamingDataset):
-    """Shards as cropped tensors."""
+    """Data set of MDS shards that yields cropped tensors."""
 
     def __getitem__(self, index: Any) -> tuple[torch.Tensor, int]:
         record = super().__getitem__(index)

@@ -1,7 +1,7 @@
-"""Ours without Ray: what a data task runs, then batches as a worker makes them, flipped by torch as on a device.
+"""Our loader without Ray: the function of a data task, then a worker's batches, flipped by torch as on a device.
 
-Variants are the stored form: original, jpeg-500, jpeg-256, raw-256 (see ffcv.py). Two workers are two processes that
-begin to be measured together.
+Variants are stored forms: original, jpeg-500, jpeg-256, raw-256 (see ffcv.py). Two workers are two processes whose
+measurements begin together.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import torch
 
 from benchmarks.peers.measure import CROP, Job, Measured, arguments, measure, write
 from infra.storage import open_store
-from pipelines.data.decode import CropConfig
-from pipelines.data.ingest import Stream
-from pipelines.data.ledger import Ledger
-from pipelines.data.manifest import load_manifest
-from pipelines.data.plan import plan_tasks
-from pipelines.data.task import load_item
+from pipelines.config.crop import CropConfig
+from pipelines.data.order.ledger import Ledger
+from pipelines.data.order.plan import plan_tasks
+from pipelines.data.shards.manifest import load_manifest
+from pipelines.data.tasks.crops import load_item
+from pipelines.training.stream import Stream
 from resnet_core.augment import random_flip
 
 FORMS = {
     "original": ["prepare.form=original"],
-    "jpeg-500": ["prepare.form=jpeg", "prepare.size=500"],  # no photograph's shorter side is longer: none is resized
+    "jpeg-500": ["prepare.form=jpeg", "prepare.size=500"],  # no shorter side is longer: none is resized
     "jpeg-256": ["prepare.form=jpeg", "prepare.size=256"],
     "raw-256": ["prepare.form=raw", "prepare.size=256"],
 }
@@ -39,7 +39,7 @@ _ITEMS_PER_TASK = 32  # as in a long run
 
 
 def photograph_stream(data_uri: str, run_uri: str, *, step_rows: int, seed: int = 0, size: int = CROP) -> Stream:
-    """Training on the photographs for longer than anybody measures, by the recipes' defaults."""
+    """Return a stream of the photographs with the recipes' defaults, longer than any measurement."""
     manifest = load_manifest(open_store(data_uri))
     return Stream(
         manifest=manifest,
@@ -57,7 +57,7 @@ def photograph_stream(data_uri: str, run_uri: str, *, step_rows: int, seed: int 
 
 
 def prepared(photographs: Path, form: str, dest: str) -> str:
-    """The data set of a stored form at DEST, made if it is not there."""
+    """Prepare the data set of a stored form at `dest`, unless it exists, and return `dest`."""
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, str(root / "pipelines/prepare.py"), str(photographs.parent), dest]
     settings = [word for setting in FORMS[form] for word in ("--set", setting)]
@@ -66,7 +66,7 @@ def prepared(photographs: Path, form: str, dest: str) -> str:
 
 
 def blocks(stream: Stream) -> Iterator[np.ndarray]:
-    """Images of a data task's work, one task after the other, as it hands them on."""
+    """Yield blocks of images of one data task after the other, as a data task yields them."""
     store, manifest, reader = open_store(stream.data_uri), stream.manifest, stream.reader()
     for items in plan_tasks(stream.plan, Ledger(manifest.splits["train"]), _ITEMS_PER_TASK):
         for item, ahead in reader.ahead(items):
@@ -76,7 +76,7 @@ def blocks(stream: Stream) -> Iterator[np.ndarray]:
 
 
 def batches(job: Job, seed: int = 0) -> Iterator[int]:
-    """A data task's work, and a worker's."""
+    """Do the work of a data task and of a worker; yield the number of images of each batch."""
     torch.set_num_threads(1)
     stream = photograph_stream(str(job.scratch / "data"), "", step_rows=job.batch, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -90,12 +90,12 @@ def batches(job: Job, seed: int = 0) -> Iterator[int]:
 
 
 def one_of(job: Job, rank: int, barrier: Barrier, results: SimpleQueue[Measured]) -> None:
-    """One of several processes."""
+    """Measure in one of several processes; put the result."""
     results.put(measure(batches(job, rank), epoch=len(job.files()), seconds=job.seconds, before=barrier.wait))
 
 
 def several(job: Job) -> Measured:
-    """That many processes at once."""
+    """Measure in `job.workers` processes at once, and add up their results."""
     context = get_context("spawn")
     barrier, results = context.Barrier(job.workers), context.SimpleQueue()
     processes = [context.Process(target=one_of, args=(job, rank, barrier, results)) for rank in range(job.workers)]

@@ -1,4 +1,4 @@
-"""Torchvision's fastest path from a JPEG file to a cropped, flipped uint8 tensor; what torch's loaders all use here."""
+"""Torchvision's fastest path from a JPEG file to a cropped, flipped uint8 tensor; all loaders of torch use it here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ _CROP = v2.Compose([v2.RandomResizedCrop(CROP, scale=SCALE, ratio=RATIO, antiali
 
 
 def view(record: bytes | Tensor) -> Tensor:
-    """uint8 3 x 224 x 224 from the bytes of a JPEG file."""
+    """Decode, crop and flip the bytes of a JPEG file: uint8 3 x 224 x 224."""
     data = record if isinstance(record, Tensor) else torch.frombuffer(bytearray(record), dtype=torch.uint8)
     return _CROP(decode_jpeg(data, mode=ImageReadMode.RGB))

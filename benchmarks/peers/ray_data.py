@@ -1,8 +1,8 @@
-"""Ray Data as Ray's own release benchmark uses it: read_parquet, one row per call of a map, float CHW, normalized.
+"""Ray Data as in Ray's release benchmark: read_parquet, one row per call of a map, float CHW, normalized.
 
-After ray-project/ray, release/train_tests/benchmark/image_classification: the order of its transforms, its float
-images, its default settings; the scale of the crop is 0.08 here, as for all. Workers are CPUs that Ray may use, which
-are two at least: one lists files.
+The order of transforms, the float images and the default settings are those of ray-project/ray,
+release/train_tests/benchmark/image_classification. The scale of the crop is 0.08, as for all loaders here. Workers are
+the CPUs that Ray may use, at least two, because one lists files.
 """
 
 from __future__ import annotations

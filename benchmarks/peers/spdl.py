@@ -1,4 +1,4 @@
-"""SPDL: threads. Variants: ffmpeg (its decoder, then crop, scale and flip as one filter), tensor (torchvision)."""
+"""SPDL, which uses threads. Variants: ffmpeg (its decoder; crop, scale, flip as one filter), tensor (torchvision)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _to_tensor(frames: list[spdl.io.ImageFrames]) -> Tensor:
 
 
 def _box(width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a random region, as in torchvision."""
+    """Draw a random region as in torchvision: left, top, width and height."""
     for _ in range(10):
         area, ratio = width * height * random.uniform(*SCALE), math.exp(random.uniform(*map(math.log, RATIO)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))

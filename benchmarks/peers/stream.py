@@ -1,7 +1,7 @@
-"""Ours as a run has it: Ray tasks, streaming_split, one actor per worker with its feed and the flip of a device.
+"""Our loader as in a run: Ray tasks, streaming_split, and one actor per worker with its `RankBatches` and the flip.
 
-Variants: local, s3 and s3-50ms (where AWS_ENDPOINT_URL points; benchmarks/ingest.py starts the server and the proxy
-outside this process tree, so that the CPU time of neither is counted here).
+Variants: local, s3 and s3-50ms, at AWS_ENDPOINT_URL. benchmarks/ingest.py starts the S3 server and the proxy outside
+this process tree, so their CPU time is not counted here.
 """
 
 from __future__ import annotations
@@ -20,35 +20,35 @@ import torch
 from benchmarks.peers.measure import Job, Measured, arguments, tree_cpu_s, write
 from benchmarks.peers.ours import photograph_stream, prepared
 from infra.cluster import connect
-from pipelines.data.ingest import Stream, build_dataset
-from pipelines.data.ledger import Ledger
+from pipelines.data.order.ledger import Ledger
+from pipelines.training.stream import Stream, build_dataset
 from resnet_core.augment import random_flip
 
 _SAMPLE_S = 0.25
-_COLD_STEPS = 4  # of the stream that finds no processes of data tasks yet
+_COLD_STEPS = 4  # steps of the first stream, for which no process of data tasks runs yet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Streamed(Measured):
-    """What only a whole pipeline has."""
+    """Result of one measurement, with figures that only a whole pipeline has."""
 
     median_gap_s: float  # between two batches
-    cold_first_batch_s: float  # from the start of the stream; processes of data tasks not started yet
-    warm_first_batch_s: float  # the second stream of the cluster
-    object_store_gb: float  # most that was held at once, 10^9 bytes
+    cold_first_batch_s: float  # from the start of the stream, with no process of data tasks running
+    warm_first_batch_s: float  # the same for the second stream of the cluster
+    object_store_gb: float  # peak use, 10^9 bytes
     spilled_gb: float
 
 
 class Worker:
-    """One rank: the end of the stream as `pipelines.worker` has it, and no training."""
+    """One rank: takes batches like `pipelines.training.worker`, without training."""
 
     def __init__(self, rank: int) -> None:
         torch.set_num_threads(1)
         self._generator = torch.Generator().manual_seed(rank)
 
     def start(self, part: Any, stream: Stream, world_size: int) -> float:
-        """Begin with a stream; the moment at which its first batch is there."""
-        from pipelines.feed import Feed, Steps
+        """Start to read a stream; return the time at which its first batch is ready, Unix seconds."""
+        from pipelines.training.batches import RankBatches, Steps
 
         steps = Steps(
             total_samples=stream.total_samples,
@@ -58,17 +58,17 @@ class Worker:
             microbatch_size=0,
         )
         blocks = part.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1)
-        self._shares = Feed(blocks, steps, torch.device("cpu")).shares(0)
+        self._batches = RankBatches(blocks, steps, torch.device("cpu")).from_step(0)
         self._next()
         return time.time()
 
     def warm(self, images: int) -> None:
-        """Take that many images."""
+        """Take at least `images` images."""
         while images > 0:
             images -= self._next()
 
     def measure(self, seconds: float) -> tuple[int, float, list[float]]:
-        """(images, seconds, seconds between batches)."""
+        """Return (images, seconds, list of seconds between batches)."""
         images, gaps = 0, []
         began = last = time.perf_counter()
         while last - began < seconds:
@@ -78,11 +78,11 @@ class Worker:
         return images, last - began, gaps
 
     def _next(self) -> int:
-        return sum(len(random_flip(batch.images_BHWC, self._generator)) for batch in next(self._shares).microbatches)
+        return sum(len(random_flip(batch.images_BHWC, self._generator)) for batch in next(self._batches).microbatches)
 
 
 class StoreWatch:
-    """Samples the object store in a thread."""
+    """Samples the use of the object store in a thread."""
 
     def __init__(self) -> None:
         self.most = self.spilled = 0
@@ -105,7 +105,7 @@ class StoreWatch:
 
 
 def started(stream: Stream, workers: list[Any]) -> float:
-    """Give a new stream to the workers; seconds until the last of them has its first batch."""
+    """Start a new stream on the workers; return the seconds until every worker has its first batch."""
     began = time.time()
     dataset = build_dataset(stream, 0, Ledger(stream.manifest.splits["train"]), len(workers))
     parts = dataset.streaming_split(len(workers), equal=True)
@@ -120,7 +120,8 @@ def measure_stream(job: Job, uri: str) -> Streamed:
     short = dataclasses.replace(long, total_samples=_COLD_STEPS * long.step_rows, seed=1)
     workers = [actor.remote(rank) for rank in range(job.workers)]
     cold = started(short, workers)
-    ray.get([worker.warm.remote((_COLD_STEPS - 1) * job.batch) for worker in workers])  # to its end: no task stays
+    # to the end of the stream, so that no task keeps running
+    ray.get([worker.warm.remote((_COLD_STEPS - 1) * job.batch) for worker in workers])
     warm = started(long, workers)
     ray.get([worker.warm.remote(max(len(job.files()) // job.workers, job.batch * 4)) for worker in workers])
     watch, cpu = StoreWatch(), tree_cpu_s(os.getpid())

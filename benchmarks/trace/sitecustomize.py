@@ -1,10 +1,10 @@
-"""Loaded by every Python process that finds this folder on PYTHONPATH: writes down what the pipeline does, and when.
+"""Trace of a pipeline for benchmarks; every Python process with this folder on PYTHONPATH loads this file.
 
-The pipelines have no hook for their benchmarks, and need none. Where RESNET_RAY_TRACE names a folder, each process
-appends JSON lines to a file of its own there: {"t": Unix seconds, "event": NAME, …}. `benchmarks.events` reads them.
+The pipelines need no hook for it. If RESNET_RAY_TRACE names a folder, each process appends JSON lines to its own file
+there: {"t": Unix seconds, "event": NAME, …}. `benchmarks.events` reads them.
 
-"…:begin" and "…:end" of a function are written the first time that the process calls it. "share" is written for every
-step that a worker draws, with the ids that went into it: taken from the rows themselves, not from any bookkeeping.
+"…:begin" and "…:end" are written when the process calls a function for the first time. "batch" is written for every
+step of a worker, with the ids in its batch. The ids are read from the rows, not from any bookkeeping.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ from typing import Any
 
 FOLDER = os.environ.get("RESNET_RAY_TRACE")
 TIMED = {
-    "pipelines.driver": ["train"],
+    "pipelines.training.driver": ["train"],
     "infra.cluster": ["connect"],
-    "pipelines.launch": ["launch"],
-    "pipelines.worker": ["train_worker"],
-    "pipelines.assembly": ["build_state"],
-    "pipelines.feed": ["Feed.base"],
+    "pipelines.training.trainer": ["launch"],
+    "pipelines.training.worker": ["train_worker"],
+    "pipelines.training.build": ["build_state"],
+    "pipelines.training.batches": ["RankBatches.base"],
     "resnet_core.step": ["train_step"],
 }
 
-_BORN = time.time_ns()  # process ids come again
+_BORN = time.time_ns()  # the system reuses process ids
 
 
 def write(event: str, **content: Any) -> None:
-    """Append a line that survives a `kill -9` of this process."""
+    """Append a line, which survives a `kill -9` of this process."""
     with Path(FOLDER or ".", f"{os.getpid()}-{_BORN}.jsonl").open("a") as file:
         file.write(json.dumps({"t": time.time(), "event": event, **content}) + "\n")
 
 
 def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """`function`, its first call written down."""
+    """Wrap `function` so that its first call is traced."""
     called = False
 
     @functools.wraps(function)
@@ -60,31 +60,31 @@ def timed(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return wrapper
 
 
-def journaled(share: Callable[..., Any], filler: int) -> Callable[..., Any]:
-    """`Feed._share`, the (epoch, id) of every row of the step written down."""
+def journaled(rank_batch: Callable[..., Any], filler: int) -> Callable[..., Any]:
+    """Wrap `RankBatches._rank_batch` so that the (epoch, id) of every row of a step is traced."""
 
-    @functools.wraps(share)
-    def wrapper(feed: Any, rows: list[dict[str, Any]], step: int) -> Any:
-        drawn = share(feed, rows, step)
+    @functools.wraps(rank_batch)
+    def wrapper(batches: Any, rows: list[dict[str, Any]], step: int) -> Any:
+        made = rank_batch(batches, rows, step)
         pairs = [pair for block in rows for pair in zip(block["epoch"].tolist(), block["id"].tolist(), strict=True)]
-        write("share", rank=int(os.environ.get("RANK", "0")), step=step, ids=[p for p in pairs if p[1] != filler])
-        return drawn
+        write("batch", rank=int(os.environ.get("RANK", "0")), step=step, ids=[p for p in pairs if p[1] != filler])
+        return made
 
     return wrapper
 
 
 def instrument(module: ModuleType) -> None:
-    """Wrap what is watched in a module that has just been executed."""
+    """Wrap the traced functions of a module that has just been executed."""
     for path in TIMED[module.__name__]:
         *owners, name = path.split(".")
         owner: Any = functools.reduce(getattr, owners, module)
         setattr(owner, name, timed(getattr(owner, name), path))
-    if module.__name__ == "pipelines.feed":
-        module.Feed._share = journaled(module.Feed._share, module.FILLER)
+    if module.__name__ == "pipelines.training.batches":
+        module.RankBatches._rank_batch = journaled(module.RankBatches._rank_batch, module.FILLER)
 
 
 class Finder(importlib.abc.MetaPathFinder):
-    """Finds nothing itself: lets the others find a watched module, and instruments it when it has been executed."""
+    """Instruments a traced module after its execution; Python's usual finder finds the module."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

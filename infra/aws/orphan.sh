@@ -1,12 +1,12 @@
 #!/bin/sh
-# Shuts an EC2 instance down that has had no raylet for 30 minutes: a worker that has lost its head, or a node whose
-# set-up failed. Workers terminate on shutdown (ray-cluster.yaml), the head stops and keeps its disk.
+# Shuts down an EC2 instance that has had no raylet for 30 minutes: a worker that has lost its head, or a node whose
+# set-up failed. At shutdown a worker terminates (ray-cluster.yaml); the head stops and keeps its disk.
 #
-#     sudo sh orphan.sh install     # on the machine itself, outside the container: a systemd timer, every 5 minutes
-#     sudo systemctl stop resnet-ray-orphan.timer       # leave this machine alone until it boots again
+#     sudo sh orphan.sh install     # on the machine, outside the container: adds a systemd timer of 5 minutes
+#     sudo systemctl stop resnet-ray-orphan.timer       # does not shut this machine down before it boots again
 set -eu
 IDLE_S=1800
-STAMP=${STAMP:-/run/resnet-ray-last-raylet} # empty after a boot, which starts the 30 minutes anew
+STAMP=${STAMP:-/run/resnet-ray-last-raylet} # gone after a boot, so the 30 minutes start again
 UNITS=${UNITS:-/etc/systemd/system}
 PROGRAM=${PROGRAM:-/usr/local/sbin/resnet-ray-orphan}
 

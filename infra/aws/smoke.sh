@@ -1,5 +1,5 @@
 #!/bin/bash
-# The first job on a GPU node: the driver, torch on the GPU, and a write to the bucket. docs/aws-first-hour.md.
+# First job on a GPU node: checks the driver, torch on the GPU, and a write to the bucket (docs/aws-first-hour.md).
 #     ray job submit --entrypoint-num-gpus 1 -- bash infra/aws/smoke.sh
 set -euo pipefail
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader

@@ -1,1 +1,1 @@
-"""The data path: a source becomes shards and a manifest, a plan becomes work items, tasks make uint8 blocks of it."""
+"""The data path: sources become shards and a manifest, a plan becomes work items, and tasks turn these into blocks."""

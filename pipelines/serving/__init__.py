@@ -1,1 +1,1 @@
-"""Answering requests with a registered model: what they may hold, and a Ray Serve application."""
+"""Answer requests with a registered model: the form of requests, and a Ray Serve application."""

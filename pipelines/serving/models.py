@@ -1,8 +1,8 @@
-"""Where replicas get a registered model from: MLflow, or the command that serves.
+"""Sources that give replicas a registered model: MLflow, or the command `serve.py`.
 
-`pipelines/serve.py` asks MLflow itself and shows its replicas what the URI names: on a cluster MLflow listens on the
-head's loopback, and credentials stay with the command. Replicas that no command of ours has started (a `RayService`)
-ask MLflow, which they must reach.
+`pipelines/serve.py` asks MLflow itself, and publishes the version that the URI names to its replicas. On a cluster,
+MLflow listens on the head's loopback address, and credentials stay with the command. Replicas that `serve.py` has not
+started (a `RayService`) ask MLflow themselves, so they must be able to reach it.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from infra.errors import UserError
-from infra.mlflow_client import Tracking
-from infra.registry import ModelFiles, Version, fetch, find
+from infra.registry.versions import ModelFiles, Version, fetch, find
+from infra.tracking.client import Tracking
 
 if TYPE_CHECKING:
     import ray
     from ray.actor import ActorHandle
 
-_ANSWER_WITHIN_S = 30.0  # of an actor that only keeps a few bytes
+_ANSWER_WITHIN_S = 30.0  # for an actor that only keeps a few bytes
 
 
 class Models(Protocol):
-    """What a URI names now."""
+    """Source of the version that a URI names now."""
 
     def find(self) -> Version:
-        """Return the version. Raises UserError where it cannot be found out."""
+        """Return the version. Raises UserError if it cannot be determined."""
 
     def fetch(self, version: Version) -> ModelFiles:
-        """Return the files of a version that `find` has returned. Raises UserError where they are not to be had."""
+        """Return the files of a version that `find` has returned. Raises UserError if they are not available."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FromMlflow:
-    """Asks MLflow, from the process that needs the answer."""
+    """Source that asks MLflow, from the process that needs the model."""
 
     tracking: Tracking
     uri: str
 
     def find(self) -> Version:
-        """Ask the registry."""
+        """Look up the version in the registry."""
         return find(self.tracking, self.uri)
 
     def fetch(self, version: Version) -> ModelFiles:
@@ -50,21 +50,21 @@ class FromMlflow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Offer:
-    """What the serving command shows its replicas."""
+    """Version and files that `serve.py` publishes to its replicas."""
 
     version: Version
-    files: tuple[ray.ObjectRef[ModelFiles]]  # in a tuple: Ray would replace a bare reference by what it stands for
-    trouble: str = ""  # what keeps the command from knowing more
+    files: tuple[ray.ObjectRef[ModelFiles]]  # in a tuple: Ray would replace a bare reference by its value
+    trouble: str = ""  # reason why a newer version cannot be published
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FromBoard:
-    """Asks an actor that the serving command keeps up to date."""
+    """Source that asks an actor, which `serve.py` keeps up to date."""
 
     board: ActorHandle[Any]
 
     def find(self) -> Version:
-        """Look at the board."""
+        """Return the published version. Raises UserError if `serve.py` reports a problem or does not answer."""
         offer = self._look()
         if offer.trouble:
             raise UserError(offer.trouble)
@@ -89,11 +89,11 @@ class FromBoard:
             reference: ray.ObjectRef[Offer] = self.board.look.remote()
             return ray.get(reference, timeout=_ANSWER_WITHIN_S)
         except ray.exceptions.RayError as error:
-            raise UserError(f"the command that serves does not answer, start it again: {_line(error)}") from error
+            raise UserError(f"serve.py does not answer its replicas, start it again: {_line(error)}") from error
 
 
 class _Board:
-    """Actor: keeps an offer."""
+    """Actor that keeps the current offer."""
 
     def __init__(self, offer: Offer) -> None:
         self._offer = offer
@@ -106,10 +106,10 @@ class _Board:
 
 
 class Announcer:
-    """Looks at the alias, in a thread of the serving command, and shows what it names on a board."""
+    """Thread of `serve.py` that follows the alias, and publishes the version that the alias names."""
 
     def __init__(self, models: FromMlflow, files: ModelFiles, poll_s: float) -> None:
-        """Make the board, beside this process; `files` are what the URI names by now."""
+        """Start the actor on the node of this process. `files` are those of the version that the URI names now."""
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -118,12 +118,12 @@ class Announcer:
         self._offer = Offer(version=files.version, files=(ray.put(files),))
         board: Any = ray.remote(num_cpus=0)(_Board)
         self._board: ActorHandle[Any] = board.options(scheduling_strategy=here).remote(self._offer)
-        self._left = threading.Event()
+        self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="alias", daemon=True)
 
     @property
     def board(self) -> FromBoard:
-        """What replicas are given."""
+        """Source for the replicas."""
         return FromBoard(board=self._board)
 
     def __enter__(self) -> Self:
@@ -131,24 +131,24 @@ class Announcer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._left.set()
+        self._stopped.set()
         self._thread.join(timeout=self._poll_s)
 
     def look(self) -> None:
-        """Ask MLflow once, and show what has changed: another version, or what keeps this one from being asked."""
+        """Ask MLflow once, and publish a change: another version, or the reason why it cannot be published."""
         try:
             version = self._models.find()
             if version.number != self._offer.version.number:
                 self._show(self._new(version))
             elif self._offer.trouble:
                 self._show(Offer(version=self._offer.version, files=self._offer.files))
-        except Exception as error:  # whatever is wrong with MLflow, the present version goes on answering
+        except Exception as error:  # for any error, the current version continues to answer
             trouble = str(error) or type(error).__name__
             if trouble != self._offer.trouble:
                 self._show(Offer(version=self._offer.version, files=self._offer.files, trouble=trouble))
 
     def _follow(self) -> None:
-        while not self._left.wait(self._poll_s):
+        while not self._stopped.wait(self._poll_s):
             self.look()
 
     def _new(self, version: Version) -> Offer:

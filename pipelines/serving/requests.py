@@ -1,7 +1,7 @@
-"""An HTTP request's body to the images in it. Pure functions; no Ray, no torch.
+"""Read the images in the body of an HTTP request. Pure functions; no Ray, no torch.
 
-Three kinds: an image file (`image/…`), an array as `numpy.save` writes it (`application/x-npy`), and the JSON that
-MLflow's server takes, so that a client can change between the two.
+A body is an image file (`image/…`), an array as `numpy.save` writes it (`application/x-npy`), or the JSON of MLflow's
+server. So a client can switch between MLflow's server and this one.
 """
 
 from __future__ import annotations
@@ -13,46 +13,54 @@ from collections.abc import AsyncIterator
 
 import numpy as np
 
-from pipelines.serving.pictures import MALFORMED, MAX_REQUEST_BYTES, NOT_AN_IMAGE, TOO_LARGE, Pictures, Pixels, Refused
+from pipelines.serving.preprocessing import (
+    MALFORMED,
+    MAX_REQUEST_BYTES,
+    NOT_AN_IMAGE,
+    TOO_LARGE,
+    Pixels,
+    Preprocessing,
+    Refused,
+)
 
 COLUMN = "image"
 _FORMS = ("instances", "inputs")
 _UNSUPPORTED = 415
-_HEARD_BYTES = 8 * MAX_REQUEST_BYTES  # of a body that is too large: who still sends does not hear the answer
+_MOST_READ_BYTES = 8 * MAX_REQUEST_BYTES  # of a too large body: a client that still sends does not read the response
 _ONE_IMAGE, _BATCH = 3, 4  # dimensions
 
 
 async def read_body(chunks: AsyncIterator[bytes]) -> bytes:
-    """A body, of which no more is kept than may be. Raises `Refused`."""
+    """Read a body, and keep at most the allowed size in memory. Raises `Refused` if the body is larger."""
     body, size = bytearray(), 0
     async for chunk in chunks:
         size += len(chunk)
         if size <= MAX_REQUEST_BYTES:
             body += chunk
-        elif size > _HEARD_BYTES:
+        elif size > _MOST_READ_BYTES:
             break
     if size > MAX_REQUEST_BYTES:
         raise Refused(TOO_LARGE, f"the request has {size:,} bytes or more, {MAX_REQUEST_BYTES:,} are allowed")
     return bytes(body)
 
 
-def read_images(content_type: str, body: bytes, pictures: Pictures) -> Pixels:
-    """The images of a request, uint8 N x S x S x 3. Raises `Refused`."""
+def read_images(content_type: str, body: bytes, preprocessing: Preprocessing) -> Pixels:
+    """Return the images of a request, uint8 N x S x S x 3. Raises `Refused`."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind.startswith("image/"):
-        return pictures.file(body)[None]
+        return preprocessing.file(body)[None]
     if kind == "application/x-npy":
         array = _array(body)
-        return pictures.read([array] if array.ndim == _ONE_IMAGE else list(array))
+        return preprocessing.read([array] if array.ndim == _ONE_IMAGE else list(array))
     if kind == "application/json":
-        return pictures.read(_values(body))
+        return preprocessing.read(_values(body))
     raise Refused(
         _UNSUPPORTED, f"content-type {kind or 'missing'}: send image/jpeg, application/x-npy or application/json"
     )
 
 
 def _array(body: bytes) -> Pixels:
-    """What `numpy.save` wrote; the header is checked before anything is allocated for it."""
+    """Return the array that `numpy.save` wrote. Check its header before memory is allocated."""
     file = io.BytesIO(body)
     try:
         version = np.lib.format.read_magic(file)
@@ -69,13 +77,13 @@ def _array(body: bytes) -> Pixels:
 
 
 def _values(body: bytes) -> list[object]:
-    """The images in JSON: `{"instances": [IMAGE, …]}` or `{"inputs": [IMAGE, …]}`, each bare or `{"image": IMAGE}`."""
+    """Return the images of `{"instances": [IMAGE, …]}` or `{"inputs": [IMAGE, …]}`, each bare or `{"image": IMAGE}`."""
     try:
         request = json.loads(body)
     except ValueError as error:
         raise Refused(MALFORMED, f"not JSON: {error}") from None
     except RecursionError:
-        raise Refused(MALFORMED, "not JSON that anybody reads: nested too deeply") from None
+        raise Refused(MALFORMED, "the JSON is nested too deeply") from None
     found = [request[form] for form in _FORMS if form in request] if isinstance(request, dict) else []
     values = found[0] if len(found) == 1 else None
     if isinstance(values, dict):

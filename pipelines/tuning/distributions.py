@@ -1,4 +1,4 @@
-"""What a setting may be: a range, a list, or a list of settings that change together."""
+"""Values that a setting may take: a range, a list, or named settings that change together."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Value = Any
 """A TOML value; for `settings`, the name of an option."""
 _KINDS = ("uniform", "log_uniform", "int_uniform", "choice", "settings")
-_DIGITS = 6  # significant, of what is drawn
+_DIGITS = 6  # significant digits of a drawn value
 
 
 class Distribution(BaseModel):
-    """Exactly one of the first five.
+    """Values of one key; exactly one of the first five fields is given.
 
-    uniform = [low, high]       log_uniform = [low, high]       int_uniform = [low, high], both included
+    uniform = [low, high]       log_uniform = [low, high]       int_uniform = [low, high]
     choice = [a, b, …]          settings = {NAME = {"section.key" = value, …}, …}
     """
 
@@ -26,7 +26,7 @@ class Distribution(BaseModel):
     uniform: tuple[float, float] | None = None
     """Range: [low, high]."""
     log_uniform: tuple[float, float] | None = None
-    """Range whose logarithm is uniform: [low, high], above 0."""
+    """Range in which the logarithm is uniform: [low, high], above 0."""
     int_uniform: tuple[int, int] | None = None
     """Range of integers, both ends included: [low, high]."""
     choice: Annotated[tuple[Value, ...], Field(min_length=1)] | None = None
@@ -34,7 +34,7 @@ class Distribution(BaseModel):
     settings: Annotated[dict[str, dict[str, Value]], Field(min_length=1)] | None = None
     """Settings that change together, by name: {NAME = {"section.key" = value}}."""
     points: Annotated[int, Field(ge=0)] = 0
-    """Points of a range in a grid, evenly from end to end; by a constant ratio for log_uniform."""
+    """Number of grid points in a range, evenly spaced from end to end; by a constant ratio for log_uniform."""
 
     @property
     def kind(self) -> str:
@@ -42,17 +42,17 @@ class Distribution(BaseModel):
 
     @property
     def options(self) -> tuple[Value, ...] | None:
-        """What a list offers; None for a range."""
+        """Return the values of a list, or the names of settings; None for a range."""
         return tuple(self.settings) if self.settings else self.choice
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Of a range."""
+        """Return (low, high) of a range."""
         found: tuple[float, float] = getattr(self, self.kind)
         return found
 
     def at(self, share: float) -> Value:
-        """The value that this share of all, in [0, 1), lies below: a uniform share makes a draw of it."""
+        """Return the quantile at `share` in [0, 1); a uniformly drawn share gives a random draw."""
         if self.options is not None:
             return self.options[int(share * len(self.options))]
         low, high = self.bounds
@@ -65,7 +65,7 @@ class Distribution(BaseModel):
                 return rounded(low + share * (high - low))
 
     def grid(self) -> tuple[Value, ...]:
-        """All of a list, and `points` of a range."""
+        """Return all values of a list, or `points` values of a range."""
         if self.options is not None:
             return self.options
         if self.kind == "int_uniform" and not self.points:
@@ -74,18 +74,18 @@ class Distribution(BaseModel):
         return tuple(dict.fromkeys(self._end(place / last) for place in range(self.points)))
 
     def extremes(self) -> tuple[Value, ...]:
-        """All of a list, and the ends of a range: where these can be trained with, so can what is between."""
+        """Return all values of a list, or both ends of a range: if those can be trained, so can the values between."""
         return self.options if self.options is not None else (self._end(0.0), self._end(1.0))
 
     def _end(self, share: float) -> Value:
-        """As `at`, both ends included."""
+        """Return the value at `share` in [0, 1], both ends included."""
         low, high = self.bounds
         if self.kind == "int_uniform":
             return round(low + share * (high - low))
         return rounded(low * (high / low) ** share if self.kind == "log_uniform" else low + share * (high - low))
 
     def overrides(self, key: str, value: Value) -> Mapping[str, Value]:
-        """The recipe's keys that this value of `key` sets."""
+        """Return the recipe's keys that this value of `key` sets, with their values."""
         return self.settings[value] if self.settings else {key: value}
 
     @model_validator(mode="after")
@@ -100,10 +100,10 @@ class Distribution(BaseModel):
             if self.kind == "log_uniform" and low <= 0:
                 raise ValueError(f"log_uniform must be above 0: got {list(self.bounds)}")
         elif self.points:
-            raise ValueError(f"points are of a range: a grid has all of {self.kind}")
+            raise ValueError(f"points is for a range only: a grid takes all values of {self.kind}")
         return self
 
 
 def rounded(value: float) -> float:
-    """What is drawn, as tables show it and recipe files say it."""
+    """Round a drawn value to the digits that tables and recipe files show."""
     return float(f"{value:.{_DIGITS}g}")

@@ -1,9 +1,9 @@
-"""Ray Tune's schedulers, as a space names them, in the study's own units: reports, which are shares of compute.
+"""Ray Tune's schedulers by their names in a space. Their unit of time is the report: an equal share of compute.
 
-A deep network reports as often as a shallow one that costs the same, so that none is stopped for being slow.
+A deep network reports as often as a shallow one of the same cost, so no trial is stopped for being slow.
 
-Population-based training needs no checkpoints of Tune: every trial's weights lie in its run folder at every report. A
-trial that is to go on from another's is given a `Change` in the ledger, and begins there (`trial.py`).
+Population-based training needs no checkpoints of Tune: every trial's run folder has its weights at every report. A
+trial that continues from another trial's weights gets a `Change` in the ledger and starts there (`trial.py`).
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from ray.tune.schedulers import (
 from ray.tune.schedulers.pb2 import PB2
 
 from pipelines.tuning.distributions import Distribution
-from pipelines.tuning.ledger import Change
-from pipelines.tuning.plan import Plan
+from pipelines.tuning.trial_recipes import StudyPlan
+from pipelines.tuning.trials import Change
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
 
 METRIC, TIME = "accuracy", "report"
-_NEVER: Any = float("inf")  # reports
-NUMBER = "number"  # in a Tune trial's config, beside its values: which trial of the ledger it is
+_NEVER: Any = float("inf")  # in reports
+NUMBER = "number"  # key in a Tune trial's config, next to its values: the trial's number in the ledger
 Decide = Callable[[int, int, Callable[[], Change]], Change]
-"""(trial, report, draw) -> the change that the ledger has for it, or else the one drawn."""
+"""(trial, report, draw) -> the change that the ledger has for this report, else a drawn one."""
 _GOAL: dict[str, Any] = {"time_attr": TIME, "metric": METRIC, "mode": "max"}
 
 
-def build_scheduler(plan: Plan, decide: Decide) -> TrialScheduler:
-    """The scheduler of the space; `decide` keeps the changes that a population makes."""
+def build_scheduler(plan: StudyPlan, decide: Decide) -> TrialScheduler:
+    """Return the scheduler of the space; `decide` records the changes that a population makes."""
     table, reports = plan.space.scheduler, plan.space.budget.reports
     changing = {key: plan.space.space[key] for key in plan.changeable()}
     match table.name:
@@ -52,7 +52,7 @@ def build_scheduler(plan: Plan, decide: Decide) -> TrialScheduler:
         case "hyperband":
             return HyperBandScheduler(**_GOAL, max_t=reports, reduction_factor=table.eta)
         case "median":
-            # as soon as anything is known; and a trial that is alone is not held back for one that waits
+            # stop trials from report `grace` on; while few results are known, never pause one for another that waits
             return MedianStoppingRule(**_GOAL, grace_period=table.grace, min_time_slice=_NEVER)
         case "pbt":
             return _Population(
@@ -81,7 +81,7 @@ def build_scheduler(plan: Plan, decide: Decide) -> TrialScheduler:
 
 
 class _Forks(PopulationBasedTraining):
-    """The exchange of a synchronous population, by the ledger in the place of Tune's checkpoints."""
+    """Exchange step of a synchronous population that uses the ledger in place of Tune's checkpoints."""
 
     def __init__(self, *, decide: Decide, changing: dict[str, Distribution], **settings: Any) -> None:
         super().__init__(**settings)
@@ -90,7 +90,7 @@ class _Forks(PopulationBasedTraining):
     def _checkpoint_or_exploit(
         self, trial: TuneTrial, tune_controller: Any, upper_quantile: list[TuneTrial], lower_quantile: list[TuneTrial]
     ) -> None:
-        """Ray's hook, called for every trial once all of them have come to the same report."""
+        """Change a trial of the lower quantile; Ray calls this for each trial once all have made the same report."""
         if trial not in lower_quantile:
             return
         number, report = trial.config[NUMBER], int(self._trial_state[trial].last_train_time)
@@ -107,7 +107,7 @@ class _Forks(PopulationBasedTraining):
         self._num_perturbations += 1
 
     def _within(self, key: str, value: Any) -> Any:
-        """Ray multiplies by 0.8 and 1.2, over the range's ends too."""
+        """Clip a value to the range of its key: Ray multiplies by 0.8 or 1.2, beyond the range's ends too."""
         distribution = self._changing.get(key)
         if distribution is None or distribution.options is not None:
             return value
@@ -124,7 +124,7 @@ class _BanditPopulation(_Forks, PB2):
 
 
 def _domain(distribution: Distribution) -> Any:
-    """For drawing anew; a list is a list, whose neighbours Ray steps to."""
+    """Return what Ray draws new values from; in a list, Ray may also move to a neighbour."""
     if distribution.options is not None:
         return list(distribution.options)
     low, high = distribution.bounds

@@ -1,7 +1,7 @@
-"""The life of a study: find the data and what is known, run Tune over what is missing, tell MLflow.
+"""Run of a study: find the data and the known trials, run Tune over the missing ones, report to MLflow.
 
-Whatever a later command needs to go on is in the ledger and in the runs' folders. Tune's own files lie in a temporary
-folder, and are read by nobody.
+Everything that a later command needs to resume is in the ledger and in the runs' folders. Tune's own files are in a
+temporary folder and are never read.
 """
 
 from __future__ import annotations
@@ -18,21 +18,23 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import infra.cluster
-from infra.capacity import most_of
+from infra.capacity import cluster_total
 from infra.errors import UserError
 from infra.interruption import asking, explained
 from infra.storage import open_store
-from infra.tracking import RunInfo, Tracker, resolve_tracking
+from infra.tracking.tracker import RunInfo, Tracker, resolve_tracking
 from pipelines import cli
 from pipelines.checkpoint import RunFolder
-from pipelines.driver import find_data
-from pipelines.outcome import DELIVERY_PATIENCE_S
-from pipelines.paths import shown
-from pipelines.placement import Placement, place
-from pipelines.tuning.children import Children
-from pipelines.tuning.ledger import STUDY, Ledger
-from pipelines.tuning.plan import Plan
+from pipelines.cli.next_command import command
+from pipelines.config.paths import shown
+from pipelines.training.driver import find_data, train
+from pipelines.training.placement import Placement, place
+from pipelines.training.result import DELIVERY_TIMEOUT_S
+from pipelines.training.summary import summarise
+from pipelines.tuning.mlflow_runs import TrialRuns
 from pipelines.tuning.report import publish, write_report
+from pipelines.tuning.trial_recipes import StudyPlan
+from pipelines.tuning.trials import STUDY, Trial, Trials, run_name
 
 if TYPE_CHECKING:
     from pipelines.tuning.trial import TrialJob
@@ -45,22 +47,20 @@ _QUIET = {
     "TUNE_WARN_THRESHOLD_S": "5",
     "TUNE_GLOBAL_CHECKPOINT_S": str(10**9),
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # which ends the trials and commits nothing: `stopping.py` instead
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune's handler ends trials without a checkpoint; `stopping.py` replaces it
 }
-# Tune copies these into its actors' runtime_env, which Ray shows in logs and dashboard; where trials run, they are set.
-_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
-_RESTARTS = 2  # of a trial's own process; its workers have run.max_failures
+_RESTARTS = 2  # of a trial's own process; run.max_failures counts those of its workers
 
 
 class Study:
-    """A study under way."""
+    """A study: its plan, its ledger and its folder."""
 
-    def __init__(self, plan: Plan, console: Console) -> None:
+    def __init__(self, plan: StudyPlan, console: Console) -> None:
         self.plan, self.console = plan, console
         home = open_store(plan.base.run.home)
         home.check_access(write=True)
         self.store = home.sub(f"studies/{plan.space.name}")
-        self.ledger = Ledger(self.store)
+        self.ledger = Trials(self.store)
         self._check_same()
 
     @property
@@ -68,10 +68,10 @@ class Study:
         return len(self.ledger) == self.plan.space.trials and not self.ledger.interrupted
 
     def run(self) -> str:
-        """Bring the study to its end, from wherever it stands; returns the id of its MLflow run.
+        """Train all trials that are not over yet, write the report, and return the id of the study's MLflow run.
 
         Raises:
-            UserError: whatever the user can put right; everything reported so far is kept.
+            UserError: a problem that the user can fix; everything reported so far is kept.
         """
         state = self._state()
         if self.over and state["delivered"] == self._delivery:
@@ -84,7 +84,7 @@ class Study:
         manifest = find_data(self.plan.base, open_store(self.plan.base.data.uri), self.console)
         samples = manifest.splits[self.plan.base.data.train_split]
         tracker = self._start_tracker(state)
-        with explained(self._kept), tracker.finished_after(DELIVERY_PATIENCE_S):
+        with explained(self._interrupted_line), tracker.finished_after(DELIVERY_TIMEOUT_S):
             if not self.over:
                 self._tune(tracker, samples, placement)
             write_report(self.plan, self.ledger, self.store)
@@ -93,33 +93,32 @@ class Study:
         return tracker.run_id
 
     def _failures(self) -> str:
-        """Say how many trials failed, why the first did, and what tries them again; "" if none failed."""
+        """Return how many trials failed, why the first did, and how to retry them; "" if none failed."""
         failed = self.ledger.failed
         if not failed:
             return ""
         first = f"trial {failed[0].number:03d}: {failed[0].reason}"
         return f". {len(failed)} of {len(self.ledger)} trials failed ({first}): --retry-failed tries them again"
 
-    def _kept(self) -> str:
-        """The line after a Ctrl-C."""
+    def _interrupted_line(self) -> str:
+        """Return the line that is printed after a Ctrl-C."""
         over = len(self.ledger) - len(self.ledger.interrupted)
         return f"interrupted, {over} of {self.plan.space.trials} trials are over: the same command resumes"
 
     def _tune(self, tracker: Tracker, samples: int, placement: Placement) -> None:
         from ray import tune
-        from ray.tune.execution import class_cache
 
-        from pipelines.tuning.groups import GroupKeeper
-        from pipelines.tuning.journal import SYNCHRONOUS, Journal
-        from pipelines.tuning.progress import Progress
-        from pipelines.tuning.search import PlannedTrials
+        from pipelines.ray_internals.tune import keep_secrets_out_of_actors
+        from pipelines.tuning.placement_groups import GroupKeeper
+        from pipelines.tuning.recording_scheduler import SYNCHRONOUS, RecordingScheduler, TrialProgress
+        from pipelines.tuning.searchers import PlannedTrials
         from pipelines.tuning.stopping import Stops, stop_study
         from pipelines.tuning.trial import TrialJob
 
         space = self.plan.space
         at_once = space.budget.concurrent or concurrent(placement)
-        waiting = space.trials if space.scheduler.name in SYNCHRONOUS else 1  # all of a population, or the next one
-        class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)
+        waiting = space.trials if space.scheduler.name in SYNCHRONOUS else 1  # all of a population, else the next one
+        keep_secrets_out_of_actors()
         os.environ.update({**_QUIET, "TUNE_MAX_PENDING_TRIALS_PG": str(waiting)})
         job = TrialJob(
             plan=self.plan,
@@ -128,12 +127,12 @@ class Study:
             samples_per_epoch=samples,
             repeats=space.scheduler.name in SYNCHRONOUS,
             data_cpus=data_cpus(placement, at_once),
-            keeper=GroupKeeper.remote(),  # type: ignore[attr-defined]  # Ray adds it
+            keeper=GroupKeeper.remote(),  # type: ignore[attr-defined]  # Ray adds `remote`
             stops=Stops.remote(),  # type: ignore[attr-defined]
         )
         self.console.print(f"{space.trials} trials, {at_once} at once: {shown(self.store.description)}")
-        with Children(self.plan, self.ledger, self.console) as children, tempfile.TemporaryDirectory() as scratch:
-            journal = Journal(self.plan, self.ledger, children.close)
+        with TrialRuns(self.plan, self.ledger, self.console) as children, tempfile.TemporaryDirectory() as scratch:
+            journal = RecordingScheduler(self.plan, self.ledger, children.close)
             tuner = tune.Tuner(
                 tune.with_resources(_trainable(job), _place(at_once)),
                 tune_config=tune.TuneConfig(
@@ -145,7 +144,7 @@ class Study:
                     name=space.name,
                     storage_path=scratch,
                     failure_config=tune.FailureConfig(max_failures=_RESTARTS),
-                    callbacks=[Progress(self.ledger, self.plan, self.console, journal)],
+                    callbacks=[TrialProgress(self.ledger, self.plan, self.console, journal)],
                     verbose=0,
                 ),
             )
@@ -160,10 +159,10 @@ class Study:
             if not self.over:
                 for trial in self.ledger.interrupted:
                     children.close(trial)
-                raise KeyboardInterrupt  # Tune takes a stop for an end like any other
+                raise KeyboardInterrupt  # Tune returns from a stop as from a normal end
 
     def _start_tracker(self, state: dict[str, Any]) -> Tracker:
-        """The study's own run in MLflow, above those of its trials."""
+        """Start or resume the study's own MLflow run, the parent of its trials' runs."""
         space, run = self.plan.space, self.plan.base.run
         info = RunInfo(
             experiment=run.experiment,
@@ -181,19 +180,22 @@ class Study:
 
     @property
     def _digest(self) -> str:
-        """Of what decides the trials."""
+        """Return the sha256 of everything that decides the trials."""
         asked = {"space": self.plan.space.model_dump(mode="json", exclude={"final", "title"})}
         asked["recipe"] = self.plan.base.trajectory()
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @property
     def _delivery(self) -> str:
-        """Of everything that MLflow has been told when the study is over."""
-        told = [(trial.state, trial.present, trial.reports) for trial in self.ledger.trials]
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        """Return the sha256 of everything that MLflow has received when the study is over."""
+        sent = [(trial.state, trial.present, trial.reports) for trial in self.ledger.trials]
+        return hashlib.sha256(repr(sent).encode()).hexdigest()
 
     def _state(self) -> dict[str, Any]:
-        """What study.json holds; a study that begins has a key, by which MLflow knows it before it has a run."""
+        """Return the content of study.json; create it for a new study.
+
+        Its key identifies the study in MLflow before the study has a run there.
+        """
         known = RunFolder(self.store).read_json(STUDY, *_STATE_KEYS)
         if known is None:
             known = {"key": uuid.uuid4().hex, "run_id": "", "digest": self._digest, "delivered": ""}
@@ -208,32 +210,32 @@ class Study:
         state = RunFolder(self.store).read_json(STUDY, *_STATE_KEYS)
         if state and state["digest"] != self._digest:
             raise UserError(
-                f"study {self.plan.space.name} in {self.store.description} began with another space or recipe: go back "
-                "to it, copy the space under another name, or delete that folder"
+                f"study {self.plan.space.name} in {self.store.description} began with another space or recipe: "
+                "restore the original, copy the space under another name, or delete that folder"
             )
 
 
 def concurrent(placement: Placement) -> int:
-    """Return how many trials the cluster has CPUs and GPUs for: each needs its workers and a CPU for its data tasks."""
+    """Return how many trials fit the cluster at once; each needs CPUs and GPUs for workers and a CPU for data tasks."""
     workers, _ = placement.workers
-    fits = most_of("CPU") // (workers * placement.cpus + 1)
-    return max(1, min(fits, most_of("GPU") // workers) if placement.gpu else fits)
+    fits = cluster_total("CPU") // (workers * placement.cpus + 1)
+    return max(1, min(fits, cluster_total("GPU") // workers) if placement.gpu else fits)
 
 
 def data_cpus(placement: Placement, at_once: int) -> float:
-    """Return a trial's share of the CPUs that the workers of all trials leave."""
-    left = most_of("CPU") - at_once * placement.workers[0] * placement.cpus
+    """Return the number of CPUs for a trial's data tasks: an equal share of those that no worker holds."""
+    left = cluster_total("CPU") - at_once * placement.workers[0] * placement.cpus
     return max(1.0, left // at_once)
 
 
 def _place(at_once: int) -> dict[str, float]:
-    """What a trial's own process holds: a place beside this command, of which there are `at_once`.
+    """Return the resources of a trial's own process: one of `at_once` slots on this node.
 
-    It waits while its workers train, which ask for their CPUs themselves.
+    The process needs no CPU: it waits while its workers train, and they request their CPUs themselves.
     """
     import ray
 
-    return {f"node:{ray.util.get_node_ip_address()}": int(10_000 / at_once) / 10_000}  # Ray knows four decimals
+    return {f"node:{ray.util.get_node_ip_address()}": int(10_000 / at_once) / 10_000}  # Ray keeps four decimals
 
 
 def _trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
@@ -244,3 +246,29 @@ def _trainable(job: TrialJob) -> Callable[[dict[str, Any]], None]:
         run_trial(job, config[NUMBER])
 
     return trial
+
+
+WINNER = "winner.toml"
+
+
+def finalize(study: Study, winner: Trial, run_id: str) -> None:
+    """Write the winner's recipe file and train it, in an MLflow run below the study's.
+
+    The file is a recipe for `train.py`, without anything of the study. A finished run is not trained again.
+
+    Raises:
+        UserError: the winner's settings changed during training, which a recipe cannot express.
+    """
+    space = study.plan.space
+    if winner.changes:
+        folder = shown(f"{study.plan.base.run.home}/{run_name(space.name, winner)}")
+        raise UserError(
+            f"trial {winner.number:03d} of study {space.name} changed settings {len(winner.changes)} times, which "
+            f"a recipe cannot express: register its weights with `{command('register', folder, '--name', space.name)}`"
+        )
+    recipe = study.plan.final(winner.values)
+    study.store.write(WINNER, recipe.to_toml().encode())
+    study.console.print(f"winner      trial {winner.number:03d}: {shown(f'{study.store.description}/{WINNER}')}")
+    outcome = train(recipe, study.console, parent_run_id=run_id)
+    study.console.print(f"final       trained with its own seed; the trial had {winner.accuracy:.2%} in the study")
+    summarise(study.console, recipe, outcome)

@@ -1,9 +1,9 @@
-"""What the device does to a batch of images before the network sees it; every draw comes from one generator a step.
+"""Augmentation of a batch on its device; each rank draws all random numbers of a step from one generator.
 
-batch.py          the order of things: flip, colours, lighting, normalization, erasing
+batch.py          the transforms in order: flip, colours, lighting, normalization, erasing
 photometric.py    colour jitter and PCA lighting
 erasing.py        random erasing
-mixing.py         mixup and cutmix, with the targets that they make
+mixing.py         mixup and CutMix, with their targets
 """
 
 from resnet_core.augment.batch import at_size, augment, center_of, normalize, random_flip, step_generator

@@ -1,6 +1,6 @@
-"""What the device does to each image of a batch: pure functions of tensors and a generator, no waiting for the device.
+"""Transforms of each image of a batch: pure functions of tensors and a generator that do not wait for the device.
 
-Shapes: B images, H and W pixels, C = 3 channels. Mixing images with each other is `resnet_core.augment.mixing`'s.
+Shapes: B images, H and W pixels, C = 3 channels. `resnet_core.augment.mixing` mixes images with each other.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from resnet_core.config import AugmentConfig, Rgb
 
 
 def step_generator(seed: int, step: int, rank: int, device: torch.device) -> torch.Generator:
-    """The generator of one rank's draws in one step.
+    """Return the generator of one rank's random numbers in one step.
 
-    It depends on nothing else, so that a resumed run has no generator state to restore.
+    It depends on the arguments only, so a resumed run has no generator state to restore.
     """
     key = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key, "big"))
 
 
 def random_flip(images_BHWC: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability one half; any dtype."""
+    """Mirror each image left to right with probability 0.5; any dtype."""
     count, device = len(images_BHWC), images_BHWC.device
     heads = torch.randint(2, (count,), generator=generator, device=device, dtype=torch.bool)
     mirror = _mirror_in_turn if device.type == "cpu" else _mirror_at_once
@@ -35,7 +35,7 @@ def random_flip(images_BHWC: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _mirror_in_turn(images_BHWC: Tensor, mirrored_B: Tensor) -> Tensor:
-    """Five times as fast on a CPU, the only device where it costs nothing to ask what was drawn."""
+    """Mirror one image at a time: five times faster on a CPU, the only device where reading the draws is free."""
     pairs = zip(images_BHWC, mirrored_B.tolist(), strict=True)
     return torch.stack([image.flip(1) if mirrored else image for image, mirrored in pairs])
 
@@ -45,11 +45,11 @@ def _mirror_at_once(images_BHWC: Tensor, mirrored_B: Tensor) -> Tensor:
 
 
 def normalize(images_BHWC: Tensor, mean: Rgb | Tensor, std: Rgb) -> Tensor:
-    """uint8 B x H x W x C to float32 B x C x H x W, (x / 255 - mean) / std; channels_last in memory.
+    """Convert uint8 B x H x W x C to float32 B x C x H x W, (x / 255 - mean) / std; channels_last in memory.
 
     Args:
-        mean: per channel, or a mean image H x W x C on the images' device, with images in [0, 1]. A mean image of
-            another size is resampled (bilinear, antialiased): a curriculum's phase, or evaluation at another scale.
+        mean: per channel, or a mean image H x W x C on the images' device; in both, images are in [0, 1]. A mean image
+            of another size is resampled (bilinear, antialiased): a curriculum's phase, or evaluation at another scale.
     """
     return _normalize_(images_BHWC.float(), mean, std)
 
@@ -57,16 +57,16 @@ def normalize(images_BHWC: Tensor, mean: Rgb | Tensor, std: Rgb) -> Tensor:
 def augment(
     images_BHWC: Tensor, config: AugmentConfig, generator: torch.Generator, mean_image_HWC: Tensor | None = None
 ) -> Tensor:
-    """Training images: uint8 B x H x W x C to float32 B x C x H x W.
+    """Augment training images: uint8 B x H x W x C to float32 B x C x H x W.
 
     Args:
-        mean_image_HWC: of the training split, in [0, 1]; wanted by `config.pixel_mean`.
+        mean_image_HWC: mean image of the training split, in [0, 1]; `config.pixel_mean` needs it.
     """
     mean = center_of(config, mean_image_HWC)
     if config.flip:
-        # before normalizing: a quarter of the bytes
+        # before normalizing, because uint8 has a quarter of the bytes
         images_BHWC = random_flip(images_BHWC, generator)
-    images_BHWC = images_BHWC.float()  # a copy, so that what follows may work in place
+    images_BHWC = images_BHWC.float()  # a copy, so the next transforms may work in place
     if config.color_jitter:
         jitter_color_(images_BHWC, config.color_jitter, generator)
     if config.lighting:
@@ -78,10 +78,10 @@ def augment(
 
 
 def center_of(config: AugmentConfig, mean_image_HWC: Tensor | None) -> Rgb | Tensor:
-    """What `normalize` subtracts: `config.mean`, or the mean image if the recipe wants it.
+    """Return what `normalize` subtracts: `config.mean`, or the mean image with `config.pixel_mean`.
 
     Raises:
-        ValueError: it does, and there is none.
+        ValueError: `config.pixel_mean` is set and there is no mean image.
     """
     if not config.pixel_mean:
         return config.mean
@@ -98,12 +98,12 @@ def _normalize_(images_BHWC: Tensor, mean: Rgb | Tensor, std: Rgb) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _times_255(rgb: Rgb, device: torch.device) -> Tensor:
-    # cached, because making it anew in each step would stall a GPU for the copy
+    # cached, because a new tensor in each step would stall a GPU for the copy
     return 255 * torch.tensor(rgb, device=device)
 
 
 def at_size(image_HWC: Tensor, height: int, width: int) -> Tensor:
-    """The image resampled, if it has another size."""
+    """Return the image, resampled if it has another size."""
     if image_HWC.shape[:2] == (height, width):
         return image_HWC
     image_1CHW = image_HWC.permute(2, 0, 1).unsqueeze(0)

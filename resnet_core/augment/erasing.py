@@ -1,4 +1,4 @@
-"""Random erasing: each image loses a box of random place and shape.
+"""Random erasing: replace a box of random place and shape in each image.
 
 Shapes: B images, N candidate boxes, C channels, H and W pixels.
 """
@@ -16,16 +16,16 @@ _CANDIDATES = 10
 
 
 def random_erase_(images_BCHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> None:
-    """Replace a random box of each image, with probability `erase_prob`, by zeros or unit normal noise; in place.
+    """Replace a random box of each image, with probability `erase_prob`, by zeros or standard normal noise; in place.
 
-    The images are normalized already, so that zero is the mean colour. Source: Zhong et al. 2020, algorithm 1.
+    The images are already normalized, so zero is the mean colour. Source: Zhong et al. 2020, algorithm 1.
     """
     mask_B1HW = erased(images_BCHW.shape, config, generator, images_BCHW.device).unsqueeze(1)
     if config.erase_mode == "zero":
         images_BCHW.masked_fill_(mask_B1HW, 0.0)
     else:
         noise = torch.empty_like(images_BCHW).normal_(generator=generator)
-        images_BCHW.lerp_(noise, mask_B1HW.to(images_BCHW.dtype))  # a weight of 0 or 1 gives one or the other exactly
+        images_BCHW.lerp_(noise, mask_B1HW.to(images_BCHW.dtype))  # exact, because each weight is 0 or 1
 
 
 def erased(
@@ -34,10 +34,10 @@ def erased(
     generator: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    """Mask B x H x W of what images of a shape B x C x H x W lose.
+    """Return the mask, B x H x W, of the pixels to erase in images of `shape` B x C x H x W.
 
-    Boxes are distributed as torchvision's RandomErasing has them: ten candidates are drawn, the first that is smaller
-    than the image in both directions counts, and an image without any is left whole.
+    Boxes are distributed as in torchvision's RandomErasing: of ten random candidates, the first one that is smaller
+    than the image in both directions is used. An image without such a candidate is not changed.
     """
     count, _, height, width = shape
     area, aspect, y, x = torch.rand(4, count, _CANDIDATES, generator=generator, device=device).unbind()
@@ -59,6 +59,6 @@ def _between(uniform: Tensor, low: float, high: float) -> Tensor:
 
 
 def _within(length: int, start_B1: Tensor, extent_B1: Tensor) -> Tensor:
-    """Mask B x length of the positions from `start` on, `extent` of them."""
+    """Return the mask, B x length, of the `extent` positions from `start` on."""
     positions = torch.arange(length, device=start_B1.device)
     return (positions >= start_B1) & (positions < start_B1 + extent_B1)

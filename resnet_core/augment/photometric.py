@@ -1,6 +1,6 @@
-"""Random changes of brightness and colour, image by image.
+"""Random changes of brightness and colour, drawn for each image.
 
-Shapes: B images, H and W pixels, C = 3 channels, float32 in [0, 255]. Each function works in place.
+Shapes: B images, H and W pixels, C = 3 channels, float32 in [0, 255]. Each public function works in place.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, with torchvision's digits
-# Principal components of ImageNet's colours in [0, 1]; a row per component. AlexNet's paper prints none: these are
-# fb.resnet.torch's (datasets/imagenet.lua), which everybody has used since.
+# Principal components of ImageNet's colours in [0, 1], one per row. AlexNet's paper does not print them; these are
+# from fb.resnet.torch (datasets/imagenet.lua) and have been in general use since.
 _COMPONENTS = (
     (-0.5675, -0.5808, -0.5836),
     (0.7192, -0.0045, -0.6948),
@@ -22,9 +22,10 @@ _EIGENVALUES = (0.2175, 0.0188, 0.0045)
 
 
 def jitter_color_(images_BHWC: Tensor, strength: float, generator: torch.Generator) -> None:
-    """Brightness, contrast and saturation of each image by factors of its own, uniform in [1 - x, 1 + x].
+    """Multiply each image's brightness, contrast and saturation by random factors, uniform in [1 - x, 1 + x].
 
-    The formulas are those of torchvision's ColorJitter, on floats and always in this order (torchvision's is random).
+    x is `strength`. The formulas are those of torchvision's ColorJitter, on floats. The order is fixed; torchvision's
+    is random.
     """
     shape, device = (3, len(images_BHWC), 1, 1, 1), images_BHWC.device
     draws = torch.rand(shape, generator=generator, device=device)
@@ -36,9 +37,9 @@ def jitter_color_(images_BHWC: Tensor, strength: float, generator: torch.Generat
 
 
 def shift_lighting_(images_BHWC: Tensor, deviation: float, generator: torch.Generator) -> None:
-    """Add to every pixel of an image one draw of noise along ImageNet's principal components of colour.
+    """Add noise along ImageNet's principal components of colour; one draw per image, the same for all its pixels.
 
-    Source: Krizhevsky et al. 2012, section 4.1 (there with a deviation of 0.1).
+    Source: Krizhevsky et al. 2012, section 4.1, with a deviation of 0.1.
     """
     device = images_BHWC.device
     draws_B3 = torch.randn(len(images_BHWC), 3, generator=generator, device=device)
@@ -51,18 +52,18 @@ def _grey(images_BHWC: Tensor) -> Tensor:
 
 
 def _blend_(images_BHWC: Tensor, base: Tensor, factor: Tensor) -> None:
-    """base + factor x (images - base), kept in range."""
+    """Replace images by base + factor x (images - base), clipped to [0, 255], in place."""
     images_BHWC.sub_(base).mul_(factor).add_(base).clamp_(0, 255)
 
 
 @lru_cache(maxsize=8)
 def _luma(device: torch.device) -> Tensor:
-    # cached here and below, because making them anew in each step would stall a GPU for the copy
+    # cached here and below, because a new tensor in each step would stall a GPU for the copy
     return torch.tensor(_LUMA, device=device)
 
 
 @lru_cache(maxsize=8)
 def _principal_steps(device: torch.device) -> Tensor:
-    """The components, each times its eigenvalue, for images in [0, 255]."""
+    """Return the principal components, each times its eigenvalue, for images in [0, 255]."""
     eigenvalues = torch.tensor(_EIGENVALUES, device=device)
     return 255 * eigenvalues[:, None] * torch.tensor(_COMPONENTS, device=device)

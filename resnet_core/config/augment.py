@@ -1,4 +1,4 @@
-"""What the device does to images: the recipe's section `augment`."""
+"""Section `augment` of a recipe: image transforms on the device."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AugmentConfig:
-    """What happens to uint8 images on the device, after the crop and the policy of the data tasks.
+    """Transforms of uint8 images on the device, after the data tasks have cropped them and applied their policy.
 
-    In this order: flip, color_jitter, lighting, normalization, erasing, mixing.
+    The order is flip, color_jitter, lighting, normalization, erasing, mixing.
     """
 
     flip: bool = False
-    """Mirror each training image with probability one half."""
+    """Mirror each training image with probability 0.5."""
     mean: Rgb = IMAGENET_MEAN
-    """Mean per channel, of images in [0, 1]; it is subtracted."""
+    """Mean of each channel, which is subtracted; images are in [0, 1]."""
     std: Rgb = IMAGENET_STD
-    """Standard deviation per channel, of images in [0, 1]; images are divided by it."""
+    """Standard deviation of each channel, by which images are divided; images are in [0, 1]."""
     pixel_mean: bool = False
-    """Subtract the training split's mean image instead of `mean`, in training and scoring (He et al. 2015, 3.4)."""
+    """Subtract the training split's mean image instead of `mean`, in training and evaluation (He et al. 2015, 3.4)."""
     lighting: float = 0.0
-    """Deviation of the noise along the principal components of colour; 0.1 in AlexNet; 0 = off."""
+    """Standard deviation of noise along the principal components of colour; 0.1 in AlexNet; 0 = off."""
     color_jitter: float = 0.0
-    """Jitter of brightness, contrast and saturation, each by a factor in [1 - x, 1 + x]; 0 = off."""
+    """Jitter x: brightness, contrast and saturation each change by a factor in [1 - x, 1 + x]; 0 = off."""
     mixup_alpha: float = 0.0
-    """Mixup: an image's share comes from Beta(alpha, alpha) (Zhang et al. 2018); 0 = off."""
+    """Alpha of mixup: the weight of an image is drawn from Beta(alpha, alpha) (Zhang et al. 2018); 0 = off."""
     cutmix_alpha: float = 0.0
-    """CutMix: the area of the pasted box comes from Beta(alpha, alpha) (Yun et al. 2019); 0 = off."""
+    """Alpha of CutMix: the area of the pasted box is drawn from Beta(alpha, alpha) (Yun et al. 2019); 0 = off."""
     mix_prob: float = 1.0
-    """Chance that a batch is mixed at all."""
+    """Probability that a batch is mixed at all."""
     cutmix_share: float = 0.5
-    """Chance that a mixed batch has cutmix, where both are on."""
+    """Probability that a mixed batch uses CutMix instead of mixup, if both are on."""
     erase_prob: float = 0.0
-    """Chance that an image loses a random box (Zhong et al. 2020); 0 = off."""
+    """Probability that a random box of an image is erased (Zhong et al. 2020); 0 = off."""
     erase_area: tuple[float, float] = (0.02, 0.33)
-    """Bounds of the box's share of the image."""
+    """Bounds of the erased box's area, as a fraction of the image's."""
     erase_aspect: tuple[float, float] = (0.3, 3.3)
-    """Bounds of the box's height over width."""
+    """Bounds of the erased box's aspect ratio, height / width."""
     erase_mode: EraseMode = "zero"
-    """What takes the box's place in the normalized image: zeros, or a unit normal draw per value."""
+    """Values that fill the erased box of the normalized image: zero, or noise = a standard normal draw per value."""
 
     def __post_init__(self) -> None:
         rgb = 3
@@ -74,5 +74,5 @@ class AugmentConfig:
 
     @property
     def mixes(self) -> bool:
-        """Whether a batch may be mixed."""
+        """True if batches may be mixed."""
         return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)

@@ -1,4 +1,4 @@
-"""How a worker computes: the recipe's section `compute`."""
+"""Section `compute` of a recipe: how a worker computes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ CompileChoice = Literal["auto", True, False]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ComputeConfig:
-    """How a worker computes; none of it changes what is computed, beyond rounding."""
+    """Settings of a worker's arithmetic and speed; they change results by rounding only."""
 
     precision: PrecisionChoice = "auto"
-    """Arithmetic. fp32 = IEEE single precision, also in convolutions, and no TF32; bf16 = autocast, with weights, norm
-    statistics and the loss in fp32; fp16 = likewise, with a scaled loss, on GPUs. auto = bf16 where every worker's
-    device computes it in hardware, else fp16 where all are GPUs with tensor cores (V100, T4), else fp32; a resumed run
-    keeps its precision."""
+    """Arithmetic: fp32 = IEEE single precision without TF32; bf16 = autocast, with weights, norm statistics and the
+    loss in fp32; fp16 = as bf16, with a scaled loss, on GPUs only. auto = bf16 if every worker's device has it in
+    hardware, else fp16 if all are GPUs with tensor cores (V100, T4), else fp32; a resumed run keeps its precision."""
     channels_last: bool = True
-    """Keep activations in channels-last order, which convolutions are faster in."""
+    """Keep activations in channels-last order, in which convolutions are faster."""
     compile: CompileChoice = "auto"
-    """torch.compile of what a step calls; auto = on GPUs, where every worker has the compilers; a
-    run that is not compiled says why."""
+    """Compile the training step by torch.compile; auto = on GPUs, if every worker has the compilers. A run that does
+    not compile logs why."""
     microbatch_size: int = 0
-    """Most images in one forward pass of one worker; 0 = the worker's whole share of the step, or, in a run
-    of `run.num_workers = [min, max]`, what the share is on max workers."""
+    """Maximum number of images in one forward pass of a worker; 0 = all images of the worker's rank batch. A run with
+    `run.num_workers = [min, max]` takes the size of a rank batch on max workers."""
     threads_per_worker: int = 1
-    """Torch's threads within one operation, on CPU workers; 0 = torch's own default."""
+    """Threads of torch within one operation, on CPU workers; 0 = torch's default."""
     deterministic: bool = False
-    """Refuse operations whose result may differ from run to run."""
+    """Raise an error on operations whose result may differ from run to run."""
 
     def __post_init__(self) -> None:
         require_choice("compute.precision", self.precision, PrecisionChoice)

@@ -1,4 +1,4 @@
-"""Which network: the recipe's section `model`."""
+"""Section `model` of a recipe: the network."""
 
 from __future__ import annotations
 
@@ -23,61 +23,62 @@ from resnet_core.config.variants import (
 Family = Literal["imagenet", "cifar"]
 DropPathShape = Literal["linear", "uniform"]
 Location = str
-"""A path or URI; relative ones become absolute where the recipe is read."""
+"""A path or URI; a relative path becomes absolute when the recipe is read."""
 Published = Literal[""]
-"""As the name has it."""
+"""Keep the value of the published network."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Which network: a published name, and what is to differ from it; the names' sources are in `variants.py`.
+    """Network: a published name, and the keys that change it; `variants.py` has the sources of the names.
 
-    Where "" is allowed, it stands for what the name has.
+    "" keeps the value of the published network.
     """
 
     name: ModelName = "resnet20"
-    """Published network, such as resnet50; its sources are in resnet_core/config/variants.py."""
+    """Name of a published network, such as resnet50; resnet_core/config/variants.py has the sources."""
     num_classes: int = 0
-    """Outputs of the last layer; 0 = as many as the data set has (filled in by the pipeline)."""
+    """Outputs of the last layer; 0 = the number of classes of the data set (filled in by the pipeline)."""
     depths: tuple[int, ...] = ()
-    """Blocks per stage, as [n, n, n] of the paper's 6n + 2 layers; [] = as the name has it."""
+    """Blocks per stage, such as [n, n, n] for the paper's 6n + 2 layers; [] = those of the published network."""
     in_channels: int = 3
-    """Channels of the images; 3, since data sets store RGB."""
+    """Channels of the images; 3, because data sets store RGB."""
     init_from: Location = ""
-    """Weights to start from: a safetensors file by our, torchvision's or timm's names, or the folder of a run, whose
-    best checkpoint counts; also s3://…. Set `new_head` for other classes."""
+    """Weights to start from: a safetensors file with our, torchvision's or timm's names, or the folder of a run, whose
+    best checkpoint is taken; s3://… works too. Set `new_head` if the classes differ."""
     new_head: bool = False
-    """Leave the last layer of `init_from` out and train a new one: for other classes."""
+    """Train a new last layer instead of the one in `init_from`: for other classes."""
     zero_init_last: bool = False
-    """Start every residual branch at zero, through its last scale (Goyal et al. 2017, Section 5.1)."""
+    """Start every residual branch at zero, by a zero scale in its last norm (Goyal et al. 2017, Section 5.1)."""
     prior_bias: bool = False
-    """Start the last layer's biases at -log(num_classes), as a loss of one sigmoid per class wants them (Composer)."""
+    """Start the last layer's biases at -log(num_classes), which suits a loss with one sigmoid per class (Composer)."""
     shortcut: Literal[Published, ShortcutOption] = ""
-    """Shortcut where the shape changes: A = zero padding, B = projection, C = projections everywhere (Section 4.1)."""
+    """Shortcut where the shape changes: A = zero padding, B = projection, C = projection in every block (Section
+    4.1)."""
     stride_on: Literal[Published, StrideOn] = ""
-    """Which convolution of a bottleneck halves the image: 1x1 = the paper's (v1), 3x3 = torchvision's (v1.5)."""
+    """Convolution of a bottleneck that halves the image: 1x1 = the paper's (v1), 3x3 = torchvision's (v1.5)."""
     block_order: Literal[Published, BlockOrder] = ""
     """Order inside a block: pre = norm and activation before each convolution (v2, He et al. 2016)."""
     stem: Literal[Published, Stem] = ""
     """First layers: deep = three 3x3 convolutions (ResNet-C and -D); cifar = one 3x3 at full size, no pooling."""
     projection: Literal[Published, Projection] = ""
-    """How a shortcut halves the image: avgpool = average pooling before the projection, not its stride (ResNet-D)."""
+    """Step of a shortcut that halves the image: conv = the projection's stride, avgpool = average pooling before the
+    projection (ResNet-D)."""
     attention: Literal[Published, AttentionKind] = ""
-    """Attention at the end of every residual branch; SE and CBAM have 1/16 as many channels inside, in ResNet-RS
-    1/4."""
+    """Attention at the end of every residual branch; SE and CBAM reduce the channels to 1/16, in ResNet-RS to 1/4."""
     activation: ActivationKind = "relu"
     """Activation function of the whole network."""
     blur_pool: bool = False
-    """Blur in front of convolutions of stride two (Zhang 2019), where FFCV's ImageNet recipe does."""
+    """Blur the input of convolutions of stride two (Zhang 2019), in the same places as FFCV's ImageNet recipe."""
     drop_path: float = 0.0
-    """Stochastic depth: the largest chance that a branch is left out for an image (Huang et al. 2016)."""
+    """Stochastic depth: the highest probability that a branch is dropped for an image (Huang et al. 2016)."""
     drop_path_shape: DropPathShape = "linear"
-    """How stochastic depth grows over depth: linear = up to `drop_path` at the last block; uniform = the same
-    everywhere."""
+    """Stochastic depth per block: linear = grows up to `drop_path` at the last block; uniform = `drop_path` in every
+    block."""
     dropout: float = 0.0
-    """Chance that a feature is left out before the last layer."""
+    """Probability that a feature is dropped before the last layer."""
     activation_checkpointing: bool = False
-    """Compute activations inside blocks a second time in the backward pass rather than keep them."""
+    """Recompute activations inside blocks in the backward pass instead of keeping them: less memory, more time."""
 
     def __post_init__(self) -> None:
         require_choice("model.name", self.name, ModelName)
@@ -95,12 +96,12 @@ class ModelConfig:
 
     @property
     def family(self) -> Family:
-        """Which of the paper's two designs: four stages for ImageNet, or three narrow ones for CIFAR."""
+        """Return which of the paper's two designs this is: four stages for ImageNet, or three narrow ones for CIFAR."""
         return "cifar" if self.name in get_args(CifarName) else "imagenet"
 
     @property
     def variant(self) -> Variant:
-        """The network of this name with this section's changes."""
+        """Return the published network with this section's changes."""
         changes: dict[str, Any] = {field: value for field in _OVERRIDES if (value := getattr(self, field))}
         if self.depths:
             changes["depths"] = self.depths
@@ -117,7 +118,7 @@ class ModelConfig:
         )
 
     def _check_that_overrides_apply(self) -> None:
-        """A key that could not change anything is a mistake."""
+        """Raise ValueError for a key that has no effect on this network: the user meant something else."""
         variant = self.variant
         stages = len(VARIANTS[self.name].depths)
         fits = len(self.depths) in (0, stages) and all(depth >= 1 for depth in self.depths)

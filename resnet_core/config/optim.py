@@ -1,4 +1,4 @@
-"""The optimizer, its loss and the average of the weights: the recipe's section `optim`."""
+"""Section `optim` of a recipe: the optimizer, the loss and the average of the weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _WITH_MOMENTUM = ("sgd", "lars")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """How a gradient becomes an update, of which loss it is, and the average of the weights that comes of it."""
+    """Loss, optimizer and average of the weights."""
 
     global_batch_size: int = 256
-    """Images per step over all workers; it does not change with their number."""
+    """Images per step over all workers; the number of workers does not change it."""
     lr_per_256: float = 0.1
     """Peak learning rate per 256 images of the global batch (linear scaling, Goyal et al. 2017)."""
     optimizer: OptimizerName = "sgd"
@@ -28,49 +28,49 @@ class OptimConfig:
     momentum: float = 0.9
     """Momentum of "sgd" and "lars"."""
     momentum_form: MomentumForm = "torch"
-    """How the rate enters momentum. torch: v := m v + g, w -= lr v. caffe: v := m v + lr g, w -= v, as the paper's.
-    They differ where the rate changes."""
+    """Place of the rate in momentum: torch = (v := m v + g, w -= lr v); caffe = (v := m v + lr g, w -= v), as in the
+    paper. They differ when the rate changes."""
     nesterov: bool = False
     """Nesterov momentum, for "sgd"."""
     beta1: float = 0.9
-    """Decay of the gradient's mean, for "lamb" and "adamw", as are beta2 and eps."""
+    """Decay of the gradient's running mean, for "lamb" and "adamw"."""
     beta2: float = 0.999
-    """Decay of the squared gradient's mean."""
+    """Decay of the squared gradient's running mean, for "lamb" and "adamw"."""
     eps: float = 1e-8
-    """Number added to a divisor, for "lars" too. "lamb" is published with 1e-6."""
+    """Number added to a divisor, for "lamb", "adamw" and "lars"; LAMB's paper has 1e-6."""
     trust_coefficient: float = 0.001
-    """Rate of a tensor as a share of its norm over its gradient's (eta), for "lars"."""
+    """Factor eta of "lars": the rate of a tensor is eta times its norm over its gradient's norm."""
     weight_decay: float = 1e-4
-    """Weight decay of all weights but norms and biases (see decay_norm_and_bias)."""
+    """Weight decay of all weights except norms and biases (see decay_norm_and_bias)."""
     decay_norm_and_bias: bool = False
-    """Treat norm scales, norm shifts and biases as any other weight, as fb.resnet.torch does. Otherwise they are not
-    decayed, nor scaled to their norm by "lars" and "lamb"."""
+    """Treat norm scales, norm shifts and biases like other weights, as fb.resnet.torch does; false = no weight decay
+    for them, and no scaling to their norm by "lars" and "lamb"."""
     clip_norm: float = 0.0
-    """Longest gradient over all parameters: a longer one is scaled down to it. 0 = any."""
+    """Maximum norm of the gradient over all parameters: a longer gradient is scaled down to it; 0 = off."""
     sam_rho: float = 0.0
-    """Distance at which sharpness-aware steps take the gradient (Foret et al. 2021). 0 = off."""
+    """Distance at which sharpness-aware steps take the gradient (Foret et al. 2021); 0 = off."""
     sam_every: int = 1
-    """Steps from one sharpness-aware step to the next, each of which costs two gradients."""
+    """Steps from one sharpness-aware step to the next; a sharpness-aware step computes two gradients."""
     loss: Loss = "cross_entropy"
-    """Training loss."""
+    """Training loss: bce and bce_sum = one sigmoid per class, with the mean or the sum over classes."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over all classes; 0 = off."""
+    """Fraction of the target that is spread over all classes; 0 = off."""
     bce_threshold: float = 0.0
-    """Smoothed and mixed targets above this become 1, the others 0, for "bce"; 0 = they stay as they are."""
+    """Threshold above which smoothed and mixed targets become 1, the others 0, for "bce"; 0 = keep the targets."""
     ema_decay: float = 0.0
-    """Share of the averaged weights kept at each update of the average; 0 = no average."""
+    """Decay of the exponential moving average of the weights, at each update; 0 = no average."""
     ema_every: int = 1
-    """Steps from one update of the average to the next."""
+    """Steps from one update of the moving average to the next."""
     ema_warmup: bool = False
-    """Keep at most (1 + t) / (10 + t) at update t = 0, 1, …, so that the average soon forgets its start."""
+    """Decay by at most (1 + t) / (10 + t) at update t = 0, 1, …, so that the average soon forgets the first weights."""
     average_from: float = 0.0
-    """Start of an equal average of the weights after each step, in schedule.unit; 0 = no average. BatchNorm's
-    statistics are those of the last step: set exact_bn_images with it (Izmailov et al. 2018, Section 3.2)."""
+    """Time from which an equal average of the weights is kept, in schedule.unit; 0 = no average. BatchNorm's
+    statistics stay those of the last step: also set exact_bn_images (Izmailov et al. 2018, Section 3.2)."""
     exact_bn_images: int = 0
-    """Training images over which BatchNorm's statistics are computed anew after the last step, as in the paper's
-    release; 0 = keep the moving averages."""
+    """Number of training images from which BatchNorm's statistics are recomputed after the last step, as in the
+    paper's release; 0 = keep the moving averages."""
     sync_batch_norm: bool = False
-    """BatchNorm over the images of all workers in a forward pass, not of each alone; on GPUs."""
+    """Normalize over the images of all workers in a forward pass, not of each worker alone; on GPUs only."""
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -80,7 +80,7 @@ class OptimConfig:
         require(
             not (self.average_from and self.ema_decay),
             "optim.average_from",
-            "0 beside optim.ema_decay: a run has one average",
+            "0 if optim.ema_decay is set, because a run keeps one average",
             self.average_from,
         )
 
@@ -101,5 +101,5 @@ class OptimConfig:
 
     @property
     def peak_lr(self) -> float:
-        """Learning rate at the end of the warm-up."""
+        """Return the learning rate at the end of the warm-up."""
         return self.lr_per_256 * self.global_batch_size / 256

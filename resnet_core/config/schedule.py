@@ -1,4 +1,4 @@
-"""How long to train and how fast: the recipe's section `schedule`."""
+"""Sections `schedule` and `curriculum` of a recipe: length of the training, learning rate and phases."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Literal
 
 from resnet_core.config.check import require, require_choice
+from resnet_core.config.variants import ModelName
 
 Unit = Literal["epochs", "steps"]
 Shape = Literal["cosine", "linear", "step", "constant", "poly", "piecewise", "one_cycle", "plateau"]
@@ -16,42 +17,43 @@ WarmupShape = Literal["linear", "constant", "exponential"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScheduleConfig:
-    """How long to train, and the learning rate on the way as a factor of its peak."""
+    """Length of the training, and the learning rate over time as a factor of its peak."""
 
     unit: Unit = "epochs"
     """Unit of length, warmup, milestones, points and drop_path_ramp."""
     length: float = 90.0
     """Length of the training, in schedule.unit: epochs by default."""
     warmup: float = 0.0
-    """Length of the climb from warmup_start_factor to the peak, in schedule.unit."""
+    """Length of the rise from warmup_start_factor to the peak, in schedule.unit."""
     warmup_start_factor: float = 0.0
-    """Where the warm-up begins, as a share of the peak rate."""
+    """Rate at the start of the warm-up, as a fraction of the peak rate."""
     warmup_shape: WarmupShape = "linear"
-    """How the rate climbs: constant = stays at warmup_start_factor until the warm-up ends; exponential = by a constant
-    ratio."""
+    """Shape of the rise: constant = stays at warmup_start_factor until the warm-up ends; exponential = grows by a
+    constant ratio per step."""
     warmup_until_error: float = 0.0
-    """In place of `warmup`: stay at warmup_start_factor until the recorded training error is below this (0.8 for the
-    paper's ResNet-110, Section 4.2); 0 = off."""
+    """Training error that ends the warm-up: the rate stays at warmup_start_factor until the recorded error is lower
+    (0.8 for the paper's ResNet-110, Section 4.2). Use it instead of `warmup`; 0 = off."""
     shape: Shape = "cosine"
     """Learning rate after the warm-up, as a factor of its peak."""
     milestones: tuple[float, ...] = ()
-    """Times at which the shape "step" multiplies the rate by gamma, in schedule.unit."""
+    """Times at which "step" multiplies the rate by gamma, in schedule.unit."""
     gamma: float = 0.1
-    """Factor of the rate, for "step" and "plateau"."""
+    """Factor by which "step" and "plateau" multiply the rate."""
     end_factor: float = 0.0
-    """Factor at the end of the run, for "cosine", "linear", "poly" and "one_cycle"; the least factor of "plateau"."""
+    """Factor at the end of the run, for "cosine", "linear", "poly" and "one_cycle"; the lowest factor of "plateau"."""
     power: float = 1.0
-    """Power of the share of the run that is left, for "poly"; 1 is "linear"."""
+    """Power of the remaining fraction of the run, for "poly"; 1 = "linear"."""
     points: tuple[float, ...] = ()
-    """Times of the factors of "piecewise", in schedule.unit; straight in between, level outside; no warm-up besides."""
+    """Times of the factors of "piecewise", in schedule.unit; the rate is linear between two points and constant
+    outside them. Not with a warm-up."""
     factors: tuple[float, ...] = ()
     """Factors of the peak rate at `points`, for "piecewise"."""
     patience: int = 10
-    """Evaluations in a row without progress before "plateau" multiplies the rate by gamma."""
+    """Evaluations in a row without progress that "plateau" accepts before it multiplies the rate by gamma."""
     threshold: float = 1e-4
-    """Progress, for "plateau": the test error falls by more than this share of all images."""
+    """Progress, for "plateau": the test error (a fraction of all images) falls by more than this."""
     drop_path_ramp: float = 0.0
-    """Time over which stochastic depth climbs linearly to its rates, in schedule.unit; 0 = full from the first step."""
+    """Time over which stochastic depth grows linearly to its rates, in schedule.unit; 0 = full from the first step."""
 
     def __post_init__(self) -> None:
         self._check_choices()
@@ -69,7 +71,10 @@ class ScheduleConfig:
     def _check_ranges(self) -> None:
         require(0 < self.length < math.inf, "schedule.length", "positive and finite", self.length)
         require(
-            0 <= self.warmup < self.length, "schedule.warmup", f"in [0, {self.length}), its length apart", self.warmup
+            0 <= self.warmup < self.length,
+            "schedule.warmup",
+            f"in [0, {self.length}), below schedule.length",
+            self.warmup,
         )
         for name in ("warmup_start_factor", "end_factor"):
             require(0 <= getattr(self, name) <= 1, f"schedule.{name}", "in [0, 1]", getattr(self, name))
@@ -81,7 +86,7 @@ class ScheduleConfig:
         require(
             0 <= self.drop_path_ramp <= self.length,
             "schedule.drop_path_ramp",
-            f"in [0, {self.length}], its length",
+            f"in [0, {self.length}], up to schedule.length",
             self.drop_path_ramp,
         )
 
@@ -91,14 +96,14 @@ class ScheduleConfig:
         require(
             self.warmup_start_factor > 0 or not needs_start,
             "schedule.warmup_start_factor",
-            "positive for an exponential warm-up, and for one until an error",
+            "positive for an exponential warm-up and with warmup_until_error",
             self.warmup_start_factor,
         )
         has_own_rise = self.shape == "piecewise" or until_error
         require(
             not (self.warmup and has_own_rise),
             "schedule.warmup",
-            '0 for the shape "piecewise", and beside warmup_until_error',
+            '0 for the shape "piecewise" and with warmup_until_error',
             self.warmup,
         )
         if self.shape == "one_cycle":
@@ -106,7 +111,7 @@ class ScheduleConfig:
             require(
                 self.warmup_shape == "linear",
                 "schedule.warmup_shape",
-                'left out for the shape "one_cycle", which rises by a cosine',
+                'left at "linear" for the shape "one_cycle", which always rises by a cosine',
                 self.warmup_shape,
             )
         require(
@@ -152,3 +157,31 @@ class ScheduleConfig:
             values = getattr(self, name)
             whole = all(float(value).is_integer() for value in values)
             require(whole, f"schedule.{name}", "whole numbers of steps", values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CurriculumConfig:
+    """Phases of a run, each with its image size and its network; an empty list changes nothing over time."""
+
+    until: tuple[float, ...] = ()
+    """End of each phase except the last, in schedule.unit."""
+    image_size: tuple[int, ...] = ()
+    """Side of the training images in each phase, pixels; evaluation uses data.image_size."""
+    model: tuple[ModelName, ...] = ()
+    """Network of each phase, each deeper than the one before, model.name last; new blocks start as the identity."""
+
+    def __post_init__(self) -> None:
+        phases = len(self.until) + 1
+        rises = all(low < high for low, high in pairwise((0.0, *self.until, math.inf)))
+        require(rises, "curriculum.until", "positive and strictly increasing", self.until)
+        for name in ("image_size", "model"):
+            given = getattr(self, name)
+            require(len(given) in (0, phases), f"curriculum.{name}", f"empty or one for each of {phases} phases", given)
+        require(all(size >= 1 for size in self.image_size), "curriculum.image_size", "positive", self.image_size)
+        several = bool(self.image_size or self.model)
+        require(
+            several or not self.until,
+            "curriculum.until",
+            "empty unless curriculum.image_size or curriculum.model is given",
+            self.until,
+        )

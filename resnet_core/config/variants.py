@@ -1,6 +1,6 @@
-"""The published networks, one row per name, as data: what a recipe's `model.name` stands for. No torch here.
+"""Table of the published networks: one `Variant` for each value of a recipe's `model.name`. No torch here.
 
-Every row is a `Variant`; the recipe's other `model` keys replace fields of it. Sources:
+The recipe's other `model` keys replace fields of the variant. Sources:
 
     resnet*, plain*          He et al. 2015 (arXiv 1512.03385): Table 1 and Figure 3; Section 4.2 for CIFAR
     resnext*                 Xie et al. 2017 (arXiv 1611.05431), by torchvision's names
@@ -85,44 +85,44 @@ class Variant:
     block: BlockKind = "basic"
     """basic = two 3x3 convolutions; bottleneck = 1x1, 3x3, 1x1 (Figure 5 of the paper)."""
     groups: int = 1
-    """Of a bottleneck's 3x3 (ResNeXt's cardinality)."""
+    """Groups of a bottleneck's 3x3 convolution (ResNeXt's cardinality)."""
     group_width: int = 64
     """Channels of one group where `widths` says 64: 4 in ResNeXt 32x4d, 128 in Wide ResNet-50-2."""
     block_order: BlockOrder = "post"
     """post = convolution, norm, activation; pre = norm, activation, convolution (v2, arXiv 1603.05027)."""
     stride_on: StrideOn = "3x3"
-    """Which convolution of a bottleneck halves the image: the first 1x1 (v1, the paper's) or the 3x3 (v1.5)."""
+    """Convolution of a bottleneck that halves the image: the first 1x1 (v1, the paper's) or the 3x3 (v1.5)."""
     shortcut: Shortcut = "B"
-    """Where the shape changes: A = zero padding, B = projection; C = projections everywhere; none = a plain net."""
+    """Where the shape changes: A = zero padding, B = projection. C = projection in every block; none = plain net."""
     projection: Projection = "conv"
     """conv = 1x1 with the stride; avgpool = 2x2 average pooling, then a 1x1 of stride one (ResNet-D)."""
     stem: Stem = "7x7"
     """deep = three 3x3 convolutions (ResNet-C); cifar = one 3x3 at full size."""
     stem_pool: StemPool = "max"
-    """conv = a 3x3 convolution of stride two in the place of max pooling (ResNet-RS)."""
+    """conv = a 3x3 convolution of stride two instead of max pooling (ResNet-RS)."""
     attention: AttentionKind = "none"
-    """At the end of every residual branch."""
+    """Attention at the end of every residual branch."""
     attention_ratio: float = 1 / 16
-    """Inner channels of SE and CBAM per channel."""
+    """Inner channels of SE and CBAM, as a fraction of the branch's channels."""
     activation: ActivationKind = "relu"
     blur_pool: bool = False
-    """Blur in front of every convolution of stride two with at least 16 channels in."""
+    """Blur the input of every convolution of stride two that has at least 16 input channels."""
     in_channels: int = 3
 
     @property
     def expansion(self) -> int:
-        """Channels that leave a block per channel of `widths`."""
+        """Return the output channels of a block per channel of `widths`."""
         return 4 if self.block == "bottleneck" else 1
 
     @property
     def stride(self) -> int:
-        """Pixels of an image's side for one position of the last features; a part of one counts as one."""
+        """Return the pixels of an image's side per position of the last features; the positions are rounded up."""
         halvings = (self.stem != "cifar") + (self.stem_pool != "none") + len(self.depths) - 1
         return 1 << halvings
 
     @property
     def layers(self) -> int:
-        """Weighted layers as the names count them: stem, branches and classifier; a deep stem is one."""
+        """Return the number of weighted layers as in the names: stem, branches, classifier; a deep stem counts once."""
         return 2 + sum(self.depths) * (3 if self.block == "bottleneck" else 2)
 
 
@@ -131,7 +131,7 @@ def _bottleneck(*depths: int) -> Variant:
 
 
 def _cifar(n: int) -> Variant:
-    """6n + 2 layers (Section 4.2)."""
+    """Return the CIFAR network of 6n + 2 layers (Section 4.2)."""
     return Variant(depths=(n, n, n), widths=(16, 32, 64), stem="cifar", stem_pool="none", shortcut="A")
 
 
@@ -206,7 +206,7 @@ VARIANTS: dict[ModelName, Variant] = {
 
 
 def check_growth(variant: Variant, depths: Sequence[int]) -> None:
-    """ValueError unless the network can gain blocks until stage i has depths[i], each beginning as the identity."""
+    """Raise ValueError unless stage i can grow to depths[i] blocks with every new block starting as the identity."""
     now = list(variant.depths)
     if len(depths) != len(now) or any(new < old for new, old in zip(depths, now, strict=True)):
         raise ValueError(f"depths must be {len(now)} numbers, none below the present {now}: got {list(depths)}")
@@ -216,5 +216,5 @@ def check_growth(variant: Variant, depths: Sequence[int]) -> None:
     if variant.block_order == "post" and variant.activation != "relu":
         raise ValueError(
             f'model.activation must be "relu" to grow a network, or model.block_order "pre": a new block would apply '
-            f"{variant.activation} a second time to what the block before it gives"
+            f"{variant.activation} a second time to the output of the block before it"
         )

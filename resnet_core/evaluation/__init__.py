@@ -1,7 +1,6 @@
-"""Scores and what explains them: every image once, several views of one, responses and gradients by depth.
+"""Evaluation: exact metrics, test-time crops, and responses and gradients by depth.
 
-exact.py          exact sums over batches and ranks
-pairs.py          which classes are taken for which, of many classes
+exact.py          exact sums over batches and ranks; confusions of classes
 views.py          10-crop, fully convolutional testing at several scales, flips, ensembles
 diagnostics.py    the paper's Figure 7, and gradient norms by depth
 """

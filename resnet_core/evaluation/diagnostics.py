@@ -1,11 +1,11 @@
 """The paper's analysis of what a network's layers do (He et al. 2015, arXiv 1512.03385, Section 4).
 
 A layer's response is the output of a 3x3 convolution after its BatchNorm, before the nonlinearity or the addition
-(Figure 7); of a convolution that no BatchNorm follows, such as the last of a pre-activation block, its own output.
-Layers come in the order in which they compute. Models are in evaluation mode meanwhile, so that no image knows of the
-others in its batch, and the results do not depend on how images are split into batches.
+(Figure 7). If no BatchNorm follows, as after the last convolution of a pre-activation block, it is the convolution's
+output. Layers are in the order in which they compute. Models run in evaluation mode, so images do not affect each
+other and the results do not depend on the split into batches.
 
-Shapes: B images, C channels, H and W pixels. Images are what the network takes: float32, normalized, on its device.
+Shapes: B images, C channels, H and W pixels. Images are the network's input: float32, normalized, on its device.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LayerValues = list[tuple[str, float]]
-"""(name of the convolution in the model, value), in the order of the layers."""
+"""List of (name of the convolution in the model, value), in the order of the layers."""
 Look = Callable[[str, Tensor], None]
 _KERNEL = (3, 3)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class _Moments:
-    """Sums over the elements of tensors: exact, up to float64, under any split."""
+    """Sums over the elements of tensors, in float64: the split into batches does not matter."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -45,9 +45,13 @@ class _Moments:
 
 
 def response_deviations(model: nn.Module, batches: Iterable[Tensor]) -> LayerValues:
-    """The standard deviation of each layer's response, over all images, channels and pixels: Figure 7.
+    """Return the standard deviation of each layer's response over all images, channels and pixels (Figure 7).
 
-    batches: B x C x H x W each. ValueError if there are no images, or no 3x3 convolution.
+    Args:
+        batches: images, B x C x H x W each.
+
+    Raises:
+        ValueError: there are no images, or the model has no 3x3 convolution.
     """
     layers: dict[str, nn.Module] = {}
     moments: defaultdict[str, _Moments] = defaultdict(_Moments)
@@ -65,11 +69,16 @@ def response_deviations(model: nn.Module, batches: Iterable[Tensor]) -> LayerVal
 
 
 def gradient_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> LayerValues:
-    """The norm of the gradient that reaches each layer's response ("backward propagated", Section 4.1).
+    """Return the norm of the gradient that reaches each layer's response ("backward propagated", Section 4.1).
 
-    Of each image's own cross-entropy, the root mean square over images; no parameter's gradient is touched.
+    The gradient is that of each image's cross-entropy; the result is the root mean square over images. Gradients of
+    parameters do not change.
 
-    batches: (images B x C x H x W, labels int64 B) each. ValueError if there are no images, or no 3x3 convolution.
+    Args:
+        batches: (images B x C x H x W, labels int64 B) each.
+
+    Raises:
+        ValueError: there are no images, or the model has no 3x3 convolution.
     """
     layers: dict[str, nn.Module] = {}
     squares: defaultdict[str, float] = defaultdict(float)
@@ -95,13 +104,13 @@ def gradient_norms(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -
 
 @torch.no_grad()
 def response_layers(model: nn.Module, images_BCHW: Tensor) -> dict[str, nn.Module]:
-    """By the name of each 3x3 convolution, in order: the module whose output is the layer's response.
+    """Return the module whose output is each layer's response, by the name of the 3x3 convolution, in order.
 
-    Found by following tensors through a forward pass, whatever the blocks call their parts.
+    A forward pass follows the tensors, so the names of a block's modules do not matter.
     """
     names = {module: name for name, module in model.named_modules()}
     layers: dict[str, nn.Module] = {}
-    outputs: list[tuple[str, Tensor, int]] = []  # the version tells an output from a sum that is written over it
+    outputs: list[tuple[str, Tensor, int]] = []  # the version changes when a sum is written into an output
 
     def see_convolution(module: nn.Module, _: object, output: Tensor) -> None:
         layers[names[module]] = module
@@ -130,7 +139,7 @@ def _is_3x3(module: nn.Module) -> bool:
 
 @contextmanager
 def _watching(layers: Mapping[str, nn.Module], look: Look) -> Iterator[None]:
-    """Show `look` every layer's response as it is computed."""
+    """Call `look` with every layer's name and response when the response is computed."""
 
     def shown(layer: str) -> Callable[[nn.Module, object, Tensor], None]:
         return lambda _module, _inputs, response: look(layer, response)

@@ -1,4 +1,4 @@
-"""Exact evaluation: every image once, sums that are added over batches and ranks, one division at the end.
+"""Exact evaluation: every image once, sums over batches and ranks, one division at the end.
 
 Shapes: B images, H and W pixels, C = 3 channels, K classes, N mistakes.
 """
@@ -12,19 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from resnet_core.collective import concatenate_ranks, max_over_ranks_, share_buffers, sum_over_ranks_
-from resnet_core.evaluation.pairs import PairCounts
+from resnet_core.distributed import concatenate_ranks, gather_rows, max_over_ranks_, share_buffers, sum_over_ranks_
 from resnet_core.step import StepConfig, eval_step
 
 TOP = 5
 CALIBRATION_BINS = 15
 MATRIX_CLASSES = 1024
-"""Most classes whose pairs are counted in a K x K matrix, 8 MB; of more, only the pairs that occur are kept."""
+"""Maximum number of classes for a K x K confusion matrix (8 MB); with more, only the pairs that occur are kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvalBatch:
-    """Images to score, on the model's device."""
+    """Images to evaluate, on the model's device."""
 
     images_BHWC: Tensor  # uint8
     labels_B: Tensor  # int64
@@ -32,7 +31,7 @@ class EvalBatch:
 
 
 class EvalSums:
-    """Sums that a split's metrics are made of. Top-1, the count and the classes are read off the pairs of classes."""
+    """Sums from which a split's metrics are computed; top-1, counts and classes come from the pairs of classes."""
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes = num_classes
@@ -43,14 +42,19 @@ class EvalSums:
         if num_classes <= MATRIX_CLASSES:
             self._matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
         self.calibration = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=device)
-        """Images predicted right less the sum of their confidences, per bin of confidence.
+        """Number of correct images minus the sum of confidences, per bin of confidence.
 
-        In any order the same: up to a million images a bin, float64 has room for every bit of a float32 confidence.
+        The order of additions does not matter: up to a million images per bin, float64 keeps every bit of a float32
+        confidence.
         """
 
     @property
     def confusion(self) -> Tensor:
-        """K x K images: row = label, column = prediction. ValueError for more than `MATRIX_CLASSES` classes."""
+        """Return the number of images, int64 K x K: row = label, column = prediction.
+
+        Raises:
+            ValueError: there are more than `MATRIX_CLASSES` classes.
+        """
         if self._matrix is None:
             raise ValueError(f"{self.num_classes:,} classes are more than {MATRIX_CLASSES:,}: read `pairs` instead")
         return self._matrix
@@ -61,7 +65,7 @@ class EvalSums:
 
     @property
     def pairs(self) -> Tensor:
-        """Int64 P x 3: label, prediction, images, of the pairs that occur, in order."""
+        """Return the pairs that occur, int64 P x 3: label, prediction, number of images; sorted."""
         if self._matrix is None:
             return self._counts.rows
         cells_P2 = self._matrix.nonzero()
@@ -77,12 +81,12 @@ class EvalSums:
 
     @property
     def class_counts(self) -> Tensor:
-        """Int64 K: images of each class."""
+        """Return the number of images of each class, int64 K."""
         return self._by_class(self.pairs) if self._matrix is None else self._matrix.sum(dim=1)
 
     @property
     def class_correct(self) -> Tensor:
-        """Int64 K: images of each class that were predicted right."""
+        """Return the number of correctly predicted images of each class, int64 K."""
         if self._matrix is not None:
             return self._matrix.diagonal()
         pairs_P3 = self.pairs
@@ -106,7 +110,7 @@ class EvalSums:
         self.calibration.index_add_(0, _calibration_bin(confidence_B), excess_B)
 
     def all_reduce(self) -> None:
-        """Add up the sums of all ranks, all of which call this."""
+        """Add up the sums of all ranks; every rank must call this."""
         for sums in (self.loss, self.top5, self.calibration):
             sum_over_ranks_(sums)
         if self._matrix is None:
@@ -115,10 +119,13 @@ class EvalSums:
             sum_over_ranks_(self._matrix)
 
     def metrics(self) -> dict[str, float]:
-        """Means: "loss", "accuracy", "top5_accuracy", "calibration_error".
+        """Return means over the images: "loss", "accuracy", "top5_accuracy", "calibration_error".
 
         The last is the expected calibration error in equal bins (Guo et al. 2017, arXiv 1706.04599, Equation 3).
-        ValueError if nothing was scored; waits for the device.
+        This waits for the device.
+
+        Raises:
+            ValueError: no image was evaluated.
         """
         gap = self.calibration.abs().sum()
         loss, top1, top5, gap, count = torch.stack([self.loss, self.top1, self.top5, gap, self.count]).tolist()
@@ -132,20 +139,20 @@ class EvalSums:
         }
 
     def class_accuracy(self) -> Tensor:
-        """Float64 K: the share of each class's images that were predicted right, NaN for a class without images."""
+        """Return the accuracy on each class, float64 K; NaN for a class without images."""
         return self.class_correct.double() / self.class_counts
 
 
 def _calibration_bin(confidence_B: Tensor) -> Tensor:
-    """Index of the bin ](m - 1) / M, m / M] that each confidence is in."""
+    """Return the index of each confidence's bin; bin m of M holds (m - 1) / M < confidence <= m / M."""
     return ((confidence_B * CALIBRATION_BINS).ceil().long() - 1).clamp(0, CALIBRATION_BINS - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mistakes:
-    """The wrong predictions that the model was surest of, surest first; at most as many as asked for."""
+    """Wrong predictions with the highest confidence, highest first; N is the limit."""
 
-    probability_N: Tensor  # float32, of the predicted class; below 0 where the place is still empty
+    probability_N: Tensor  # float32, of the predicted class; below 0 = an empty slot
     ids_N: Tensor  # int64
     labels_N: Tensor  # int64
     predicted_N: Tensor  # int64
@@ -163,9 +170,9 @@ class Mistakes:
         )
 
     def with_batch(self, batch: EvalBatch, logits_BK: Tensor) -> Mistakes:
-        """With the batch's wrong predictions, none of which the host has to wait for."""
+        """Return the mistakes after a batch; the host does not wait for the device."""
         probability_B, predicted_B = logits_BK.softmax(dim=1).max(dim=1)
-        news = Mistakes(
+        found = Mistakes(
             probability_N=torch.where(predicted_B == batch.labels_B, -1.0, probability_B),
             ids_N=batch.ids_B,
             labels_N=batch.labels_B,
@@ -173,20 +180,20 @@ class Mistakes:
             images_NHWC=batch.images_BHWC,
         )
         limit = len(self.ids_N)
-        pairs = zip(self._columns(), news._surest(limit)._columns(), strict=True)
-        return Mistakes(**{name: torch.cat([old, new]) for (name, old), (_, new) in pairs})._surest(limit)
+        pairs = zip(self._columns(), found._most_confident(limit)._columns(), strict=True)
+        return Mistakes(**{name: torch.cat([old, new]) for (name, old), (_, new) in pairs})._most_confident(limit)
 
     def over_ranks(self) -> Mistakes:
-        """The surest of all ranks, all of which call this with the same limit and image size."""
+        """Return the mistakes of all ranks; every rank must call this, with the same limit and image size."""
         everyone = Mistakes(**{name: concatenate_ranks(column) for name, column in self._columns()})
-        return everyone._surest(len(self.ids_N))
+        return everyone._most_confident(len(self.ids_N))
 
     def filled(self) -> Mistakes:
-        """Without the empty places, on the CPU."""
+        """Return the mistakes without empty slots, on the CPU."""
         wrong = self.probability_N >= 0
         return Mistakes(**{name: column[wrong].cpu() for name, column in self._columns()})
 
-    def _surest(self, limit: int) -> Mistakes:
+    def _most_confident(self, limit: int) -> Mistakes:
         order = self.probability_N.argsort(descending=True, stable=True)[:limit]
         return Mistakes(**{name: column[order] for name, column in self._columns()})
 
@@ -197,9 +204,10 @@ class Mistakes:
 def evaluate(
     model: nn.Module, batches: Iterable[EvalBatch], config: StepConfig, *, num_classes: int, max_mistakes: int = 0
 ) -> tuple[EvalSums, Mistakes]:
-    """Score each rank's `batches`, all of one image size, with rank 0's model; every rank returns the result over all.
+    """Evaluate rank 0's model on each rank's `batches`, all of one image size; return the result over all ranks.
 
-    The sums do not depend on how images are split into batches and ranks. The model's mode is restored.
+    Every rank must call this. The sums do not depend on the split of images into batches and ranks. The model's mode
+    is restored.
     """
     device = next(model.parameters()).device
     sums = EvalSums(num_classes, device)
@@ -218,11 +226,44 @@ def evaluate(
     finally:
         model.train(was_training)
     sums.all_reduce()
-    return sums, _agree(mistakes, max_mistakes, device).over_ranks().filled()
+    return sums, _of_common_size(mistakes, max_mistakes, device).over_ranks().filled()
 
 
-def _agree(mistakes: Mistakes | None, limit: int, device: torch.device) -> Mistakes:
-    """A rank that scored nothing learns the image size from the others."""
+def _of_common_size(mistakes: Mistakes | None, limit: int, device: torch.device) -> Mistakes:
+    """Return the mistakes; a rank without images gets empty slots of the other ranks' image size."""
     own_size = mistakes.images_NHWC.shape[1:3] if mistakes else (0, 0)
     height, width = max_over_ranks_(torch.tensor(own_size)).tolist()
     return mistakes or Mistakes.empty(limit, height, width, device)
+
+
+class PairCounts:
+    """Number of images per (label, prediction), for the pairs that occur: at most one pair per image."""
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self.num_classes = num_classes
+        nothing = torch.zeros(0, dtype=torch.int64, device=device)
+        self._parts: list[tuple[Tensor, Tensor]] = [(nothing, nothing)]  # (label * K + prediction, images)
+
+    def add(self, labels_B: Tensor, predicted_B: Tensor) -> None:
+        """Count the pairs of a batch; the host does not wait for the device."""
+        cells_B = labels_B * self.num_classes + predicted_B
+        self._parts.append((cells_B, torch.ones_like(cells_B)))
+
+    def all_reduce(self) -> None:
+        """Add up the counts of all ranks; every rank must call this."""
+        everyone = gather_rows(torch.stack(self._merged(), dim=1))
+        self._parts = [(everyone[:, 0], everyone[:, 1])]
+
+    @property
+    def rows(self) -> Tensor:
+        """Return int64 P x 3: label, prediction, number of images; sorted by label, then by prediction."""
+        cells_P, images_P = self._merged()
+        return torch.stack([cells_P // self.num_classes, cells_P % self.num_classes, images_P], dim=1)
+
+    def _merged(self) -> tuple[Tensor, Tensor]:
+        """Return each pair once, sorted, and its number of images."""
+        cells, images = (torch.cat(column) for column in zip(*self._parts, strict=True))
+        cells_P, places = cells.unique(return_inverse=True)
+        merged = cells_P, torch.zeros_like(cells_P).index_add_(0, places, images)
+        self._parts = [merged]
+        return merged

@@ -1,9 +1,9 @@
-"""Several views of an image, one score: the mean of the probabilities that the network gives them.
+"""Test-time crops: the prediction for an image is the mean of the network's probabilities over several crops.
 
-Averaged are probabilities (softmax scores), not logits: "averaging the predictions made by the network's softmax layer"
-is what the 10-crop testing of Krizhevsky et al. 2012 does, and He et al. 2015 (arXiv 1512.03385, Section 3.4) follow.
+Probabilities (softmax) are averaged, not logits. The 10-crop testing of Krizhevsky et al. 2012 works by "averaging the
+predictions made by the network's softmax layer". He et al. 2015 (arXiv 1512.03385, Section 3.4) do the same.
 
-    10-crop      mean_probabilities(classify(view) for view in ten_crops(images_BHWC, 224))
+    10-crop      mean_probabilities(classify(crop) for crop in ten_crops(images_BHWC, 224))
     multi-scale  mean_probabilities(Dense(model, 224)(images).softmax(1) for images in images_by_scale)
     ensemble     mean_probabilities(model(images_BCHW).softmax(1) for model in models)
 
@@ -21,14 +21,15 @@ from torch.nn import functional as F
 
 
 def mirrored(images_BHWC: Tensor) -> tuple[Tensor, Tensor]:
-    """The images and their mirror images, left to right."""
+    """Return the images and their mirror images (left to right)."""
     return images_BHWC, images_BHWC.flip(2)
 
 
 def five_crops(images_BHWC: Tensor, size: int) -> tuple[Tensor, ...]:
-    """The four corners and the centre, B x S x S x C each; the centre is rounded as in torchvision.
+    """Return the crops of the four corners and the centre, B x S x S x C each; rounding is torchvision's.
 
-    ValueError where the images are smaller than the crop.
+    Raises:
+        ValueError: the images are smaller than the crop.
     """
     height, width = images_BHWC.shape[1:3]
     if min(height, width) < size:
@@ -40,34 +41,34 @@ def five_crops(images_BHWC: Tensor, size: int) -> tuple[Tensor, ...]:
 
 
 def ten_crops(images_BHWC: Tensor, size: int) -> tuple[Tensor, ...]:
-    """The five crops and their mirror images: the paper's "standard 10-crop testing"."""
-    return tuple(view for crop in five_crops(images_BHWC, size) for view in mirrored(crop))
+    """Return the five crops and their mirror images: the paper's "standard 10-crop testing"."""
+    return tuple(each for crop in five_crops(images_BHWC, size) for each in mirrored(crop))
 
 
 def mean_probabilities(parts_BK: Iterable[Tensor]) -> Tensor:
-    """The score of several views, or of several models: the mean of their probabilities, B x K."""
+    """Return the mean of the probabilities of several crops, or of several models, B x K."""
     return torch.stack(list(parts_BK)).mean(dim=0)
 
 
 class Dense(nn.Module):
-    """A ResNet in fully convolutional form: it scores an image of any size at every position of its crop.
+    """A ResNet in fully convolutional form: it classifies every crop position of an image of any size.
 
-    Global average pooling becomes average pooling of stride 1 with the window that a crop of S x S fills (7x7 at 224),
-    and the linear layer acts at each position, as a 1x1 convolution would. The softmax scores of all positions are
-    averaged, so that this is the limit of testing on many crops; an image of S x S has one position, and the answer is
-    the model's own. Where the feature map is smaller than the window, the window is the map.
+    Global average pooling becomes average pooling of stride 1, with the window that a crop of S x S fills (7x7 at 224).
+    The linear layer acts at each position, like a 1x1 convolution. The probabilities of all positions are averaged,
+    as if many crops were tested. An image of S x S has one position, and the result is the model's own. If the feature
+    map is smaller than the window, the window is the map.
 
-    Nothing is padded, and in evaluation mode no image knows of the others in its batch.
+    Nothing is padded. In evaluation mode, images of a batch do not affect each other.
     """
 
     def __init__(self, model: nn.Module, crop_size: int) -> None:
-        """`model` has `avgpool` and `fc` as torchvision's ResNets do; `crop_size` is S, in pixels."""
+        """Wrap `model`, which has `avgpool` and `fc` like torchvision's ResNets; `crop_size` is S, in pixels."""
         super().__init__()
         self.model = model
         self.window = self._window(crop_size)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """The logarithm of the mean probability, B x K: logits, as far as a softmax is concerned."""
+        """Return the logarithm of the mean probability, B x K; a softmax accepts it as logits."""
         maps_BCHW = self._feature_maps(images_BCHW)
         height, width = maps_BCHW.shape[2:]
         pooled_BCHW = F.avg_pool2d(maps_BCHW, (min(self.window[0], height), min(self.window[1], width)), stride=1)
@@ -77,7 +78,7 @@ class Dense(nn.Module):
         return log_mean_BK
 
     def _feature_maps(self, images_BCHW: Tensor) -> Tensor:
-        """What the model would pool."""
+        """Return the input of the model's global pooling."""
         seen: list[Tensor] = []
         pooling = self.model.get_submodule("avgpool")
         hook = pooling.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
@@ -89,7 +90,7 @@ class Dense(nn.Module):
 
     @torch.no_grad()
     def _window(self, crop_size: int) -> tuple[int, int]:
-        """Height and width of the feature map of a crop."""
+        """Return the height and width of a crop's feature map."""
         first = next(module for module in self.model.modules() if isinstance(module, nn.Conv2d))
         was_training = self.model.training
         self.model.eval()

@@ -1,4 +1,4 @@
-"""The networks: one family, from the paper's tables to what came after it."""
+"""Networks: the paper's ResNets and their published successors, as one family."""
 
 from resnet_core.models.blocks import ResidualBlock
 from resnet_core.models.growth import depths_of, grow

@@ -1,4 +1,4 @@
-"""The activations that a network may be built with. All of them are zero at zero."""
+"""Activation functions of the networks. All of them are zero at zero."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ _PLAIN: dict[ActivationKind, Callable[[], nn.Module]] = {
 
 
 def activation(kind: ActivationKind, channels: int) -> nn.Module:
-    """A fresh module; "prelu" has one slope per channel, 0.25 at first (He et al. 2015b, arXiv 1502.01852)."""
+    """Build an activation; "prelu" has one slope per channel, initially 0.25 (He et al. 2015b, arXiv 1502.01852)."""
     return nn.PReLU(channels) if kind == "prelu" else _PLAIN[kind]()

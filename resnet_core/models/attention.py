@@ -1,12 +1,15 @@
 """Attention at the end of a residual branch: every module scales its input by factors in (0, 1).
 
 Shapes: B images, C channels, H and W pixels; a gate is B x C x 1 x 1, or B x 1 x H x W over pixels.
-Names of tensors, inner widths and the use of biases are timm's, so that its weights fit.
+Names of tensors, inner widths and the use of biases are timm's, so timm's weights fit.
+
+Weight decay acts on every parameter that is not called `bias`; a module in `EXEMPT` (optim/optimizer.py) is spared.
 """
 
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +19,7 @@ from resnet_core.config.variants import Variant
 
 
 def attention(variant: Variant, channels: int) -> nn.Module | None:
-    """The variant's attention over `channels`, or None."""
+    """Build the variant's attention over `channels`; None if it has none."""
     match variant.attention:
         case "se":
             return SqueezeExcitation(channels, variant.attention_ratio)
@@ -26,10 +29,12 @@ def attention(variant: Variant, channels: int) -> nn.Module | None:
             return Cbam(channels, variant.attention_ratio)
         case "none":
             return None
+        case _:
+            assert_never(variant.attention)
 
 
 class SqueezeExcitation(nn.Module):
-    """sigmoid(W2 relu(W1 mean(x))) (Hu et al. 2018, Section 3); inner channels are a multiple of 8, as timm has it."""
+    """Scale by sigmoid(W2 relu(W1 mean(x))) (Hu et al. 2018, Section 3); inner channels are a multiple of 8 (timm)."""
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
@@ -43,7 +48,10 @@ class SqueezeExcitation(nn.Module):
 
 
 class EfficientChannelAttention(nn.Module):
-    """sigmoid of a 1-d convolution of the channels' means; its kernel grows with log2 C (Wang et al. 2020, eq. 12)."""
+    """Scale by the sigmoid of a 1-d convolution of the channel means; the kernel grows with log2 C.
+
+    Source: Wang et al. 2020, equation 12.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -70,7 +78,7 @@ class Cbam(nn.Module):
 
 
 class ChannelAttention(nn.Module):
-    """sigmoid(f(mean(x)) + f(max(x))), f of two layers without bias."""
+    """Scale channels by sigmoid(f(mean(x)) + f(max(x))); f has two layers without bias."""
 
     def __init__(self, channels: int, ratio: float) -> None:
         super().__init__()
@@ -86,7 +94,7 @@ class ChannelAttention(nn.Module):
 
 
 class SpatialAttention(nn.Module):
-    """sigmoid of a 7x7 convolution, with norm, of the mean and the maximum over channels."""
+    """Scale pixels by the sigmoid of a normalized 7x7 convolution of the mean and the maximum over channels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Convolutions without bias, and their anti-aliased form.
+"""Convolutions without bias, plain or anti-aliased.
 
 Shapes: B images, C channels, H and W pixels.
 """
@@ -15,9 +15,9 @@ MIN_BLURRED_CHANNELS = 16
 
 
 class BlurConv2d(nn.Conv2d):
-    """A strided convolution that sees its input blurred by the 3x3 binomial filter (Zhang 2019, arXiv 1904.11486).
+    """Strided convolution of its input after a 3x3 binomial blur (Zhang 2019, arXiv 1904.11486).
 
-    As in FFCV's ImageNet code: the blur comes in front of the convolution, with zero padding and at full size, and the
+    The order is that of FFCV's ImageNet code: the blur comes first, with zero padding and at full size, and the
     convolution keeps its stride. Tensors and their names are those of the plain convolution.
     """
 
@@ -37,7 +37,10 @@ class BlurConv2d(nn.Conv2d):
 def conv(
     in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, blur: bool = False
 ) -> nn.Conv2d:
-    """Padded such that stride one keeps the size. `blur` reaches strided convolutions of 16 channels or more only."""
+    """Build a convolution whose padding keeps the size at stride one.
+
+    `blur` applies only to strided convolutions with at least `MIN_BLURRED_CHANNELS` input channels.
+    """
     blurred = blur and stride > 1 and in_channels >= MIN_BLURRED_CHANNELS
     return (BlurConv2d if blurred else nn.Conv2d)(
         in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and multiply-adds of a forward pass. No tensor is ever filled."""
+"""Cost of a network: parameters, and multiply-adds of a forward pass. No tensor is ever filled."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from resnet_core.models.resnet import ResNet
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cost:
-    """Of a network with its classifier."""
+    """Cost of a network, including its classifier."""
 
     parameters: int
     multiply_adds: int
-    """Of its convolutions and linear layers, for one image: half of what is often called FLOPs."""
+    """Multiply-adds of convolutions and linear layers for one image; papers often call twice this number FLOPs."""
 
 
 @cache
 def cost(variant: Variant, *, size: int, num_classes: int) -> Cost:
-    """For square images of `size` pixels a side, through a network on torch's meta device."""
+    """Compute the cost for square images of `size` pixels a side, with a network on torch's meta device."""
     with torch.device("meta"):
         model = ResNet(variant, num_classes).eval()
         images_BCHW = torch.empty(1, variant.in_channels, size, size)
@@ -38,7 +38,10 @@ def parameter_count(model: nn.Module) -> int:
 
 
 def multiply_adds(model: nn.Module, images_BCHW: torch.Tensor) -> int:
-    """Of all images, blur filters and attention included; norms, activations, pooling and sums are not counted."""
+    """Count the multiply-adds of all images, with blur filters and attention.
+
+    Norms, activations, pooling and sums are not counted.
+    """
     total = 0
 
     def count(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -57,7 +60,7 @@ def multiply_adds(model: nn.Module, images_BCHW: torch.Tensor) -> int:
 
 
 def _leave_out_norms(model: nn.Module) -> None:
-    """They change no shape and are not counted, but take three quarters of the time on the meta device."""
+    """Replace norms by identities: norms are not counted, but take three quarters of the time on the meta device."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Depth grown during training: blocks added at the ends of stages that leave what the network computes unchanged."""
+"""Growth in depth during training: new blocks at the ends of stages that do not change the network's output."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from resnet_core.models.resnet import ResNet, initialize, zero_last_scale
 
 
 def grow(model: ResNet, depths: Sequence[int], generator: torch.Generator | None = None) -> list[nn.Parameter]:
-    """Insert residual blocks in place, until stage i has depths[i]; returns their parameters, in the order of depth.
+    """Add residual blocks in place until stage i has depths[i] blocks; return their parameters, in order of depth.
 
-    The last scale of a new block is zero, so it hands on its input: outputs are the same at this step, in training
-    mode and in evaluation mode. With activations behind the sum this takes relu(x) = x, which holds as the block
-    before it ends in the same ReLU. Rates of stochastic depth are spread anew over all blocks, so that a grown network
-    equals one that was built that deep.
+    The last scale of a new block is zero, so the block returns its input: outputs do not change at this step, in
+    training mode and in evaluation mode. With an activation after the sum this needs relu(x) = x, which holds because
+    the block before it ends in the same ReLU. Rates of stochastic depth are spread over all blocks again, so a grown
+    network equals one that was built with these depths.
 
-    Weights come from `generator` (None = torch's global one), which moves on by one draw. A block takes device, dtype
+    Weights come from `generator` (None = torch's global one), of which this takes one draw. A block takes device, dtype
     and mode from the block before it.
 
     Raises:
-        ValueError: `depths` is shorter somewhere, or a new block could not start as the identity.
+        ValueError: `depths` removes blocks of a stage, or a new block could not start as the identity.
     """
     check_growth(model.variant, depths)
     parameters: list[nn.Parameter] = []
@@ -44,7 +44,7 @@ def grow(model: ResNet, depths: Sequence[int], generator: torch.Generator | None
 
 
 def depths_of(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Blocks per stage of the network that a state_dict is of."""
+    """Return the number of blocks per stage of the network that a state_dict belongs to."""
     blocks = {name.split(".")[0]: set[str]() for name in tensors if name.startswith("layer")}
     for name in tensors:
         stage, *rest = name.split(".")
@@ -55,7 +55,7 @@ def depths_of(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 @contextmanager
 def _seeded(generator: torch.Generator | None) -> Iterator[None]:
-    """Torch's global CPU generator goes on from a seed that `generator` gives, and is put back afterwards."""
+    """Seed torch's global CPU generator by a draw from `generator`; restore it afterwards."""
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device if generator else None))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -73,7 +73,7 @@ def _zero_block(previous: nn.Module, variant: Variant) -> ResidualBlock:
 
 
 def _memory_format(block: nn.Module) -> torch.memory_format:
-    """Channels last if a 3x3 convolution has it; of a 1x1 both layouts are the same."""
+    """Return the memory format of the block's weights, read from a 3x3 convolution: both formats of a 1x1 are equal."""
     weights = (parameter for parameter in block.parameters() if parameter.dim() == 4 and parameter.shape[-1] > 1)  # noqa: PLR2004
     last = next(weights).is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format

@@ -1,4 +1,4 @@
-"""From a row of the paper's Table 1 to the shape of every block and convolution; pure arithmetic."""
+"""Shapes of every block and convolution, computed from a `Variant`; the paper's are in its Table 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from resnet_core.config.variants import Variant
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockPlan:
-    """Shape of one residual block: channels in, inside and out, and the stride of its first spatial step."""
+    """Shape of one residual block: channels in, inside and out, and the stride of its strided convolution."""
 
     in_channels: int
     width: int
@@ -33,7 +33,7 @@ class ConvPlan:
 
 
 def stage_plan(variant: Variant) -> list[list[BlockPlan]]:
-    """The blocks of every stage. All stages but the first halve the image in their first block."""
+    """Return the blocks of every stage; the first block of every stage except the first halves the image."""
     plan: list[list[BlockPlan]] = []
     in_channels = variant.widths[0]
     for stage, (depth, width) in enumerate(zip(variant.depths, variant.widths, strict=True)):
@@ -48,12 +48,12 @@ def stage_plan(variant: Variant) -> list[list[BlockPlan]]:
 
 
 def following(plan: BlockPlan) -> BlockPlan:
-    """A further block of the same stage."""
+    """Return the plan of the next block of the same stage."""
     return BlockPlan(in_channels=plan.out_channels, width=plan.width, out_channels=plan.out_channels, stride=1)
 
 
 def branch_plan(plan: BlockPlan, variant: Variant) -> tuple[ConvPlan, ...]:
-    """The convolutions of one residual branch (Figure 5): 3x3, 3x3, or 1x1, 3x3, 1x1."""
+    """Return the convolutions of one residual branch (Figure 5): 3x3, 3x3, or 1x1, 3x3, 1x1."""
     if variant.block == "basic":
         return (
             ConvPlan(in_channels=plan.in_channels, out_channels=plan.width, kernel=3, stride=plan.stride),

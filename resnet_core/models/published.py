@@ -1,9 +1,9 @@
-"""What others say that a network has: the figures that ours are held against, as they were printed.
+"""Published parameters and multiply-adds of networks, as printed, for comparison with ours.
 
 Sources:
-    paper         He et al. 2015 (arXiv 1512.03385): multiply-adds in Table 1, of plain-34 in Section 3.3; parameters in
-                  Table 6, whose plain networks have as many
-    torchvision   the weights' metadata, `num_params` and `_ops` (torchvision/models/resnet.py)
+    paper         He et al. 2015 (arXiv 1512.03385): multiply-adds in Table 1, plain-34 in Section 3.3; parameters in
+                  Table 6. A plain network has as many as its residual network.
+    torchvision   metadata of the weights, `num_params` and `_ops` (torchvision/models/resnet.py)
     timm          parameters of the models of timm 1.0.31; multiply-adds of huggingface/pytorch-image-models,
                   results/benchmark-infer-amp-nhwc-pt113-cu117-rtx3090.csv
 """
@@ -22,19 +22,19 @@ Source = Literal["paper", "torchvision", "timm"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figure:
-    """What one source says of one network."""
+    """Published numbers of one network from one source."""
 
     name: ModelName
     source: Source
     parameters: int | None = None
     millions: Decimal | None = None
-    """Parameters, where they are rounded to so many decimals."""
+    """Parameters in millions, if the source rounds them; the decimals are the source's."""
     billions: Decimal | None = None
-    """Multiply-adds of one image."""
+    """Multiply-adds of one image, in 10^9."""
     size: int = 224
-    """Side of that image, in pixels."""
+    """Side of that image, pixels."""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the recipe's section `model`, where the source has another network under this name."""
+    """Keys of the recipe's section `model` that give the source's network, if it differs from ours of this name."""
     note: str = ""
 
 
@@ -69,7 +69,7 @@ _OPTION_A = "option A, as in Table 2"
 FIGURES = (
     _paper("resnet18", "1.8", _OPTION_A, shortcut="A"),
     _paper("resnet34", "3.6", _OPTION_A, shortcut="A"),
-    _paper("resnet50", "3.8", f"{_V1}; cut to its first decimal, where the others are rounded", stride_on="1x1"),
+    _paper("resnet50", "3.8", f"{_V1}; truncated to one decimal; the others are rounded", stride_on="1x1"),
     _paper("resnet101", "7.6", _V1, stride_on="1x1"),
     _paper("resnet152", "11.3", _V1, stride_on="1x1"),
     _paper("plain34", "3.6"),

@@ -1,12 +1,13 @@
-"""Residual networks: the paper's (He et al. 2015, arXiv 1512.03385) and what came after, each from one row of data.
+"""Residual networks: the paper's (He et al. 2015, arXiv 1512.03385) and its successors, each from one `Variant`.
 
-    config/variants.py    the rows, one per published name
-    plan.py               a row as the shapes of its blocks and convolutions
-    stems.py, blocks.py, shortcuts.py, attention.py, activations.py, convs.py    the parts
-    growth.py, weights.py    blocks added during training; weights from and for other libraries
-    cost.py, published.py    what a network costs, beside the published figures: python -m resnet_core
+    config/variants.py      the variants, one per published name.
+    plan.py                 shapes of a variant's blocks and convolutions.
+    blocks.py, shortcuts.py, attention.py, activations.py, convs.py    parts of a network.
+    growth.py               blocks added during training.
+    weights.py              weights from and to other libraries.
+    cost.py, published.py, table.py    costs and the published figures (python -m resnet_core).
 
-Names and shapes of tensors are torchvision's where it has the network. Any image size will do.
+Names and shapes of tensors are torchvision's where it has the network. Any image size works.
 
 Shapes: B images, C channels, H and W pixels, K classes.
 """
@@ -25,11 +26,9 @@ from torch import Tensor, nn
 from resnet_core.config.model import DropPathShape, ModelConfig
 from resnet_core.config.variants import VARIANTS, CifarName, ModelName, Variant
 from resnet_core.models.activations import activation
-from resnet_core.models.blocks import ResidualBlock, build_block
-from resnet_core.models.drop import draw_dropout, draw_survival, drop_rates
+from resnet_core.models.blocks import ResidualBlock, build_block, draw_dropout, draw_survival, drop_rates, recomputed
+from resnet_core.models.convs import conv
 from resnet_core.models.plan import stage_plan
-from resnet_core.models.recompute import recomputed
-from resnet_core.models.stems import stem_conv, stem_pool
 
 
 class ResNet(nn.Module):
@@ -68,9 +67,11 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
         self.fc = nn.Linear(features, num_classes)
         self.spread_drop_rates()
+        if drop_path or dropout:
+            _keep_masks_out_of_graphs()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Logits, B x K."""
+        """Return logits, B x K."""
         survivals, kept_BC = self._masks(images_BCHW.shape[0])
         x = self._stem(images_BCHW)
         for stage in self.stages:
@@ -82,10 +83,10 @@ class ResNet(nn.Module):
         return logits_BK
 
     def features(self, images_BCHW: Tensor) -> dict[str, Tensor]:
-        """What every stage gives, by the paper's names of the stages: C2 (of conv2_x), C3, ...; no classifier.
+        """Return every stage's output, named after the paper's stages: C2 (conv2_x), C3, ...; no classifier.
 
         In an ImageNet network C2 to C5 are 4, 8, 16 and 32 times smaller than the image. In a pre-activation network
-        they are the sums themselves, not yet normalized.
+        they are the sums, not yet normalized.
         """
         survivals, _ = self._masks(images_BCHW.shape[0])
         x = self._stem(images_BCHW)
@@ -95,7 +96,7 @@ class ResNet(nn.Module):
         return outputs
 
     def blocks(self) -> list[tuple[str, ResidualBlock]]:
-        """Every block with its name, in the order of depth: layer1.0 first."""
+        """Return every block with its name, in order of depth: layer1.0 first."""
         return [
             (f"{stage}.{index}", block)
             for stage in self.stages
@@ -104,7 +105,7 @@ class ResNet(nn.Module):
         ]
 
     def spread_drop_rates(self) -> None:
-        """Spread the largest drop rate over the blocks that there are now."""
+        """Set every block's drop rate for the current number of blocks."""
         rates = drop_rates(self.drop_path, self.drop_path_shape, len(self.blocks()))
         self.register_buffer("drop_rates_L", torch.tensor(rates, device=self.fc.weight.device), persistent=False)
 
@@ -119,35 +120,54 @@ class ResNet(nn.Module):
         return x
 
     def _masks(self, batch: int) -> tuple[Iterator[Tensor | None], Tensor | None]:
-        """For each block what its images' branches are multiplied by, and the same for the features; None = 1."""
+        """Return the factors of the images' branches for each block, and those of the features; None = 1."""
         if not self.training or not (self.drop_path or self.dropout):
             return repeat(None), None
-        survivals, kept_BC = self._draw_masks(batch)
+        survivals, kept_BC = _drawing(self, batch)
         return iter(survivals), kept_BC
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a new generator, or another factor, at every step must not mean to compile again
-    def _draw_masks(self, batch: int) -> tuple[tuple[Tensor | None, ...], Tensor | None]:
-        rates_L = self.drop_rates_L * self.drop_path_factor
-        survivals: tuple[Tensor | None, ...] = (None,) * len(rates_L)
-        if self.drop_path:
-            survivals = draw_survival(rates_L, batch, self.generator)
-        if not self.dropout:
-            return survivals, None
-        shape_BC = (batch, self.fc.in_features)
-        return survivals, draw_dropout(self.dropout, shape_BC, rates_L.device, self.generator)
+
+_Masks = tuple[tuple[Tensor | None, ...], Tensor | None]
+
+
+def _draw_masks(network: ResNet, batch: int) -> _Masks:
+    """Draw the survival of each block, and the features that dropout keeps."""
+    rates_L = network.drop_rates_L * network.drop_path_factor
+    survivals: tuple[Tensor | None, ...] = (None,) * len(rates_L)
+    if network.drop_path:
+        survivals = draw_survival(rates_L, batch, network.generator)
+    if not network.dropout:
+        return survivals, None
+    shape_BC = (batch, network.fc.in_features)
+    return survivals, draw_dropout(network.dropout, shape_BC, rates_L.device, network.generator)
+
+
+_drawing: Callable[[ResNet, int], _Masks] = _draw_masks
+
+
+def _keep_masks_out_of_graphs() -> None:
+    """Exclude `_draw_masks` from compilation: each step has another generator and factor, which would compile anew.
+
+    Not a decorator: it imports torch's compiler, which takes two seconds of CPU in each process. Only networks that
+    draw masks pay for it.
+    """
+    global _drawing
+    if _drawing is _draw_masks:
+        _drawing = torch.compiler.disable(_draw_masks)
 
 
 def set_generator(model: nn.Module, generator: torch.Generator | None) -> None:
-    """Where the masks of stochastic depth and dropout come from, in `model` or inside it; None = torch's global one.
+    """Set the generator of the masks of stochastic depth and dropout, in `model` or inside it.
 
-    The generator is on the model's device and moves on with every forward pass in training mode.
+    None = torch's global generator. The generator is on the model's device; every forward pass in training mode draws
+    from it.
     """
     for network in _networks(model):
         network.generator = generator
 
 
 def set_drop_path(model: nn.Module, factor: float) -> None:
-    """Multiply the configured rates of stochastic depth: its schedule in time. A factor of 0 keeps every branch."""
+    """Multiply the configured rates of stochastic depth, to schedule them over time; a factor of 0 drops no branch."""
     for network in _networks(model):
         if not 0 <= factor * network.drop_path < 1:
             raise ValueError(f"model.drop_path times its factor must be in [0, 1): got {network.drop_path} x {factor}")
@@ -159,9 +179,9 @@ def _networks(model: nn.Module) -> Iterator[ResNet]:
 
 
 def initialize(model: nn.Module, *, zero_init_last: bool) -> None:
-    """He initialization of the convolutions, fan-out form as in torchvision (He et al. 2015b, arXiv 1502.01852).
+    """Initialize convolutions by He's method, fan-out form as in torchvision (He et al. 2015b, arXiv 1502.01852).
 
-    Norms start as the identity and the linear layer at torch's default, so nothing else is to be set.
+    Norms keep torch's default, the identity, and the linear layer keeps torch's default.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
@@ -180,12 +200,12 @@ def zero_last_scale(block: ResidualBlock) -> None:
 def build_model(config: ModelConfig | ModelName, **keys: Any) -> ResNet:
     """Build a freshly initialized network from torch's global generator.
 
-    Takes a `ModelConfig`, or a published name with other keys of it: `build_model("resnet50", num_classes=10)`. By name
-    the default is 1,000 classes, or 10 of a CIFAR network.
+    The first argument is a `ModelConfig` or a published name; `keys` change its fields, as in
+    `build_model("resnet50", num_classes=10)`. By name the default is 1,000 classes, or 10 for a CIFAR network.
 
     Raises:
-        ValueError: unknown name, unknown number of classes, or keys that do not fit together.
-        TypeError: unknown key.
+        ValueError: the name is unknown, the number of classes is not set, or keys do not fit together.
+        TypeError: a key is unknown.
     """
     if isinstance(config, str):
         config = ModelConfig(name=config, **{"num_classes": _classes(config), **keys})
@@ -208,7 +228,7 @@ def build_model(config: ModelConfig | ModelName, **keys: Any) -> ResNet:
 
 
 def builder(name: ModelName) -> Callable[..., ResNet]:
-    """Return the function that builds the network of a name."""
+    """Return the function that builds the network `name`."""
 
     def build(num_classes: int = _classes(name), **keys: Any) -> ResNet:
         return build_model(name, num_classes=num_classes, **keys)
@@ -216,17 +236,60 @@ def builder(name: ModelName) -> Callable[..., ResNet]:
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"""Build a freshly initialized {name} of {VARIANTS[name].layers} layers.
 
-    `keys` are those of `resnet_core.ModelConfig`, which `model` in a recipe has too: drop_path, stem, attention, …
+    `keys` are the fields of `resnet_core.ModelConfig`, as in a recipe's section `model`: drop_path, stem, attention, …
     """
     return build
 
 
 def feature_channels(model: ResNet | ModelName) -> dict[str, int]:
-    """Channels of every output of `ResNet.features`, by the same names: {"C2": 256, …, "C5": 2048} of ResNet-50."""
+    """Return the channels of every output of `ResNet.features`: {"C2": 256, …, "C5": 2048} for ResNet-50."""
     variant = VARIANTS[model] if isinstance(model, str) else model.variant
     return {f"C{number}": blocks[-1].out_channels for number, blocks in enumerate(stage_plan(variant), start=2)}
 
 
 def _classes(name: ModelName) -> int:
-    """Of the data set that a name was published for."""
+    """Return the number of classes of the data set for which a network was published."""
     return 10 if name in get_args(CifarName) else 1000
+
+
+def stem_conv(variant: Variant) -> nn.Module:
+    """Build the first layer: images to `widths[0]` channels, at half their size, or at full size for CIFAR."""
+    channels = variant.widths[0]
+    if variant.stem == "deep":
+        return _deep(variant, channels)
+    if variant.stem == "cifar":
+        return conv(variant.in_channels, channels, kernel=3)
+    return conv(variant.in_channels, channels, kernel=7, stride=2, blur=variant.blur_pool)
+
+
+def stem_pool(variant: Variant) -> nn.Module:
+    """Build the layer that halves the size again: 3x3 max pooling (never blurred) or ResNet-RS's convolution.
+
+    CIFAR networks have none.
+    """
+    channels = variant.widths[0]
+    match variant.stem_pool:
+        case "max":
+            return nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        case "conv":
+            return nn.Sequential(
+                conv(channels, channels, kernel=3, stride=2, blur=variant.blur_pool),
+                nn.BatchNorm2d(channels),
+                activation(variant.activation, channels),
+            )
+        case "none":
+            return nn.Identity()
+
+
+def _deep(variant: Variant, channels: int) -> nn.Sequential:
+    """Build three 3x3 convolutions, the first two half as wide (He et al. 2019, Figure 2b)."""
+    half = channels // 2
+    return nn.Sequential(
+        conv(variant.in_channels, half, kernel=3, stride=2, blur=variant.blur_pool),
+        nn.BatchNorm2d(half),
+        activation(variant.activation, half),
+        conv(half, half, kernel=3),
+        nn.BatchNorm2d(half),
+        activation(variant.activation, half),
+        conv(half, channels, kernel=3),
+    )

@@ -1,4 +1,4 @@
-"""What a block adds to its residual branch: options A, B and C of the paper (Section 4.1), and ResNet-D's.
+"""Shortcuts, which a block adds to its residual branch: the paper's options A, B, C (Section 4.1) and ResNet-D's.
 
 Shapes: B images, C channels, H and W pixels; a stride of two gives ceil(H / 2), as in the branch.
 """
@@ -16,7 +16,7 @@ from resnet_core.models.plan import BlockPlan
 
 
 def shortcut(plan: BlockPlan, variant: Variant) -> nn.Module | None:
-    """The block's shortcut by the variant's option; None in a plain network."""
+    """Build the block's shortcut by the variant's option; None in a plain network."""
     if variant.shortcut == "none":
         return None
     if plan.keeps_shape and variant.shortcut != "C":
@@ -27,7 +27,7 @@ def shortcut(plan: BlockPlan, variant: Variant) -> nn.Module | None:
 
 
 class PaddingShortcut(nn.Module):
-    """Option A: every stride-th pixel, and zeros for the channels that are new; no parameters."""
+    """Option A: every stride-th pixel, and zeros for the new channels; no parameters."""
 
     def __init__(self, plan: BlockPlan) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class PaddingShortcut(nn.Module):
 
 
 def projection(plan: BlockPlan, variant: Variant) -> nn.Sequential:
-    """Options B and C: 1x1 convolution and norm; names of tensors as in torchvision, or timm with pooling."""
+    """Build options B and C: 1x1 convolution and norm, with torchvision's names of tensors (timm's if pooled)."""
     norm = nn.BatchNorm2d(plan.out_channels)
     if variant.projection == "avgpool":
         return nn.Sequential(_pool(plan.stride), conv(plan.in_channels, plan.out_channels, 1), norm)
@@ -47,7 +47,7 @@ def projection(plan: BlockPlan, variant: Variant) -> nn.Sequential:
 
 
 def pre_projection(plan: BlockPlan, variant: Variant) -> nn.Sequential:
-    """The same behind a shared norm and activation: the 1x1 convolution alone (He et al. 2016, Section 4.2)."""
+    """Build the 1x1 convolution alone: its norm and activation are the branch's (He et al. 2016, Section 4.2)."""
     if variant.projection == "avgpool":
         return nn.Sequential(
             OrderedDict(pool=_pool(plan.stride), conv=conv(plan.in_channels, plan.out_channels, kernel=1))
@@ -60,7 +60,7 @@ def _strided(plan: BlockPlan, variant: Variant) -> nn.Conv2d:
 
 
 def _pool(stride: int) -> nn.Module:
-    """Average over 2x2 pixels (He et al. 2019, Figure 2c); at a ragged edge, over those that there are."""
+    """Build a 2x2 average pooling (He et al. 2019, Figure 2c); an odd edge averages the pixels that exist."""
     if stride == 1:
         return nn.Identity()
     return nn.AvgPool2d(kernel_size=2, stride=stride, ceil_mode=True, count_include_pad=False)

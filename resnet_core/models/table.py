@@ -1,4 +1,4 @@
-"""The family as a table, beside the published figures: what `python -m resnet_core` prints."""
+"""Table of the networks with the published figures, which `python -m resnet_core` prints."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ _TITLES = (
 )
 _LEFT = ("network", "source", "note")
 _LEGEND = """
-Left of "source" is ours, right of it is what that source publishes (resnet_core/models/published.py).
-layers: as the names count them: stem, branches and classifier. A deep stem is one; ResNet-RS's names are rounded.
+Columns left of "source" are ours; columns right of it are published by that source (resnet_core/models/published.py).
+layers: counted as in the names: stem, branches and classifier. A deep stem counts once; ResNet-RS's names are rounded.
 G mult-adds: 10^9 multiply-adds of convolutions and linear layers for one image, 224 pixels a side, 32 for CIFAR.
-torchvision counts the same; timm also two for every value that a norm gives, which is the whole difference.
-Of the paper's figures, which are rounded, differences are taken after rounding ours as far.
+torchvision counts the same. timm also counts two for every output of a norm, which is the whole difference.
+The paper's figures are rounded: for differences, ours are rounded to the same decimals.
 """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
-    """A network beside one published figure of it, if there is any."""
+class TableRow:
+    """One network and one published figure of it, if there is any."""
 
     name: ModelName
     layers: int
     cost: Cost
-    """At the usual size of images."""
+    """Cost at the usual size of images."""
     figure: Figure | None = None
     cost_there: Cost | None = None
-    """At the figure's size of images."""
+    """Cost at the figure's size of images."""
 
     @property
     def parameter_difference(self) -> Decimal | None:
-        """Ours less the published number; in millions, ours rounded as it is, where it is rounded."""
+        """Return ours minus the published number; if that is rounded, in millions, with ours rounded too."""
         if self.figure is None:
             return None
         if self.figure.parameters is not None:
@@ -48,24 +48,24 @@ class Comparison:
 
     @property
     def multiply_add_difference(self) -> Decimal | None:
-        """Ours less the published number, in 10^9, ours rounded as it is."""
+        """Return ours minus the published number, in 10^9, with ours rounded to the same decimals."""
         if self.figure is None or self.cost_there is None:
             return None
         return _after_rounding(self.cost_there.multiply_adds, 9, self.figure.billions)
 
     @property
     def multiply_add_share(self) -> float | None:
-        """Ours less the published number, as a share of that."""
+        """Return ours minus the published number, as a fraction of the published number."""
         if self.figure is None or self.cost_there is None or self.figure.billions is None:
             return None
         return self.cost_there.multiply_adds / float(self.figure.billions * 10**9) - 1
 
 
-def compare(name: ModelName, figure: Figure | None = None) -> Comparison:
-    """The network of a name, or what the figure's source means by that name."""
+def compare(name: ModelName, figure: Figure | None = None) -> TableRow:
+    """Return the row of a network, or of the network that the figure's source has under that name."""
     config = ModelConfig(name=name, **(figure.changes if figure else {}))
     size, classes = (224, 1000) if config.family == "imagenet" else (32, 10)
-    return Comparison(
+    return TableRow(
         name=name,
         layers=config.variant.layers,
         cost=cost(config.variant, size=size, num_classes=classes),
@@ -74,15 +74,15 @@ def compare(name: ModelName, figure: Figure | None = None) -> Comparison:
     )
 
 
-def comparisons() -> Iterator[Comparison]:
-    """Every network, once per figure; without figures, once."""
+def comparisons() -> Iterator[TableRow]:
+    """Yield every network once per figure, or once if it has no figures."""
     for name in VARIANTS:
         figures: list[Figure | None] = [figure for figure in FIGURES if figure.name == name]
         yield from (compare(name, figure) for figure in figures or [None])
 
 
-def render(rows: Iterable[Comparison]) -> str:
-    """The table as text."""
+def render(rows: Iterable[TableRow]) -> str:
+    """Return the table as text."""
     cells = [_TITLES, *(_own(row) + _published(row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [
@@ -95,11 +95,11 @@ def render(rows: Iterable[Comparison]) -> str:
     return "\n".join(lines) + "\n" + _LEGEND
 
 
-def _own(row: Comparison) -> tuple[str, ...]:
+def _own(row: TableRow) -> tuple[str, ...]:
     return row.name, str(row.layers), f"{row.cost.parameters:,}", _billions(row.cost)
 
 
-def _published(row: Comparison) -> tuple[str, ...]:
+def _published(row: TableRow) -> tuple[str, ...]:
     if row.figure is None:
         return ("",) * (len(_TITLES) - len(_own(row)))
     return (
@@ -110,7 +110,7 @@ def _published(row: Comparison) -> tuple[str, ...]:
     )
 
 
-def _published_parameters(row: Comparison, figure: Figure) -> tuple[str, str]:
+def _published_parameters(row: TableRow, figure: Figure) -> tuple[str, str]:
     if figure.parameters is not None:
         return f"{figure.parameters:,}", str(row.parameter_difference)
     if figure.millions is not None:
@@ -118,11 +118,11 @@ def _published_parameters(row: Comparison, figure: Figure) -> tuple[str, str]:
     return "", ""
 
 
-def _published_work(row: Comparison, figure: Figure) -> tuple[str, str, str, str]:
-    share = row.multiply_add_share
-    if share is None or row.cost_there is None:
+def _published_work(row: TableRow, figure: Figure) -> tuple[str, str, str, str]:
+    fraction = row.multiply_add_share
+    if fraction is None or row.cost_there is None:
         return "", "", "", ""
-    difference = str(row.multiply_add_difference) if figure.source == "paper" else f"{share:+.2%}"
+    difference = str(row.multiply_add_difference) if figure.source == "paper" else f"{fraction:+.2%}"
     return str(figure.billions), str(figure.size), _billions(row.cost_there), difference
 
 

@@ -1,7 +1,7 @@
-"""Weights from and for other libraries, as flat maps of names to tensors; reading files is the caller's.
+"""Conversion of weights from and to other libraries, as flat maps of names to tensors; the caller reads files.
 
-Our names are torchvision's for what torchvision has. timm's ResNet differs in its attention, its `resnetv2`
-(pre-activation) in everything.
+Our names are torchvision's where torchvision has the layer. timm's `resnet` has other names for attention only, its
+`resnetv2` (pre-activation) for every layer.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from resnet_core.faults import refuse
+from resnet_core.state_dict_errors import refuse
 
 _HEAD = "fc."
-_SHOWN = 5  # names of a fault
+_SHOWN = 5  # names per kind of fault
 _TORCHVISION = re.compile(r"(conv1|bn1|fc|layer[1-4]\.\d+\.((conv|bn)[1-3]|downsample\.[01]))\.\w+")
 
-# modules, ours and those of timm's resnetv2; its blocks are stages.0.blocks.0 where ours are layer1.0
+# module names, ours to timm's resnetv2; in addition, timm's stages.0.blocks.0 is our layer1.0
 _RESNETV2 = {
     "conv1": "stem.conv",
     "conv1.0": "stem.conv1",
@@ -32,13 +32,14 @@ _FROM_RESNETV2 = {theirs: ours for ours, theirs in _RESNETV2.items()}
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, new_head: bool = False) -> None:
-    """Put `tensors`, in our names, into the model, cast to its types.
+    """Copy `tensors`, which have our names, into the model, cast to its dtypes.
 
-    new_head: leave the last layer as the model has it, whatever `tensors` say: for other classes.
+    Args:
+        new_head: keep the model's last layer and ignore the one in `tensors`: for other classes.
 
     Raises:
-        ValueError: before anything is changed, naming the tensors that are missing, unexpected or misshapen. Counts
-            of batches that norms have seen may be missing: nothing is computed from them.
+        ValueError: tensors are missing, unexpected or of another shape; then nothing has changed. The norms' counts of
+            batches may be missing, because nothing is computed from them.
     """
     mine, theirs = (
         {name: tensor for name, tensor in each.items() if not (new_head and name.startswith(_HEAD))}
@@ -47,7 +48,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, new_head: b
     faults = {
         "missing": [name for name in mine if name not in theirs and not name.endswith("num_batches_tracked")],
         "unexpected": [name for name in theirs if name not in mine],
-        "misshapen": [
+        "mismatched": [
             f"{name} ({list(theirs[name].shape)}, not {list(mine[name].shape)})"
             for name in mine
             if name in theirs and theirs[name].shape != mine[name].shape
@@ -60,18 +61,26 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, new_head: b
 
 
 def to_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors by torchvision's names; ValueError naming those that torchvision has no place for."""
+    """Convert our names to torchvision's.
+
+    Raises:
+        ValueError: torchvision's ResNet does not have some of the tensors.
+    """
     refuse({"non-torchvision": [name for name in tensors if not _TORCHVISION.fullmatch(name)]}, shown=_SHOWN)
     return dict(tensors)
 
 
 def from_torchvision(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of torchvision's ResNet by our names; ValueError naming those that are not of such a network."""
+    """Convert torchvision's names to ours.
+
+    Raises:
+        ValueError: torchvision's ResNet does not have some of the tensors.
+    """
     return to_torchvision(tensors)
 
 
 def to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors by timm's names: those of its `resnetv2` for a pre-activation network, else of its `resnet`."""
+    """Convert our names to timm's: those of `resnetv2` for a pre-activation network, otherwise those of `resnet`."""
     if "norm.weight" not in tensors:
         return {
             name.replace(".attention.spatial.", ".se.spatial.conv.").replace(".attention.", ".se."): tensor
@@ -82,7 +91,7 @@ def to_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_timm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of timm's `resnet` or `resnetv2` by our names; names that it does not know stay what they are."""
+    """Convert the names of timm's `resnet` or `resnetv2` to ours; other names do not change."""
     if not any(name.startswith("stages.") for name in tensors):
         return {
             name.replace(".se.spatial.conv.", ".attention.spatial.").replace(".se.", ".attention."): tensor

@@ -1,4 +1,4 @@
-"""An average of a model's weights over the steps of its training, kept beside the model."""
+"""Average of a model's weights over the steps of its training, in a second model."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 Kept = Callable[[int], float | None]
-"""At the 0-based step: the share of the average that stays when the new weights come in; None = not at this step.
+"""Function of the 0-based step: the average's weight when the step's weights are added; None = no update at this step.
 
-A pure function, so that a resumed run has no counter to restore.
+It is a pure function, so a resumed run has no counter to restore.
 """
 
 
 def exponential(decay: float, *, every: int = 1, warmup: bool = False) -> Kept:
-    """Keep `decay` at every n-th step; with a warm-up at most (1 + t) / (10 + t) at the average's update t = 0, 1, …"""
+    """Return `decay` at every n-th step; with a warm-up at most (1 + t) / (10 + t) at the update t = 0, 1, …"""
 
     def kept(step: int) -> float | None:
         update, too_early = divmod(step + 1, every)
@@ -29,7 +29,7 @@ def exponential(decay: float, *, every: int = 1, warmup: bool = False) -> Kept:
 
 
 def equal(start: int) -> Kept:
-    """The mean of the weights after each step from the 0-based `start` on; before it, the weights themselves."""
+    """Average the weights after each step from the 0-based `start` on; before it, keep the current weights."""
 
     def kept(step: int) -> float | None:
         averaged = max(0, step - start)  # updates in the mean before this one
@@ -39,7 +39,7 @@ def equal(start: int) -> Kept:
 
 
 def copy_all_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy each source into its target, in one kernel for each dtype: BatchNorm counts in int64 beside its floats."""
+    """Copy each source into its target, one kernel per dtype: BatchNorm has int64 counts as well as floats."""
     pairs = list(zip(targets, sources, strict=True))
     for dtype in dict.fromkeys(target.dtype for target in targets):
         of_type = [pair for pair in pairs if pair[0].dtype == dtype]
@@ -47,9 +47,9 @@ def copy_all_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 class WeightAverage:
-    """average := kept * average + (1 - kept) * parameters; buffers are copied.
+    """Average of the parameters: average := kept * average + (1 - kept) * parameters; buffers are copied.
 
-    `model` is a whole model of its own, in eval mode, ready to be scored or saved.
+    `model` is a complete second model in eval mode, ready to evaluate or save.
     """
 
     def __init__(self, model: nn.Module, kept: Kept) -> None:
@@ -58,7 +58,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Take in the weights that the 0-based `step` left."""
+        """Add the weights after the 0-based `step` to the average."""
         kept = self._kept(step)
         if kept is None:
             return

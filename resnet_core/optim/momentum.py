@@ -1,4 +1,4 @@
-"""SGD's momentum in its two published forms, over lists of tensors: few kernels for many where the device has them."""
+"""SGD's momentum in its two published forms, over lists of tensors: few kernels for many tensors on a GPU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Group = dict[str, Any]
 
 
 class MomentumSGD(torch.optim.Optimizer):
-    """SGD against d = g + weight_decay w, with momentum m and its buffer v in one of two forms.
+    """SGD along d = g + weight_decay w, with momentum m and its buffer v in one of two forms.
 
     torch: v := m v + d;     w -= lr v,  with Nesterov  w -= lr (d + m v)
     caffe: v := m v + lr d;  w -= v,     with Nesterov  w -= lr d + m v
 
-    The two are one while the rate stands; where it falls, Caffe's momentum still carries the former rate. For the torch
-    form alone torch.optim.SGD does the same in one kernel.
+    Both are equal while the rate is constant; when it falls, Caffe's momentum still contains the previous rate.
+    torch.optim.SGD does the torch form in one kernel.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class MomentumSGD(torch.optim.Optimizer):
         super().__init__(groups, defaults | more)
 
     def directions(self, parameters: list[Tensor], gradients: list[Tensor], group: Group) -> list[Tensor]:
-        """What the parameters of a group are moved against: d."""
+        """Return d for the parameters of a group: the negative of the direction in which they move."""
         if not group["weight_decay"]:
             return gradients
         return list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
@@ -42,7 +42,7 @@ class MomentumSGD(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             parameters, gradients = with_gradients(group)
             directions = self.directions(parameters, gradients, group)
@@ -54,7 +54,7 @@ class MomentumSGD(torch.optim.Optimizer):
 
 
 def with_gradients(group: Group) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters of a group that have a gradient, and it."""
+    """Return the parameters of a group that have a gradient, and their gradients."""
     pairs = [(parameter, parameter.grad) for parameter in group["params"] if parameter.grad is not None]
     return [parameter for parameter, _ in pairs], [gradient for _, gradient in pairs]
 
@@ -68,7 +68,7 @@ def _move_(parameters: list[Tensor], directions: list[Tensor], buffers: list[Ten
         return
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, directions, alpha=lr if caffe else 1.0)
-    rate = 1.0 if caffe else lr  # a buffer of Caffe's has it in itself
+    rate = 1.0 if caffe else lr  # Caffe's buffer already contains the rate
     if group["nesterov"]:
         torch._foreach_add_(parameters, directions, alpha=-lr)
         torch._foreach_add_(parameters, buffers, alpha=-rate * momentum)

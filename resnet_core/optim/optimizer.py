@@ -1,24 +1,27 @@
-"""Which optimizer, which parameters it decays, and the whole of its state by name."""
+"""A recipe's optimizer: its parameter groups, its state by name, and sharpness-aware steps."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from resnet_core.config import OptimConfig
-from resnet_core.optim.lamb import Lamb
-from resnet_core.optim.lars import Lars
+from resnet_core.optim.averaging import copy_all_
+from resnet_core.optim.layerwise import Lamb, Lars
 from resnet_core.optim.momentum import MOMENTUM, Group, MomentumSGD
 
 EXEMPT = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 
 
 def param_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[Group]:
-    """Every parameter in exactly one group, by the type of its module and its role there, never by its full name.
+    """Put every parameter into exactly one group, by the type of its module and its role there, not by its full name.
 
-    Norm scales, norm shifts, biases and PReLU's slopes form the group marked `exempt`, from decay and from rates by
-    norm, unless `decay_norm_and_bias` is set. An empty group is left out.
+    Norm scales, norm shifts, biases and PReLU's slopes form the group marked `exempt`: no weight decay, no scaling to
+    their norm. With `decay_norm_and_bias` they join the other group. An empty group is omitted.
     """
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for module in model.modules():
@@ -33,12 +36,13 @@ def param_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: boo
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The recipe's optimizer over a model that is already on its device; on a GPU torch's own are one kernel a step.
+    """Build the recipe's optimizer for a model that is already on its device.
 
-    The rate starts at the peak; the loop sets it before each step.
+    On a GPU torch's own optimizers run one kernel per step. The rate starts at the peak; the loop sets it before each
+    step.
     """
     groups = param_groups(model, config.weight_decay, config.decay_norm_and_bias)
-    # not on a CPU, where it is no faster and, in torch 2.15, takes a gradient of another layout for one of its own
+    # not on a CPU: it is no faster there and, in torch 2.15, misreads a gradient whose memory layout differs
     fused = True if all(parameter.is_cuda for parameter in model.parameters()) else None
     lr, momentum, nesterov, betas = config.peak_lr, config.momentum, config.nesterov, (config.beta1, config.beta2)
     match config.optimizer:
@@ -57,11 +61,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def add_new_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, config: OptimConfig) -> list[nn.Parameter]:
-    """Let the parameters that `model` has gained join, by the same rules as the first ones; their state is fresh.
+    """Add the new parameters of a grown `model` to the groups, by the same rules, with initial state; return them.
 
-    Returns them. Those that the model has lost are not looked for.
+    Parameters that the model no longer has stay in the optimizer.
     """
-    fill_state(optimizer)  # a fused step wants either all momenta of a group or none
+    fill_state(optimizer)  # a fused step needs either all momenta of a group or none
     known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     joined: list[nn.Parameter] = []
     for group in param_groups(model, config.weight_decay, config.decay_norm_and_bias):
@@ -77,9 +81,10 @@ def add_new_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, confi
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The live state as `<kind>.<parameter>`, e.g. `momentum_buffer.layer1.0.conv1.weight`; a count is a 0-d tensor.
+    """Return the live state as `<kind>.<parameter>`, such as `momentum_buffer.layer1.0.conv1.weight`.
 
-    The names are the same before the first step and after it: what has no state yet gets the one it would start with.
+    A count is a 0-d tensor. The names are the same before and after the first step: a parameter without state gets its
+    initial state.
     """
     fill_state(optimizer)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -92,7 +97,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
 
 
 def fill_state(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter that has no state yet the one it would start with; it changes no step."""
+    """Give every parameter without state its initial state; this does not change any step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             slot = optimizer.state[parameter]
@@ -107,9 +112,38 @@ def _initial_state(optimizer: torch.optim.Optimizer, parameter: Tensor, group: G
         case torch.optim.SGD():
             return {MOMENTUM: torch.zeros_like(parameter)} if group["momentum"] else {}
         case torch.optim.AdamW():
-            # as torch lays it out: a fused kernel reads the count on the device
+            # as in torch: a fused kernel reads the count on the device
             count = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
             mean, square = torch.zeros_like(parameter), torch.zeros_like(parameter)
             return {"step": count, "exp_avg": mean, "exp_avg_sq": square}
         case _:
-            raise TypeError(f"no state is known of {type(optimizer).__name__}")
+            raise TypeError(f"{type(optimizer).__name__} is not supported: its initial state is unknown")
+
+
+_TINY = 1e-12  # as in the paper's code: a gradient of zero perturbs nothing
+
+
+@contextmanager
+def climbed(model: nn.Module, rho: float) -> Iterator[None]:
+    """Move the weights by rho along their gradient, to w + rho g / |g|, where the loss nearby is about highest.
+
+    |g| is the norm over all parameters. Inside the context, gradients are cleared for those of the perturbed weights.
+    Afterwards weights and buffers are restored bit for bit, so BatchNorm's averages ignore the perturbed weights.
+
+    Under DDP the gradients are already those of the whole global batch, so every rank moves to the same point.
+    """
+    parameters: list[Tensor] = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    buffers = list(model.buffers())
+    with torch.no_grad():
+        kept_parameters, kept_buffers = ([tensor.clone() for tensor in tensors] for tensors in (parameters, buffers))
+        length = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        steps = torch._foreach_mul(gradients, rho / (length + _TINY))
+        torch._foreach_add_(parameters, list(steps))
+    model.zero_grad(set_to_none=True)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            copy_all_(parameters, kept_parameters)
+            copy_all_(buffers, kept_buffers)

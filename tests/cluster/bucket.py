@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from infra.children import end_when_told
-from infra.forward import forwarded
+from infra.head import forwarded
 from infra.s3_server import serve_s3
+from infra.subprocesses import exit_on_sigterm
 
 
 def main(address: str, bucket: str) -> None:
@@ -27,5 +27,5 @@ def main(address: str, bucket: str) -> None:
 
 
 if __name__ == "__main__":
-    end_when_told()
+    exit_on_sigterm()
     main(*sys.argv[1:])

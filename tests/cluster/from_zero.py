@@ -80,11 +80,11 @@ def main(folder: Path, rows: int, gpus: int) -> None:
 def read(folder: Path, rows: int) -> None:
     """The stream of a run of one worker, as fast as it comes."""
     from infra.storage import open_store
-    from pipelines.data.decode import CropConfig
-    from pipelines.data.ingest import Stream, build_dataset
-    from pipelines.data.ledger import Ledger
-    from pipelines.data.sources import open_source
-    from pipelines.data.write import PrepareConfig, prepare
+    from pipelines.config.crop import CropConfig
+    from pipelines.data.order.ledger import Ledger
+    from pipelines.data.prepare.prepare import PrepareConfig, prepare
+    from pipelines.data.prepare.sources import open_source
+    from pipelines.training.stream import Stream, build_dataset
 
     store = open_store(str(folder / "data"))
     stream = Stream(

@@ -7,7 +7,7 @@ import sys
 
 from infra.storage import open_store
 from pipelines.checkpoint import FINISHED, RunFolder
-from pipelines.data.ledger import Ledger
+from pipelines.data.order.ledger import Ledger
 
 
 def main() -> None:

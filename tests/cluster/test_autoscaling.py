@@ -149,7 +149,7 @@ def test_where_no_spot_node_is_to_be_had_one_on_demand_comes(head: dict[str, str
         watch.terminate()
     told = [line.split(maxsplit=2)[2] for line in watch.communicate()[0].splitlines()]
     assert told[:2] == [
-        "gpu-worker is not to be had",
+        "gpu-worker is unavailable",
         "gpu-worker was refused: InsufficientInstanceCapacity: there is no spot capacity",  # from Ray's own log
     ]
     assert watch.returncode == 0

@@ -283,7 +283,10 @@ def test_a_budget_tells_somebody(account: None, cluster_file: Path, monkeypatch:
         (["--ssh-from", "0.0.0.0/0"], "--ssh-from 0.0.0.0/0 lets the whole Internet try to log in"),
         (["--ssh-from", "home"], "--ssh-from must be an IPv4 network such as 203.0.113.7/32"),
         (["--budget", "100"], "--budget and --notify belong together"),
-        (["--source-bucket", "My_Bucket"], "BUCKET must be 3 to 63 of a-z, 0-9, dots and hyphens, got 'My_Bucket'"),
+        (
+            ["--source-bucket", "My_Bucket"],
+            "BUCKET must be 3 to 63 characters of a-z, 0-9, dots and hyphens, got 'My_Bucket'",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_made(
@@ -377,7 +380,7 @@ def test_a_refusal_of_ec2_reaches_the_waiting_run(
     from botocore.exceptions import ClientError
     from ray.autoscaler.v2.instance_manager import node_provider
 
-    from infra import launches
+    from infra import launch_failures as launches
 
     config = up(cluster_file, monkeypatch)
     send = BaseClient._make_api_call
@@ -411,6 +414,6 @@ def test_a_refusal_of_ec2_reaches_the_waiting_run(
         adapter._launch_nodes_by_type("gpu-worker", 1, "request")
     finally:
         node_provider.logger.removeHandler(log)
-    (refusal,) = launches.recent_refusals()
+    (refusal,) = launches.recent_launch_failures()
     assert str(refusal) == f"gpu-worker was refused: VcpuLimitExceeded: {answer['Error']['Message']}"
     assert refusal.is_quota

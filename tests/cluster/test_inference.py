@@ -57,7 +57,7 @@ def test_evaluation_scores_a_run_and_its_version_alike(cluster: Cluster) -> None
     assert "scoring on CPUs" in output
     scored = where(cluster, "tasks", "_task")
     assert len(scored) == 3 and own_node(cluster, cluster.head) not in scored
-    assert "images      1,000" in output and "both answer alike on 100.00%" in output
+    assert "images      1,000" in output and "both predict the same class on 100.00%" in output
 
 
 def test_predict_writes_parquet_from_the_worker_hosts(cluster: Cluster) -> None:

@@ -100,7 +100,7 @@ def test_a_job_that_is_told_to_end_commits_and_resumes_when_it_is_requeued(slurm
     job.wait(120)
     step = int(
         re.findall(
-            r"checkpoint of step (\d+) committed before leaving|interrupted at step (\d+)", slurm.output("first")
+            r"checkpoint of step (\d+) committed before stopping|interrupted at step (\d+)", slurm.output("first")
         )[-1][-1]
         or 0
     )

@@ -79,7 +79,7 @@ def test_a_stopped_job_leaves_a_checkpoint_and_goes_on_after_an_upgrade(cluster:
     job = cluster.submit(line, "stopped")
     job.await_line(r"step [1-9]\d*/675", 180)
     cluster.user("ray job stop stopped", timeout=150)
-    step = int(job.await_line(r"checkpoint of step (\d+) committed before leaving", 60)[1])
+    step = int(job.await_line(r"checkpoint of step (\d+) committed before stopping", 60)[1])
     assert cluster.run_folder("stopped")["steps"][-1] == step
     before, served = cluster.sessions(), cluster.on_head("pgrep -f '^python -m infra.head'")
     cluster.laptop.run("echo '# newer' >> resnet-ray/infra/__init__.py")
@@ -103,7 +103,7 @@ def test_a_host_that_dies_in_mid_run_costs_no_sample(cluster: Cluster) -> None:
     wait_until(lambda: max(cluster.run_folder("plug")["steps"], default=0) >= 40, 240, "checkpoint", job.output, 5)
     cluster.workers[-1].pull_the_plug()
     output = job.finished()
-    assert "going on from the last checkpoint" in output
+    assert "resuming from the last checkpoint" in output
     exact(cluster.run_folder("plug"), epochs=12)
 
 
@@ -121,7 +121,7 @@ def test_a_notice_loses_no_step_and_the_run_grows_again_when_the_host_is_back(cl
     job.await_line(r"step [1-9]\d+/1800", 60)
     told = time.monotonic()
     host.run("pkill -TERM -f '[i]nfra.notice'")
-    step = int(job.await_line(r"checkpoint of step (\d+) committed before leaving", NOTICE_S)[1])
+    step = int(job.await_line(r"checkpoint of step (\d+) committed before stopping", NOTICE_S)[1])
     assert time.monotonic() - told < NOTICE_S
     time.sleep(max(0.0, NOTICE_S - (time.monotonic() - told)))
     host.pull_the_plug()

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from benchmarks.blocks import host_block, jpeg_block, raw_block, renumbered
-from pipelines.data.decode import decode_rgb
-from pipelines.device_images import DeviceImages
-from resnet_core.resample import WINDOW, resample
+from pipelines.data.images.pillow import decode_rgb
+from pipelines.training.device_decode import DeviceImages
+from resnet_core.crop_resize import WINDOW, resample
 from tests.gpu.training import CLASSES, busy, feed_of, new_state, no_waiting, sizes, take_step
 
 
@@ -37,7 +37,7 @@ def test_no_step_waits_for_the_device(device):
     ]
     state = new_state(device)
     feed = feed_of(renumbered(made, total), total, wanted.batch, device)
-    shares = feed.shares(feed.base())
+    shares = feed.from_step(feed.base())
     sums = [take_step(state, next(shares)) for _ in range(4)]  # cuDNN tries its algorithms, buffers are locked
     with no_waiting(device):
         sums += [take_step(state, share) for share in shares]
@@ -89,7 +89,7 @@ def test_nvjpeg_overwrites_no_image_in_use(device):
     feed = feed_of(renumbered(made, batch * rounds), batch * rounds, batch, device)
     wrong = torch.zeros((), dtype=torch.int64, device=device)
     with busy(device) as work:
-        for share in feed.shares(feed.base()):
+        for share in feed.from_step(feed.base()):
             assert len(share.microbatches) == 2
             for microbatch in share.microbatches:
                 work()
@@ -104,7 +104,7 @@ def test_a_jpeg_that_the_device_refuses_is_the_hosts(device):
     block = jpeg_block(ids, 32, labels(ids), smooth)
     block["image"][5] = block["image"][5][:40]
     feed = feed_of(iter([block]), 16, 16, device)
-    (share,) = feed.shares(feed.base())
+    (share,) = feed.from_step(feed.base())
     assert [len(batch) for batch in share.microbatches] == [15]
     assert [sample for sample, _, _ in feed.drain_bad()] == [5]
 

@@ -46,12 +46,12 @@ def test_a_resumed_training_equals_an_unbroken_one_to_the_bit(device, determinis
         for first in range(0, batch * steps, batch)
     ]
     whole = new_state(device)
-    for share in (feed := feed_of(iter(blocks), batch * steps, batch, device)).shares(feed.base()):
+    for share in (feed := feed_of(iter(blocks), batch * steps, batch, device)).from_step(feed.base()):
         take_step(whole, share)
 
     first = new_state(device)
     feed = feed_of(iter(blocks), batch * steps, batch, device)
-    shares = feed.shares(feed.base())
+    shares = feed.from_step(feed.base())
     for _ in range(3):
         take_step(first, next(shares))
     saved = {group: stored(tensors) for group, tensors in first.snapshot().items()}
@@ -63,7 +63,7 @@ def test_a_resumed_training_equals_an_unbroken_one_to_the_bit(device, determinis
     second.load_tensors({group: loaded(data) for group, data in saved.items()})
     second.step = 3
     rest = [block for block in blocks if not seen.issuperset(block["id"].tolist())]
-    for share in (feed := feed_of(iter(rest), batch * 3, batch, device)).shares(feed.base()):
+    for share in (feed := feed_of(iter(rest), batch * 3, batch, device)).from_step(feed.base()):
         take_step(second, share)
     expected, found = whole.snapshot(), second.snapshot()
     differing = [
@@ -93,7 +93,7 @@ def test_growing_images_compile_to_a_few_graphs(device):
     counted.clear()
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         feed = feed_of(iter(blocks), wanted.batch * 6, wanted.batch, device)
-        losses = [(take_step(state, share).loss, take_step(eager, share).loss) for share in feed.shares(feed.base())]
+        losses = [(take_step(state, share).loss, take_step(eager, share).loss) for share in feed.from_step(feed.base())]
     assert 1 <= counted["stats"]["unique_graphs"] <= len(set(growing)) + 1
     for compiled, plain in losses:
         torch.testing.assert_close(compiled, plain, rtol=0.02, atol=0)
@@ -109,7 +109,7 @@ def test_precision_of_the_step_is_what_it_says(device):
     for precision in ("fp32", "bf16"):
         state = new_state(device)
         feed = feed_of(iter([block]), wanted.batch, wanted.batch, device)
-        (share,) = feed.shares(feed.base())
+        (share,) = feed.from_step(feed.base())
         losses[precision] = float(take_step(state, share, dataclasses.replace(CONFIG, precision=precision)).loss)
         assert {parameter.dtype for parameter in state.model.parameters()} == {torch.float32}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)

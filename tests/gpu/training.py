@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.device_images import DeviceImages
-from pipelines.feed import Feed, Rows, Steps
+from pipelines.training.batches import RankBatches, Rows, Steps
+from pipelines.training.device_decode import DeviceImages
 from resnet_core.augment import step_generator
 from resnet_core.compute import compile_forward, to_memory_format
 from resnet_core.config import AugmentConfig, ModelConfig, OptimConfig
 from resnet_core.models import build_model
 from resnet_core.optim import build_optimizer
 from resnet_core.state import TrainState
-from resnet_core.step import Share, StepConfig, Sums, train_step
+from resnet_core.step import RankBatch, StepConfig, Sums, train_step
 
 CLASSES = 10
 OPTIM = OptimConfig(lr_per_256=0.01, momentum=0.9)
@@ -50,7 +50,7 @@ def new_state(device: torch.device, *, compiled: bool = False) -> TrainState:
     return TrainState(model=model, forward=model, optimizer=build_optimizer(model, OPTIM))
 
 
-def feed_of(blocks: Iterator[Rows], rows: int, batch: int, device: torch.device) -> Feed:
+def feed_of(blocks: Iterator[Rows], rows: int, batch: int, device: torch.device) -> RankBatches:
     """All of `rows` in steps of `batch`."""
     steps = Steps(
         total_samples=rows,
@@ -59,10 +59,10 @@ def feed_of(blocks: Iterator[Rows], rows: int, batch: int, device: torch.device)
         world_size=1,
         microbatch_size=0,
     )
-    return Feed(blocks, steps, device, DeviceImages(device=device))
+    return RankBatches(blocks, steps, device, DeviceImages(device=device))
 
 
-def take_step(state: TrainState, share: Share, config: StepConfig = CONFIG) -> Sums:
+def take_step(state: TrainState, share: RankBatch, config: StepConfig = CONFIG) -> Sums:
     generator = step_generator(0, state.step, 0, state.device)
     sums = train_step(state, share, lr=OPTIM.peak_lr, config=config, generator=generator)
     state.step += 1

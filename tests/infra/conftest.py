@@ -12,8 +12,8 @@ import boto3
 import pytest
 
 from infra.errors import UserError
-from infra.mlflow_client import Tracking, connect, resolve_tracking
 from infra.s3_server import S3Server, serve_s3
+from infra.tracking.client import Tracking, connect, resolve_tracking
 from tests.mlflow_server import serve_mlflow
 
 

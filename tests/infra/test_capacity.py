@@ -11,12 +11,12 @@ import pytest
 from infra import cluster
 from infra.capacity import (
     NODE_TYPES,
+    cluster_total,
     cpus_per_gpu,
     evaluation_cpus,
     gpus_here,
     ingest_cpus,
     ingest_options,
-    most_of,
 )
 from infra.errors import UserError
 
@@ -44,7 +44,7 @@ def test_a_cluster_may_come_to_have_what_all_its_types_have(
     ray_local: None, monkeypatch: pytest.MonkeyPatch, types: dict[str, Any], cpus: int, gpus: int
 ) -> None:
     told(monkeypatch, **types)
-    assert (most_of("CPU"), most_of("GPU")) == (cpus, gpus)
+    assert (cluster_total("CPU"), cluster_total("GPU")) == (cpus, gpus)
     cluster.connect(min_cpus=cpus, gpus=gpus)
 
 

@@ -18,7 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     root = tmp_path / "checkout"
-    for name in ("infra/head.py", "pipelines/data/read.py", "README.md", ".venv/bin/python", "runs/big", "new.toml"):
+    for name in (
+        "infra/head.py",
+        "pipelines/data/shards/reader.py",
+        "README.md",
+        ".venv/bin/python",
+        "runs/big",
+        "new.toml",
+    ):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(name)
@@ -34,7 +41,7 @@ def names(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-CODE = {"infra/head.py", "pipelines/data/read.py", "README.md", ".gitignore", "new.toml"}
+CODE = {"infra/head.py", "pipelines/data/shards/reader.py", "README.md", ".gitignore", "new.toml"}
 
 
 def test_it_has_what_git_tracks_or_would_and_nothing_else(checkout: Path) -> None:
@@ -46,11 +53,11 @@ def test_it_has_what_git_tracks_or_would_and_nothing_else(checkout: Path) -> Non
 
 def test_what_changes_or_leaves_the_checkout_does_so_there(checkout: Path) -> None:
     folder = export(checkout)
-    (checkout / "pipelines/data/read.py").unlink()
+    (checkout / "pipelines/data/shards/reader.py").unlink()
     (checkout / "infra/head.py").write_text("changed")
     (folder / "notes.txt").write_text("somebody's")
     export(checkout)
-    assert names(folder) == (CODE | {LIST}) - {"pipelines/data/read.py"}
+    assert names(folder) == (CODE | {LIST}) - {"pipelines/data/shards/reader.py"}
     assert (folder / "infra/head.py").read_text() == "changed"
     assert not (folder / "pipelines").exists()
 
@@ -68,11 +75,11 @@ def test_a_node_loses_what_left_the_list_and_keeps_its_own(checkout: Path, tmp_p
     ):
         (node / name).parent.mkdir(parents=True, exist_ok=True)
         (node / name).touch()
-    (checkout / "pipelines/data/read.py").rename(checkout / "pipelines/read.py")
+    (checkout / "pipelines/data/shards/reader.py").rename(checkout / "pipelines/read.py")
     subprocess.run(["cp", "-a", f"{export(checkout)}/.", node], check=True)
     command = [sys.executable, "-S", str(ROOT / "infra/checkout.py"), str(node)]  # without any package
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout == "removed pipelines/data/read.py\n"
+    assert done.stdout == "removed pipelines/data/shards/reader.py\n"
     assert not (node / "pipelines/data").exists() and (node / "pipelines/read.py").exists()
     assert {".venv/bin/ray", "runs/x", "my.log", "infra/__pycache__/head.pyc"} <= names(node)
     assert prune(node) == []

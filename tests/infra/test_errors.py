@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from infra.errors import UserError, of_the_machine, run
+from infra.errors import UserError, machine_error, run
 
 
 def raises(error: BaseException) -> Callable[[], None]:
@@ -38,7 +38,7 @@ def test_a_full_disk_is_one_line_whoever_met_it(error: Exception, capsys: pytest
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENAMETOOLONG, errno.EMFILE])
 def test_other_refusals_of_a_machine(number: int) -> None:
-    assert os.strerror(number) in str(of_the_machine(OSError(number, os.strerror(number))))
+    assert os.strerror(number) in str(machine_error(OSError(number, os.strerror(number))))
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_what_was_handled_before_a_bug_is_no_cause_of_it() -> None:
         except OSError:
             raise KeyError("bug")  # noqa: B904
     except KeyError as error:
-        assert of_the_machine(error) is None
+        assert machine_error(error) is None
 
 
 def test_ray_s_wrapping_is_looked_through() -> None:
     from ray.exceptions import RayTaskError
 
     error = RayTaskError("write", "a traceback\nof many lines", FULL).as_instanceof_cause()
-    told = of_the_machine(error)
+    told = machine_error(error)
     assert isinstance(told, UserError)
     assert str(told).startswith("cannot use /disk/file: No space left on device")
     assert "traceback" not in str(told)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from infra.errors import UserError
-from infra.forward import forwarded
+from infra.head import forwarded
 
 SIZE = 3_000_000
 

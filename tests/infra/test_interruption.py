@@ -57,7 +57,7 @@ def test_while_modules_are_imported_there_is_nothing_to_keep(tmp_path: Path) -> 
         terminal.wait_for(r"importing\n")
         terminal.press()
         assert terminal.ended() == 130
-        assert after(terminal, "importing") == ["interrupted: nothing was begun"]
+        assert after(terminal, "importing") == ["interrupted: nothing was started"]
 
 
 SLOW_END = """
@@ -187,4 +187,4 @@ def test_every_verb_answers_while_it_is_still_imported(tmp_path: Path, verb: str
         terminal.wait_for(r"importing\n")
         terminal.press()
         assert terminal.ended() == 130
-        assert after(terminal, "importing") == ["interrupted: nothing was begun"]
+        assert after(terminal, "importing") == ["interrupted: nothing was started"]

@@ -31,7 +31,7 @@ def test_wilson() -> None:
         found = wilson(right, count)
         assert (round(found.low, 4), round(found.high, 4)) == (low, high)
     assert wilson(29, 29).high == 1.0
-    with pytest.raises(ValueError, match="trials: at least 1"):
+    with pytest.raises(ValueError, match="trials must be at least 1, got 0"):
         wilson(0, 0)
 
 

@@ -114,7 +114,7 @@ def no_head(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_no_head_there(no_head: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.ray_start, "_HEAD_PATIENCE_S", 1.0)
+    monkeypatch.setattr(infra.ray_start, "_HEAD_TIMEOUT_S", 1.0)
     with pytest.raises(UserError, match=f"no Ray cluster answers at {scheme}{no_head} .*: start the cluster, correct"):
         check_head(f"{scheme}{no_head}")
 

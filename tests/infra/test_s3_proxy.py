@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import infra.s3
+import infra.storage.s3
 from infra.errors import UserError
-from infra.patience import pauses, take_retries
+from infra.retry import pauses, take_retries
 from infra.s3_proxy import Faults, Proxy, serve_proxy
 from infra.s3_server import S3Server
 from infra.storage import Store, open_store
@@ -22,12 +22,12 @@ DATA = os.urandom(300_000)
 
 @pytest.fixture
 def proxy(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    monkeypatch.setitem(infra.s3._TIMEOUT_S, "read", 0.7)
-    infra.s3._make_client.cache_clear()
+    monkeypatch.setitem(infra.storage.s3._TIMEOUT_S, "read", 0.7)
+    infra.storage.s3._make_client.cache_clear()
     with serve_proxy(s3.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
-    infra.s3._make_client.cache_clear()
+    infra.storage.s3._make_client.cache_clear()
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_refusals_are_not_repeated(proxy: Proxy, store: Store, monkeypatch: pyte
 
 
 def test_patience_ends(proxy: Proxy, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infra.s3, "_PATIENCE_S", 1.0)
+    monkeypatch.setattr(infra.storage.s3, "_RETRY_FOR_S", 1.0)
     proxy.faults = Faults(reset=1.0)
     with pytest.raises(UserError, match=rf"no S3 server answers at {proxy.endpoint} for .*: check AWS_ENDPOINT_URL"):
         store.read("object")
@@ -97,14 +97,14 @@ def test_every_request_is_delayed(proxy: Proxy, store: Store) -> None:
 
 def test_pauses_grow_with_full_jitter_and_end(monkeypatch: pytest.MonkeyPatch) -> None:
     now, bounds = 0.0, []
-    monkeypatch.setattr("infra.patience.time.monotonic", lambda: now)
+    monkeypatch.setattr("infra.retry.time.monotonic", lambda: now)
 
     def drawn(least: float, most: float) -> float:
         assert least == 0
         bounds.append(most)
         return most / 2
 
-    monkeypatch.setattr("infra.patience.random.uniform", drawn)
+    monkeypatch.setattr("infra.retry.random.uniform", drawn)
     for pause in pauses(30.0):
         now += pause
     assert bounds[:7] == [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 10.0]

@@ -16,11 +16,11 @@ import psutil
 import pytest
 
 from benchmarks.processes import command_line
-from infra.children import is_free, pick_port
 from infra.errors import UserError
-from infra.mlflow_client import Tracking, connect
 from infra.services import Services
 from infra.storage import open_store
+from infra.subprocesses import is_free, pick_port
+from infra.tracking.client import Tracking, connect
 from tests.dev_services import LOOPBACK, answer_of, exported, started_services
 
 pytestmark = pytest.mark.faults

@@ -38,11 +38,11 @@ def priorities(file: Path) -> dict[str, int]:
 def test_a_spot_type_that_is_not_to_be_had_comes_last_for_a_while(file: Path) -> None:
     spot = Spot(file=file, again_s=600)
     assert spot.hear({}, now=1000) == []
-    assert spot.hear({"spot": 1000.0, "on-demand": 1000.0}, now=1001) == ["spot is not to be had"]
+    assert spot.hear({"spot": 1000.0, "on-demand": 1000.0}, now=1001) == ["spot is unavailable"]
     assert priorities(file) == {"spot": -1, "on-demand": 1, "ingest": 0}  # on demand has nothing in its place
     assert spot.hear({"spot": 1300.0}, now=1301) == []
     assert spot.hear({"spot": 1300.0}, now=1899) == []
-    assert spot.hear({}, now=1900) == ["spot again"]
+    assert spot.hear({}, now=1900) == ["spot is tried again"]
     assert yaml.safe_load(file.read_text()) == FILE
     assert file.stat().st_mode & 0o777 == 0o600
 

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from infra.stderr import left_out
+from pipelines.inference.batch_predict import left_out
 
 
 def test_only_lines_with_the_mark_are_left_out(capfd: pytest.CaptureFixture[str]) -> None:

@@ -14,19 +14,19 @@ from safetensors.torch import save
 
 from infra.storage import LocalStore
 from pipelines.checkpoint import Checkpoint
-from pipelines.data.layout import plan_shards, stored_form
-from pipelines.data.manifest import MANIFEST, Manifest
-from pipelines.data.prepare_config import PrepareConfig
-from pipelines.data.samples import Source
-from pipelines.data.shard_file import write_shard
-from pipelines.data.sources import open_source
-from pipelines.recipe import build_recipe
-from pipelines.scoring import EvalData
+from pipelines.config.prepare import PrepareConfig
+from pipelines.config.recipe import build_recipe
+from pipelines.data.prepare.shard_plan import plan_shards, stored_form
+from pipelines.data.prepare.shard_writer import write_shard
+from pipelines.data.prepare.source import Source
+from pipelines.data.prepare.sources import open_source
+from pipelines.data.shards.manifest import MANIFEST, Manifest
+from pipelines.evaluation.scoring import EvalData
 from resnet_core.config import ModelConfig
 from resnet_core.models import build_model
 
 if TYPE_CHECKING:
-    from .registered import Registry
+    from tests.pipelines.registered import Registry
 
 COLOURS = {"azure": (40, 90, 230), "lime": (60, 220, 40), "scarlet": (225, 50, 60)}
 SIZE = 16
@@ -145,7 +145,7 @@ def weights(colours: Coloured) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def registry(colours: Coloured, weights: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """A registry with two versions: the second calls azure what is lime."""
-    from .registered import two_versions
+    from tests.pipelines.registered import two_versions
 
     return two_versions(colours, weights, tmp_path_factory.mktemp("registry"))
 

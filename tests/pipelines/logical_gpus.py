@@ -19,7 +19,7 @@ PRETEND = "TEST_PRETEND_GPU"
 
 def pretend() -> None:
     """What each Ray process does when it starts."""
-    from pipelines import inference
+    from pipelines.evaluation import placement as inference
 
     def assigned(setting: str) -> str:
         import ray

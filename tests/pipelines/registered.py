@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from infra.champion import promote
-from infra.mlflow_client import Tracking, resolve_tracking
-from infra.registry import LoadedModel, Version, load
-from infra.tracking import RunInfo, Tracker
-from pipelines.register import register_checkpoint
-
-from .conftest import Coloured, hand_computed
+from infra.registry.champion import promote
+from infra.registry.versions import LoadedModel, Version, load
+from infra.tracking.client import Tracking, resolve_tracking
+from infra.tracking.tracker import RunInfo, Tracker
+from pipelines.registry.registration import register_checkpoint
+from tests.pipelines.conftest import Coloured, hand_computed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ from rich.console import Console
 
 from infra.errors import UserError
 from infra.storage import LocalStore
-from pipelines.bad_samples import BadSamples
 from pipelines.checkpoint import RunFolder
-from pipelines.data.ledger import Ledger
-from pipelines.data.quarantine import QUARANTINE, Fault, Quarantine
-from pipelines.driver import train
-from pipelines.recipe import Recipe, build_recipe
+from pipelines.config.recipe import Recipe, build_recipe
+from pipelines.data.order.ledger import Ledger
+from pipelines.data.shards.bad_records import QUARANTINE, Fault, Quarantine
+from pipelines.training.bad_samples import BadSamples
+from pipelines.training.driver import train
 from tests.pipelines.conftest import Coloured
 from tests.pipelines.data.hostile import forged, rewritten
 
@@ -182,11 +182,11 @@ def test_no_worker_has_too_many_and_all_together_do(
         sent.append(rows)
         return rows
 
-    monkeypatch.setattr("pipelines.bad_samples.gather_rows", alone)
+    monkeypatch.setattr("pipelines.training.bad_samples.gather_rows", alone)
     for rank in ranks:
         rank.exchange()
     together = torch.cat(sent)
-    monkeypatch.setattr("pipelines.bad_samples.gather_rows", lambda _: together)
+    monkeypatch.setattr("pipelines.training.bad_samples.gather_rows", lambda _: together)
     for rank in ranks:
         saved = rank.exchange()
         assert saved is not None

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 from infra.errors import UserError
-from infra.mlflow_client import Tracking, connect
 from infra.s3_server import serve_s3
 from infra.storage import LocalStore
+from infra.tracking.client import Tracking, connect
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
-from pipelines.recipe import load_recipe
+from pipelines.config.recipe import load_recipe
 from tests.pipelines.conftest import COLOURS, Coloured, coloured
 
 ROOT = Path(__file__).parents[2]
@@ -226,7 +226,7 @@ def test_flipped_byte_ends_the_run_at_once_and_naming_the_shard(begun) -> None:
     """Found by a data task, in another process than the one that tells of it; the group is not started again."""
     shell, ended = begun
     refused(ended, "shard train-00001.parquet in ", "/data: row group ", "the manifest says ")
-    assert "going on from the last checkpoint" not in ended.stdout
+    assert "resuming from the last checkpoint" not in ended.stdout
     folder = RunFolder(LocalStore(uri=str(shell.folder / "runs" / BEGUN)))
     assert folder.steps() == []
     assert folder.read_json(RUN) is not None
@@ -258,7 +258,7 @@ def test_run_of_another_data_set(begun, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["model.in_channels=1"], ["model.in_channels is 1", "RGB"]),
+        (["model.in_channels=1"], ["model.in_channels must be 3", "RGB", "got 1"]),
         (["model.init_from=gone.safetensors"], ["model.init_from: there is no gone.safetensors"]),
         (["model.init_from=demo.toml"], ["model.init_from: demo.toml is not a safetensors file"]),
         (["optim.average_from=0.99"], ["demo: optim.average_from = 0.99 leaves no step"]),
@@ -266,7 +266,7 @@ def test_run_of_another_data_set(begun, tmp_path: Path) -> None:
             ["model.name=resnet18", "optim.global_batch_size=1"],
             ["BatchNorm needs two values per channel", "1 x 1 at 16 pixels", "raise optim.global_batch_size to 2"],
         ),
-        (["data.repeats=3"], ["optim.global_batch_size = 10 does not divide among", "data.repeats = 3"]),
+        (["data.repeats=3"], ["optim.global_batch_size = 10 cannot be divided among", "data.repeats = 3"]),
         (
             ["curriculum.until=[0.5]", 'curriculum.model=["resnet56", "resnet20"]'],
             ["demo: depths must be 3 numbers, none below the present [9, 9, 9]"],
@@ -334,7 +334,11 @@ def test_finished_run_says_its_data_set_and_is_not_that_of_a_place_without_one(s
     done = shell.train().stdout
     assert "run demo is finished: nothing to do" in done
     assert f"trained on  data set {colours.manifest.name} at data" in done
-    refused(shell.train("data.uri=photos"), f"was trained on data set {colours.manifest.name} at data", "photos holds")
+    refused(
+        shell.train("data.uri=photos"),
+        f"was trained on data set {colours.manifest.name} at data",
+        "there is no data set at photos",
+    )
 
 
 def test_empty_class_folder(shell: Shell) -> None:

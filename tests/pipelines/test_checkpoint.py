@@ -9,10 +9,10 @@ from safetensors.numpy import save as save_arrays
 from safetensors.torch import save as save_tensors
 
 from infra.errors import UserError
-from infra.records import Record
 from infra.storage import open_store
+from infra.tracking.metric_point import MetricPoint
 from pipelines.checkpoint import LEDGER, RECORDS, Checkpoint, RunFolder
-from pipelines.data.ledger import Ledger
+from pipelines.data.order.ledger import Ledger
 
 
 def make(step: int, accuracy: float | None = None) -> Checkpoint:
@@ -23,7 +23,7 @@ def make(step: int, accuracy: float | None = None) -> Checkpoint:
         "model.safetensors": save_tensors({"weight": torch.full((3,), float(step))}),
         "optimizer.safetensors": save_tensors({"momentum_buffer.weight": torch.ones(3)}),
         LEDGER: save_arrays(ledger.to_arrays()),
-        RECORDS: (Record(step=step, time_ms=5, metrics={"train/loss": 0.5}).to_json() + "\n").encode(),
+        RECORDS: (MetricPoint(step=step, time_ms=5, metrics={"train/loss": 0.5}).to_json() + "\n").encode(),
     }
     return Checkpoint(step=step, metrics=metrics, recipe={"run.seed": 0}, data_digest="d" * 64, files=files)
 
@@ -74,6 +74,17 @@ def test_a_flipped_bit_is_found_and_the_one_before_is_used(folder):
     assert "step-00000020/model.safetensors" in warnings[0] and "sha256" in warnings[0]
     with pytest.raises(UserError, match=r"model\.safetensors"):
         folder.load(20)
+
+
+def test_only_what_is_asked_for_is_read(folder):
+    folder.write(make(10), keep_best=1)
+    folder.write(make(20), keep_best=1)
+    folder.store.write("checkpoints/step-00000020/model.safetensors", b"damaged")
+    newest = folder.newest(fail, only=("records.jsonl",))
+    assert (newest.step, set(newest.files)) == (20, {"records.jsonl"})
+    warnings: list[str] = []
+    assert folder.newest(warnings.append).step == 10
+    assert len(warnings) == 1
 
 
 def test_without_its_commit_a_checkpoint_is_not_there(folder):

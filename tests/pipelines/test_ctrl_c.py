@@ -16,14 +16,13 @@ import pytest
 from mlflow import MlflowClient
 
 from infra.storage import LocalStore
-from infra.tracking import resolve_tracking
+from infra.tracking.tracker import resolve_tracking
 from pipelines.checkpoint import Checkpoint, RunFolder
-from pipelines.data.ledger import Ledger
-
-from .conftest import COLOURS, coloured, picture
-from .registered import Registry
-from .terminal import ROOT, Terminal
-from .tuning.conftest import Spaces
+from pipelines.data.order.ledger import Ledger
+from tests.pipelines.conftest import COLOURS, coloured, picture
+from tests.pipelines.registered import Registry
+from tests.pipelines.terminal import ROOT, Terminal
+from tests.pipelines.tuning.conftest import Spaces
 
 RECIPE = """
 [model]
@@ -44,7 +43,7 @@ log_every_steps = 1
 eval_every_epochs = 50
 register_as = "colours"
 """
-STEPS = 400
+STEPS = 240
 STOPPING = r"stopping: committing a checkpoint \(Ctrl-C again ends at once\)"
 TRAINS = r"step [1-9]\d*/"
 
@@ -136,7 +135,7 @@ def test_train_commits_a_checkpoint_and_the_same_command_resumes(
         terminal.wait_for(STOPPING)
         check_end(terminal, r"interrupted at step \d+: the same command resumes")
         step = int(terminal.lines[-1].split()[3].rstrip(":"))
-        assert f"checkpoint of step {step} committed before leaving" in terminal.lines
+        assert f"checkpoint of step {step} committed before stopping" in terminal.lines
     assert 0 < step < STEPS
     assert shell.run_folder(name).steps()[-1] == step
     assert shell.mlflow()[name] == "KILLED"
@@ -209,7 +208,7 @@ def test_prepare_keeps_finished_shards(shell: Shell) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_predict_keeps_finished_files(shell: Shell, registry: Registry, tmp_path: Path) -> None:
-    for place in range(2000):
+    for place in range(1000):
         picture(list(COLOURS.values())[place % 3], place).resize((320, 320)).save(tmp_path / f"{place:04d}.png")
     out = shell.folder / "out"
     command = [str(tmp_path), "--out", str(out), "--home", str(registry.home), "--model", registry.first.uri]
@@ -217,12 +216,12 @@ def test_predict_keeps_finished_files(shell: Shell, registry: Registry, tmp_path
     with shell.terminal("predict", *command) as terminal:
         terminal.wait_until(lambda: len(list(out.glob("*.parquet"))) > 1)
         terminal.press()
-        check_end(terminal, r"interrupted: [\d,]+ of 2,000 images are kept: the same command resumes")
+        check_end(terminal, r"interrupted: [\d,]+ of 1,000 images are kept: the same command resumes")
     times = {file: file.stat().st_mtime_ns for file in out.glob("*.parquet")}
-    assert 1 < len(times) < 32
+    assert 1 < len(times) < 16
     shell.to_the_end("predict", *command)
     assert {file: file.stat().st_mtime_ns for file in times} == times
-    assert pq.read_table(out)["id"].to_pylist() == list(range(2000))
+    assert pq.read_table(out)["id"].to_pylist() == list(range(1000))
 
 
 @pytest.mark.faults

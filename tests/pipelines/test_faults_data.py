@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from infra.mlflow_client import Tracking, connect
 from infra.s3_proxy import Faults, Proxy, serve_proxy
 from infra.s3_server import S3Server, serve_s3
 from infra.storage import Store, open_store
+from infra.tracking.client import Tracking, connect
 from pipelines.checkpoint import Checkpoint, RunFolder
-from pipelines.data.ledger import Ledger
+from pipelines.data.order.ledger import Ledger
 from tests.pipelines.conftest import SIZE, Coloured
 
 pytestmark = pytest.mark.faults
@@ -161,7 +161,7 @@ def test_a_bad_day_of_the_storage_costs_time_and_nothing_else(site: Site) -> Non
     assert repeated > 0
     assert f"storage     {repeated} requests had to be repeated" in output
     assert "ignored: train-00009.parquet in s3://resnet-ray/data" in output.replace("\n", " ")
-    assert "going back to the checkpoint before" not in output and "worker 0 failed" not in output
+    assert "falling back to the checkpoint before" not in output and "worker 0 failed" not in output
 
 
 def test_a_server_that_is_killed_and_comes_back_is_waited_for(site: Site) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from infra.mlflow_client import Tracking, connect
-
-from .conftest import picture
+from infra.tracking.client import Tracking, connect
+from tests.pipelines.conftest import picture
 
 ROOT = Path(__file__).parents[2]
 COLOURS = {"azure": (40, 90, 230), "lime": (60, 220, 40)}

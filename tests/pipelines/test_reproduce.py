@@ -16,14 +16,15 @@ from mlflow.entities import Run
 
 from infra.errors import UserError
 from infra.storage import LocalStore
-from infra.tracking import resolve_tracking
-from pipelines import cli, driver, reproduce
-from pipelines.budget import multiply_adds
+from infra.tracking.tracker import resolve_tracking
+from pipelines import cli, reproduce
 from pipelines.checkpoint import FINISHED, Checkpoint, RunFolder
-from pipelines.measured import Measured
-from pipelines.suite import Suite, load_suite, shipped
-from pipelines.suite_plan import plan_runs
-from pipelines.suite_report import Cell, to_json, to_markdown
+from pipelines.config.compute_budget import multiply_adds
+from pipelines.reproduction.measurements import Measurements
+from pipelines.reproduction.plan import plan_runs
+from pipelines.reproduction.report import Cell, to_json, to_markdown
+from pipelines.reproduction.spec import Suite, load_suite, shipped
+from pipelines.training import driver
 from resnet_core.config import ModelConfig
 from resnet_core.models import build_model
 from tests.pipelines.conftest import Coloured, coloured
@@ -93,9 +94,9 @@ class Workplace:
     def run_folders(self) -> list[Path]:
         return sorted(path.parent for path in self.home.glob("*/run.json"))
 
-    def measured(self) -> list[Measured]:
+    def measured(self) -> list[Measurements]:
         files = sorted((self.results / "measured").glob("*.json"))
-        return [Measured.from_json(file.read_bytes()) for file in files]
+        return [Measurements.from_json(file.read_bytes()) for file in files]
 
     def mlflow_runs(self) -> list[Run]:
         client = MlflowClient(resolve_tracking(self.home).uri)
@@ -263,7 +264,7 @@ def test_list_runs_nothing(
             ("members = [", 'members = ["plane", '),
             "entry both names plane, which the suite does not train (did you mean",
         ),
-        (('name = "both"', 'name = "plain"'), "entry plain is there twice"),
+        (('name = "both"', 'name = "plain"'), "entry plain is defined twice"),
         (("published.test_error", "published.test_eror"), "entry.1.published.test_eror"),
         (("published.test_error", "published.ten_crop_error"), "published.ten_crop_error is not among the suite's"),
         (

@@ -16,11 +16,11 @@ from safetensors.torch import save_file
 
 from benchmarks.processes import is_train_worker
 from infra.storage import open_store
-from infra.tracking import resolve_tracking
+from infra.tracking.tracker import resolve_tracking
 from pipelines.checkpoint import RunFolder
-from pipelines.data.ledger import Ledger
-from pipelines.driver import train
-from pipelines.recipe import load_recipe
+from pipelines.config.recipe import load_recipe
+from pipelines.data.order.ledger import Ledger
+from pipelines.training.driver import train
 from resnet_core.config import ModelConfig
 from resnet_core.models import build_model
 

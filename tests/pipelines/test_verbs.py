@@ -16,26 +16,25 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from infra.champion import champion
 from infra.errors import UserError
-from infra.gate import Decision
-from infra.mlflow_client import Tracking, resolve_tracking
 from infra.proportions import Paired
-from infra.registry import Version, load
+from infra.registry.champion import champion
+from infra.registry.gate import Decision
+from infra.registry.versions import Version, load
 from infra.storage import LocalStore
-from infra.tracking import RunInfo, Tracker
+from infra.tracking.client import Tracking, resolve_tracking
+from infra.tracking.tracker import RunInfo, Tracker
 from pipelines import evaluate, predict, register
 from pipelines.checkpoint import RUN, RunFolder
-from pipelines.data.predictions import Predictions
-from pipelines.evaluated import Evaluated
-from pipelines.model_source import RunModel
-from pipelines.register import register_checkpoint
-from pipelines.scoring import SplitScore
-from pipelines.targets import Target
+from pipelines.evaluation.model_source import RunModel
+from pipelines.evaluation.models import Target
+from pipelines.evaluation.predictions import Predictions
+from pipelines.evaluation.result import Evaluated
+from pipelines.evaluation.scoring import SplitScore
+from pipelines.registry.registration import register_checkpoint
 from resnet_core.config import AugmentConfig, ModelConfig
 from resnet_core.models import build_model
-
-from .conftest import COLOURS, SIZE, STEP, Coloured, coloured, hand_computed, picture
+from tests.pipelines.conftest import COLOURS, SIZE, STEP, Coloured, coloured, hand_computed, picture
 
 Weights = dict[str, torch.Tensor]
 Command = Callable[..., list[str]]
@@ -169,7 +168,7 @@ def test_a_champion_of_other_classes_stays(weights: Weights, tracking: Tracking,
     _, decision = register_checkpoint(tracking, checkpoint, other.data, run_id=run_id, name="colours")
     assert decision == Decision(
         promote=False,
-        reason="the champion models:/colours/1 knows other classes: register under another name",
+        reason="the champion models:/colours/1 has other classes: register under another name",
         champion="models:/colours/1",
     )
 
@@ -331,9 +330,9 @@ def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(
     names = tuple(f"class{number}" for number in range(30))
     model = RunModel.of(colours.checkpoint({}, {}))  # which nobody opens
     target = Target(description="m", model=model, class_names=names, data=colours.data)
-    monkeypatch.setattr(evaluate, "open_targets", lambda request, warn: [target])
+    monkeypatch.setattr("pipelines.evaluation.comparison_report.open_targets", lambda request, warn: [target])
     found = Evaluated(score=score, predictions=answers)
-    monkeypatch.setattr("pipelines.evaluate.evaluate", lambda choice, model, data: found)
+    monkeypatch.setattr("pipelines.evaluation.comparison_report.evaluate", lambda choice, model, data: found)
     title, *rows = [line.split() for line in command(evaluate, "m")[10:]]
     assert title == ["lowest", "20", "of", "30", "classes", "images", "top-1", "95", "%"]
     assert [row[:3] for row in rows[:3]] == [
@@ -385,7 +384,7 @@ def test_two_models_are_compared(command: Command, run_folder: Path, home: Path,
     assert table["top-1 of B"] == "33.33%  (95 %: 19.23% to 51.22%)"
     assert table["difference"].startswith("-66.67 points  (95 %: -80.77 to -47.75; ")
     assert table["difference"].endswith("McNemar's exact p = 1.9e-06)")
-    assert table["pictures"] == "0 only B gets right, 20 only A; both answer alike on 33.33%"
+    assert table["flips"] == "only B is right on 0, only A on 20; both predict the same class on 33.33%"
     assert table["verdict"] == "A is better"
     rows = [re.split("  +", line) for line in lines[lines.index("") + 1 :]]
     assert rows == [
@@ -492,7 +491,7 @@ def test_bad_input_to_evaluate(command: Command, run_folder: Path, home: Path, t
         f"{run_folder}: checkpoint of step 7 is missing or incomplete"
     )
     assert "has no split 'val': it has train, test" in refusal(command, evaluate, run_folder, "--split", "val")
-    differ = f"knows 3 classes, data set {other.manifest.name} has 3 and not the same; 'lime' is 'green' there"
+    differ = f"are not the 3 of data set {other.manifest.name}: 'lime' is 'green' in the data set; give a data set"
     assert differ in refusal(command, evaluate, run_folder, "--data", other.store.uri)
     assert differ in refusal(command, evaluate, *model, "--data", other.store.uri)
     assert refusal(command, evaluate, run_folder, "--set", "optim.momentum=0.5") == (
@@ -537,7 +536,7 @@ def test_views_that_cannot_be_shown(command: Command, run_folder: Path, home: Pa
     assert refusal(command, evaluate, *dense, "0,16") == "--scales must be at least 1, got 0"
     assert refusal(command, evaluate, run_folder, "--size", 0) == "--size must be at least 1, got 0"
     assert refusal(command, evaluate, run_folder, "--size", 20, "--set", "data.image_size=20") == (
-        "--size and --set data.image_size say the same: give one of them"
+        "--size and --set data.image_size set the same value: give only one of them"
     )
 
 
@@ -573,8 +572,8 @@ def test_bad_input_to_register(
         f"the recipe of {run_folder} has no run.register_as: name the model with --name"
     )
     assert refusal(command, register, run_folder, "--name", "x", "--data", other.store.uri) == (
-        f"checkpoint {STEP} was trained on data set {colours.manifest.name}, {other.store.uri} holds "
-        f"{other.manifest.name}: name the place of the former with --data"
+        f"checkpoint {STEP} was trained on data set {colours.manifest.name}, but {other.store.uri} holds "
+        f"{other.manifest.name}: give the place of the first one with --data"
     )
     assert refusal(command, register).startswith("name the folder of a run, or --rollback NAME, --promote NAME VERSION")
     assert refusal(command, register, run_folder, "--margin", 0) == "--margin must be above 0 and at most 1, got 0.0"

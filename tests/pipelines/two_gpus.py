@@ -16,10 +16,10 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from pipelines.mailbox import Mailbox
-from pipelines.placement import place
-from pipelines.recipe_sections import RunConfig
-from pipelines.rendezvous import NodeAddress
+from pipelines.config.sections import RunConfig
+from pipelines.training.messages import MessageQueue
+from pipelines.training.placement import place
+from pipelines.training.process_group import NodeAddress
 
 
 def worker(config: dict[str, Any]) -> list[Any]:
@@ -28,8 +28,8 @@ def worker(config: dict[str, Any]) -> list[Any]:
 
     import torch.distributed as dist
 
-    from pipelines import rendezvous
-    from resnet_core.collective import max_of_hosts
+    from pipelines.training import process_group as rendezvous
+    from resnet_core.distributed import max_of_hosts
 
     with (
         mock.patch.object(torch.cuda, "is_available", lambda: True),
@@ -48,7 +48,7 @@ def main() -> None:
     """Train nothing on two workers."""
     ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
     placement = place(RunConfig(num_workers=2, cpus_per_worker=1))
-    mailbox = Mailbox.remote()  # type: ignore[attr-defined]  # Ray adds it
+    mailbox = MessageQueue.remote()  # type: ignore[attr-defined]  # Ray adds it
     with tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             worker,  # type: ignore[arg-type]  # what rank 0 returns is the run's result

@@ -81,7 +81,7 @@ def test_nothing_else_changes(images, training: bool) -> None:
 
 
 def test_no_images_are_an_error() -> None:
-    with pytest.raises(ValueError, match="there are no images"):
+    with pytest.raises(ValueError, match="no worker has an image"):
         reestimate_batchnorm(stacked(), [], CONFIG)
 
 

@@ -14,14 +14,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from resnet_core.augment import normalize
 from resnet_core.batchnorm import reestimate_batchnorm
-from resnet_core.collective import Vote
 from resnet_core.config import OptimConfig
 from resnet_core.config.variants import Variant
+from resnet_core.distributed import Vote
 from resnet_core.evaluation import EvalBatch, evaluate, exact
 from resnet_core.models.resnet import ResNet
 from resnet_core.optim import build_optimizer
 from resnet_core.state import TrainState
-from resnet_core.step import Microbatch, Share, StepConfig, train_step
+from resnet_core.step import Microbatch, RankBatch, StepConfig, train_step
 
 WORLD = 2
 CONFIG = StepConfig()
@@ -51,15 +51,15 @@ def random_batch(rows: int, seed: int) -> Microbatch:
     return Microbatch(images_BHWC=pixels, labels_B=torch.randint(0, 3, (rows,), generator=generator))
 
 
-def share_of(rank: int, number: int) -> Share:
+def share_of(rank: int, number: int) -> RankBatch:
     """What `rank` of WORLD contributes to step `number`; rank -1 stands for one process that has all of it."""
     sizes = STEPS[number]
     batch = random_batch(sum(sizes), seed=number)
     if rank < 0:
-        return Share(microbatches=[batch], count=sum(sizes))
+        return RankBatch(microbatches=[batch], count=sum(sizes))
     start, stop = (0, sizes[0]) if rank == 0 else (sizes[0], sum(sizes))
     own = Microbatch(images_BHWC=batch.images_BHWC[start:stop], labels_B=batch.labels_B[start:stop])
-    return Share(microbatches=own.split(4) if len(own) else [], count=sum(sizes), world_size=WORLD)
+    return RankBatch(microbatches=own.split(4) if len(own) else [], count=sum(sizes), world_size=WORLD)
 
 
 def train(state: TrainState, rank: int) -> list[dict[str, float]]:

@@ -11,24 +11,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from resnet_core import collective, loop
+from resnet_core import distributed as collective
+from resnet_core import loop
 from resnet_core.augment import step_generator
-from resnet_core.collective import Vote
 from resnet_core.compute import autocast
 from resnet_core.config import AugmentConfig, ModelConfig, OptimConfig, Precision
+from resnet_core.distributed import Vote
 from resnet_core.evaluation import EvalBatch, EvalSums, Mistakes
-from resnet_core.loop import fit
+from resnet_core.loop import NullRecorder, fit
 from resnet_core.losses import LossConfig
 from resnet_core.models import ResNet, build_model, set_drop_path, set_generator
 from resnet_core.optim import averaging, build_optimizer
 from resnet_core.optim.averaging import WeightAverage, equal, exponential
 from resnet_core.optim.scaling import LossScaler
-from resnet_core.ports import NullRecorder
 from resnet_core.state import TrainState
-from resnet_core.step import Microbatch, Share, StepConfig, eval_step, train_step
-
-from .fake_gpu import CUDA, WaitsForTheGpu, Watch, fake_gpu
-from .test_loop import make_run
+from resnet_core.step import Microbatch, RankBatch, StepConfig, eval_step, train_step
+from tests.resnet_core.fake_gpu import CUDA, WaitsForTheGpu, Watch, fake_gpu
+from tests.resnet_core.test_loop import make_run
 
 META = torch.device("meta")
 ROWS, SIDE, CLASSES = 6, 32, 10
@@ -72,9 +71,9 @@ def labels(rows: int = ROWS, device: torch.device = CUDA) -> Tensor:
     return torch.zeros(rows, dtype=torch.int64, device=device)
 
 
-def share(device: torch.device = CUDA) -> Share:
+def share(device: torch.device = CUDA) -> RankBatch:
     whole = Microbatch(images_BHWC=images(device=device), labels_B=labels(device=device))
-    return Share(microbatches=whole.split(4), count=2 * ROWS, world_size=2)
+    return RankBatch(microbatches=whole.split(4), count=2 * ROWS, world_size=2)
 
 
 def state_on(
@@ -252,7 +251,9 @@ def test_votes_and_rounds_of_ranks_never_ask_the_gpu(make_state, monkeypatch: py
             seen.append(vote(0))
             return False
 
-        run = make_run(NullRecorder(), None, cadence=loop.Cadence(total_steps=9, log_every_steps=0), leave=leave)
+        run = make_run(
+            NullRecorder(), None, intervals=loop.Intervals(total_steps=9, log_every_steps=0), should_stop=leave
+        )
         with pytest.raises(RuntimeError, match="ended at step 4 of 9"):
             fit(state, [share(META)] * 4, run)
     assert seen == [0, 0, 0, 0]

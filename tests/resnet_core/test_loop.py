@@ -8,11 +8,10 @@ import torch
 from resnet_core import loop
 from resnet_core.augment import normalize
 from resnet_core.config import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, OptimConfig, ScheduleConfig
-from resnet_core.loop import Cadence, Run, fit
+from resnet_core.loop import Evaluation, FitConfig, Intervals, MemoryRecorder, MemorySink, NullRecorder, fit
 from resnet_core.models import set_drop_path, set_generator
-from resnet_core.ports import MemoryRecorder, MemorySink, NullRecorder
 from resnet_core.schedule import LrSchedule, ramp
-from resnet_core.step import Microbatch, Share, StepConfig
+from resnet_core.step import Microbatch, RankBatch, StepConfig
 
 TOTAL = 10
 OPTIM = OptimConfig(global_batch_size=6, lr_per_256=2.0, ema_decay=0.8)
@@ -28,38 +27,42 @@ class Journal:
     def log(self, step, metrics) -> None:
         self.events.append(f"log {step} {sorted(metrics)}")
 
-    def save(self, state, metrics) -> None:
-        self.events.append(f"save {state.step} {metrics}")
+    def save(self, state, evaluation) -> None:
+        self.events.append(f"save {state.step} {evaluation and evaluation.metrics}")
 
-    def evaluate(self, state) -> dict[str, float]:
+    def evaluate(self, state) -> Evaluation:
         self.events.append(f"evaluate {state.step}")
-        return {"loss": 0.5}
+        return Evaluation(metrics={"loss": 0.5})
 
     def telemetry(self) -> dict[str, float]:
         return {"train/images_per_s": 1.0}
 
 
-def make_run(recorder, sink, **changes) -> Run:
+def make_run(recorder, sink, **changes) -> FitConfig:
     settings = {
         "schedule": SCHEDULE,
-        "cadence": Cadence(total_steps=TOTAL, log_every_steps=4, eval_steps=frozenset({5}), checkpoint_every_steps=3),
+        "intervals": Intervals(
+            total_steps=TOTAL, log_every_steps=4, eval_steps=frozenset({5}), checkpoint_every_steps=3
+        ),
         "step": StepConfig(augment=AugmentConfig(flip=True)),
         "recorder": recorder,
         "sink": sink,
-        "evaluate": lambda state: {"loss": float(state.scored_model.fc.weight.detach().square().sum())},
+        "evaluate": lambda state: Evaluation(
+            metrics={"loss": float(state.scored_model.fc.weight.detach().square().sum())}
+        ),
         "telemetry": dict,
         "seed": 1,
     }
-    return Run(**(settings | changes))
+    return FitConfig(**(settings | changes))
 
 
 @pytest.fixture
 def shares(make_batch):
     """shares(first): those of steps first, first + 1, …, as a data stream would yield them."""
 
-    def stream(first: int = 0) -> Iterator[Share]:
+    def stream(first: int = 0) -> Iterator[RankBatch]:
         for step in range(first, TOTAL):
-            yield Share(microbatches=make_batch(6, seed=step).split(3), count=6)
+            yield RankBatch(microbatches=make_batch(6, seed=step).split(3), count=6)
 
     return stream
 
@@ -70,8 +73,8 @@ def test_cudnn_does_not_measure_for_steps_that_mix_image_sizes(make_state, make_
     whole = make_batch(6)
     small = Microbatch(images_BHWC=whole.images_BHWC[:3, :4, :4], labels_B=whole.labels_B[:3])
     shares = [whole.split(3), [small, *whole.split(3)[1:]], whole.split(3)]
-    run = make_run(NullRecorder(), MemorySink(), cadence=Cadence(total_steps=3, log_every_steps=0))
-    fit(make_state(OPTIM), [Share(microbatches=batches, count=6) for batches in shares], run)
+    run = make_run(NullRecorder(), MemorySink(), intervals=Intervals(total_steps=3, log_every_steps=0))
+    fit(make_state(OPTIM), [RankBatch(microbatches=batches, count=6) for batches in shares], run)
     assert wanted == [True, False, True]
 
 
@@ -97,8 +100,8 @@ def test_order_of_events(make_state, shares) -> None:
 def test_records_are_means_since_the_last_record_with_the_rate_of_their_step(make_state, shares) -> None:
     def losses(log_every: int) -> list[tuple[int, dict[str, float]]]:
         recorder = MemoryRecorder()
-        cadence = Cadence(total_steps=TOTAL, log_every_steps=log_every)
-        fit(make_state(OPTIM), shares(), make_run(recorder, MemorySink(), cadence=cadence))
+        intervals = Intervals(total_steps=TOTAL, log_every_steps=log_every)
+        fit(make_state(OPTIM), shares(), make_run(recorder, MemorySink(), intervals=intervals))
         return [(step, metrics) for step, metrics in recorder.points if "lr" in metrics]
 
     single, by_five = losses(1), losses(5)
@@ -132,7 +135,7 @@ def test_a_run_that_leaves_is_saved_as_it_is_and_goes_on_like_an_unbroken_one(
     whole, recorder = make_state(OPTIM), MemoryRecorder()
     fit(whole, shares(), make_run(recorder, MemorySink()))
     left, points, sink = make_state(OPTIM), MemoryRecorder(), MemorySink()
-    fit(left, shares(), make_run(points, sink, leave=lambda step: step == leave_after))
+    fit(left, shares(), make_run(points, sink, should_stop=lambda step: step == leave_after))
     step, tensors, _ = sink.saved[-1]
     assert (left.step, step, points.points[-1][0]) == (leave_after, leave_after, leave_after)
     resumed = make_state(OPTIM, seed=42)
@@ -154,7 +157,7 @@ def test_a_finished_run_does_nothing(make_state, shares, same_state) -> None:
 def test_no_share_is_taken_that_is_not_trained_on(make_state, shares) -> None:
     taken: list[int] = []
 
-    def endless() -> Iterator[Share]:
+    def endless() -> Iterator[RankBatch]:
         while True:
             taken.append(len(taken))
             yield next(shares())
@@ -179,7 +182,7 @@ def test_a_broken_loss_stops_the_run_before_it_is_recorded_or_saved(make_state, 
 
 def test_a_broken_evaluation_stops_the_run_before_it_is_saved(make_state, shares) -> None:
     sink = MemorySink()
-    run = make_run(MemoryRecorder(), sink, evaluate=lambda state: {"loss": float("inf")})
+    run = make_run(MemoryRecorder(), sink, evaluate=lambda state: Evaluation(metrics={"loss": float("inf")}))
     with pytest.raises(FloatingPointError, match="test/loss is inf at step 5"):
         fit(make_state(OPTIM), shares(), run)
     assert [step for step, *_ in sink.saved] == [3]
@@ -227,7 +230,7 @@ def test_resume_is_exact_with_sam_lamb_an_average_mixup_and_random_depth(
 def test_the_rate_reacts_to_the_records_also_after_a_resume(make_state, shares, shape) -> None:
     config = ScheduleConfig(unit="steps", length=TOTAL, warmup_start_factor=0.5, **({"shape": "constant"} | shape))
     schedule = LrSchedule.build(config, OPTIM, samples_per_epoch=30)
-    cadence = Cadence(total_steps=TOTAL, log_every_steps=2, eval_steps=frozenset({2, 4, 6, 8}))
+    intervals = Intervals(total_steps=TOTAL, log_every_steps=2, eval_steps=frozenset({2, 4, 6, 8}))
     errors = iter([0.9, 0.5, 0.5, 0.4, 0.3])
 
     def rates(first: int, history, sink: MemorySink, saved=None):
@@ -235,8 +238,8 @@ def test_the_rate_reacts_to_the_records_also_after_a_resume(make_state, shares, 
         if saved:
             state.load_tensors(saved)
             state.step = first
-        scored = lambda _: {"accuracy": 1 - next(errors)}  # noqa: E731
-        run = make_run(recorder, sink, schedule=schedule, cadence=cadence, evaluate=scored, history=history)
+        scored = lambda _: Evaluation(metrics={"accuracy": 1 - next(errors)})  # noqa: E731
+        run = make_run(recorder, sink, schedule=schedule, intervals=intervals, evaluate=scored, history=history)
         fit(state, shares(first), run)
         return recorder.points
 
@@ -266,9 +269,9 @@ def test_the_scored_and_kept_model_has_exact_statistics_at_the_end_and_only_ther
         asked.append(state.step)
         return [make_batch(6, seed=step).images_BHWC for step in range(4)]
 
-    def evaluate(state) -> dict[str, float]:
+    def evaluate(state) -> Evaluation:
         scored.append(state.scored_model.bn1.running_mean.clone())
-        return {"loss": 0.5}
+        return Evaluation(metrics={"loss": 0.5})
 
     fit(state, shares(), make_run(NullRecorder(), sink, final_batches=final_batches, evaluate=evaluate))
     assert asked == [TOTAL]

@@ -8,17 +8,17 @@ from torch.nn import functional as F
 
 from resnet_core.config import OptimConfig
 from resnet_core.losses import LossConfig, dense_targets, sum_loss
-from resnet_core.targets import Targets
+from resnet_core.mixed_labels import MixedLabels
 
 B, K = 6, 5
 GENERATOR = torch.Generator().manual_seed(3)
 LOGITS = 3 * torch.randn(B, K, generator=GENERATOR)
 LABELS, OTHER = torch.randint(0, K, (2, B), generator=GENERATOR)
-PLAIN = Targets(labels_B=LABELS)
-MIXED = Targets(labels_B=LABELS, other_B=OTHER, share_B=torch.tensor([1.0, 0.0, 0.5, 0.25, 0.9, 0.6]))
+PLAIN = MixedLabels(labels_B=LABELS)
+MIXED = MixedLabels(labels_B=LABELS, other_B=OTHER, share_B=torch.tensor([1.0, 0.0, 0.5, 0.25, 0.9, 0.6]))
 
 
-def smoothed(targets: Targets, smoothing: float) -> torch.Tensor:
+def smoothed(targets: MixedLabels, smoothing: float) -> torch.Tensor:
     """Row by row, from the definition, float64."""
     dense = torch.zeros(B, K, dtype=torch.float64)
     for i in range(B):
@@ -31,7 +31,7 @@ def smoothed(targets: Targets, smoothing: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("targets", [PLAIN, MIXED])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_dense_targets_are_the_shares_smoothed(targets: Targets, smoothing: float) -> None:
+def test_dense_targets_are_the_shares_smoothed(targets: MixedLabels, smoothing: float) -> None:
     dense = dense_targets(targets, K, smoothing)
     torch.testing.assert_close(dense.double(), smoothed(targets, smoothing), atol=1e-7, rtol=0)
     torch.testing.assert_close(dense.sum(1), torch.ones(B))
@@ -52,7 +52,7 @@ def test_cross_entropy_of_mixed_images(smoothing: float) -> None:
 
 @pytest.mark.parametrize("targets", [PLAIN, MIXED])
 @pytest.mark.parametrize(("smoothing", "threshold"), [(0.0, 0.0), (0.1, 0.0), (0.1, 0.2)])
-def test_binary_cross_entropy_asks_of_every_class(targets: Targets, smoothing: float, threshold: float) -> None:
+def test_binary_cross_entropy_asks_of_every_class(targets: MixedLabels, smoothing: float, threshold: float) -> None:
     dense = smoothed(targets, smoothing)
     if threshold:
         dense = (dense > threshold).double()

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from resnet_core.config import OptimConfig, ScheduleConfig
-from resnet_core.reaction import Reaction
+from resnet_core.plateau import Plateau
 from resnet_core.schedule import LrSchedule, epoch_end_step, ramp, to_steps, total_samples, total_steps
 
 IMAGENET = 1_281_167
 WARMUP, TOTAL = 10, 100
 
 
-def curve(reaction: Reaction | None = None, **settings: Any) -> list[float]:
+def curve(reaction: Plateau | None = None, **settings: Any) -> list[float]:
     """The factor at every step of a run of 100, and one past it; a warm-up of 10 unless `settings` say otherwise."""
     defaults: dict[str, Any] = {"unit": "steps", "length": 100.0, "warmup": 10.0}
     config = ScheduleConfig(**(defaults | settings))
     schedule = LrSchedule.build(config, OptimConfig(lr_per_256=1.0), samples_per_epoch=IMAGENET)
-    return [schedule.factor(step, reaction or Reaction()) for step in range(TOTAL + 1)]
+    return [schedule.factor(step, reaction or Plateau()) for step in range(TOTAL + 1)]
 
 
 def progress(step: int) -> float:

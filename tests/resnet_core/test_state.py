@@ -7,14 +7,14 @@ from torch import nn
 from resnet_core.config import OptimConfig
 from resnet_core.optim.averaging import WeightAverage, exponential
 from resnet_core.state import TrainState
-from resnet_core.step import Share, StepConfig, train_step
+from resnet_core.step import RankBatch, StepConfig, train_step
 
 WITH_EMA = OptimConfig(ema_decay=0.9, nesterov=True)
 
 
 def train(state: TrainState, make_batch, steps: range, *, channels_last: bool = False) -> None:
     for step in steps:
-        share = Share(microbatches=[make_batch(6, seed=step)], count=6)
+        share = RankBatch(microbatches=[make_batch(6, seed=step)], count=6)
         config = StepConfig(channels_last=channels_last)
         train_step(state, share, lr=0.05, config=config, generator=torch.Generator())
         state.step += 1
@@ -96,7 +96,7 @@ def test_tensors_that_do_not_fit_are_named_and_nothing_is_loaded(make_state, sam
         state.load_tensors(saved)
     assert str(caught.value) == (
         "1 missing tensor: optimizer.momentum_buffer.conv1.weight; 1 unexpected tensor: model.fc2.weight; "
-        "2 misshapen tensors: model.bn1.bias (float64 [4], not float32 [4]), "
+        "2 mismatched tensors: model.bn1.bias (float64 [4], not float32 [4]), "
         "model.fc.weight (float32 [10, 8], not float32 [3, 8])"
     )
     same_state(state, untouched)

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from benchmarks.processes import command_line
-from infra.mlflow_client import Tracking, connect
 from infra.storage import open_store
+from infra.tracking.client import Tracking, connect
 from tests.dev_services import LOOPBACK, answer_of
 from tests.services.conftest import ROOT, Machine, asked
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 
-from .conftest import encoded, picture
+from tests.pipelines.data.conftest import encoded, picture
 
 WNIDS = ("n01440764", "n01443537", "n02012849", "n03126707")  # the last two are both called "crane"
 WORDS = ("tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "crane")

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from infra.storage import LocalStore
-from pipelines.data.manifest import Manifest, RowGroup, Shard, Span, Stored
-from pipelines.data.sources import open_source
+from pipelines.data.images.stored import Stored
+from pipelines.data.prepare.sources import open_source
+from pipelines.data.shards.manifest import Manifest, RowGroup, Shard, Span
 from tests.pipelines.conftest import written
 
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from infra.storage import LocalStore
-from pipelines.data.manifest import MANIFEST, Manifest
-from pipelines.data.shard_file import describe
+from pipelines.data.prepare.shard_writer import describe
+from pipelines.data.shards.manifest import MANIFEST, Manifest
 
 
 def rewritten(store: LocalStore, manifest: Manifest, changes: Mapping[int, Mapping[str, Any]]) -> Manifest:

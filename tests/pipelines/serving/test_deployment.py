@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infra.registry import load
-from pipelines.data.decode import CropConfig
-from pipelines.data.views import IMAGE_FILE, eval_view
-
-from ..conftest import COLOURS, SIZE, picture
-from ..registered import Registry
-from .requests_to_refuse import base64_of, bomb, file_of, npy_of
+from infra.registry.versions import load
+from pipelines.config.crop import CropConfig
+from pipelines.data.images.crops import IMAGE_FILE, eval_view
+from tests.pipelines.conftest import COLOURS, SIZE, picture
+from tests.pipelines.registered import Registry
+from tests.pipelines.serving.requests_to_refuse import base64_of, bomb, file_of, npy_of
 
 FILE = file_of(picture(COLOURS["lime"], seed=9000).resize((90, 60)), "JPEG")
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)

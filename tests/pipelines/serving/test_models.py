@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 
 from infra.errors import UserError
-from infra.registry import fetch
-from pipelines.inference import Choice
-from pipelines.serving.following import Following
+from infra.registry.versions import fetch
+from pipelines.evaluation.placement import InferencePlacement
+from pipelines.serving.model_watcher import ModelWatcher
 from pipelines.serving.models import Announcer, FromBoard, FromMlflow
-
-from ..conftest import SIZE
-from ..registered import Registry
+from tests.pipelines.conftest import SIZE
+from tests.pipelines.registered import Registry
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 
@@ -38,7 +37,7 @@ def answered_by_a_replica(board: FromBoard) -> tuple[int, Any]:
     import ray
 
     def replica(models: FromBoard) -> tuple[int, Any]:
-        now = Following(models).now
+        now = ModelWatcher(models).now
         return now.version.number, now.predict(IMAGES)
 
     found: tuple[int, Any] = ray.get(ray.remote(num_cpus=1)(replica).remote(board))
@@ -51,7 +50,7 @@ def test_replicas_follow_the_alias_through_the_command(announcer: Announcer, reg
     assert number == 1
     np.testing.assert_array_equal(probabilities, first.predict(IMAGES))
 
-    following = Following(announcer.board)
+    following = ModelWatcher(announcer.board)
     second = registry.champion_is(registry.second)
     assert not following.refresh()  # nobody has looked yet
     announcer.look()
@@ -74,7 +73,7 @@ def test_a_version_that_was_replaced_between_two_looks_is_not_mixed_up(
 def test_what_keeps_the_command_from_knowing_reaches_the_replicas_and_passes(
     announcer: Announcer, registry: Registry
 ) -> None:
-    following = Following(announcer.board)
+    following = ModelWatcher(announcer.board)
     reachable, registry_is_away = announcer._models, dataclasses.replace(registry.tracking, uri="http://127.0.0.1:9")
     announcer._models = dataclasses.replace(reachable, tracking=registry_is_away)
     announcer.look()
@@ -89,9 +88,9 @@ def test_what_keeps_the_command_from_knowing_reaches_the_replicas_and_passes(
 def test_replicas_say_that_the_command_is_gone(ray_local: None, announcer: Announcer) -> None:
     import ray
 
-    following = Following(announcer.board)
+    following = ModelWatcher(announcer.board)
     ray.kill(announcer.board.board)
-    with pytest.raises(UserError, match="the command that serves does not answer, start it again"):
+    with pytest.raises(UserError, match=r"serve\.py does not answer its replicas, start it again"):
         following.refresh()
     assert following.now.version.number == 1
 
@@ -104,9 +103,9 @@ def test_a_service_on_kubernetes_chooses_by_its_arguments(
 
     asked = []
 
-    def choose(use_gpu: object, *, copies: int, setting: str) -> Choice:
+    def choose(use_gpu: object, *, copies: int, setting: str) -> InferencePlacement:
         asked.append((use_gpu, copies, setting))
-        return Choice(gpu=use_gpu == "auto")
+        return InferencePlacement(gpu=use_gpu == "auto")
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     monkeypatch.setattr(deployment, "choose", choose)

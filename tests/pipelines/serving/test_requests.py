@@ -9,15 +9,14 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from pipelines.data.decode import CropConfig
-from pipelines.serving.pictures import MAX_REQUEST_BYTES, Pictures, Refused
+from pipelines.config.crop import CropConfig
+from pipelines.serving.preprocessing import MAX_REQUEST_BYTES, Preprocessing, Refused
 from pipelines.serving.requests import read_body, read_images
-
-from ..conftest import COLOURS, picture
-from .requests_to_refuse import base64_of, file_of, npy_of
+from tests.pipelines.conftest import COLOURS, picture
+from tests.pipelines.serving.requests_to_refuse import base64_of, file_of, npy_of
 
 SIDE = 4
-PICTURES = Pictures(crop=CropConfig(image_size=SIDE, eval_resize=SIDE), class_names=("azure", "lime"))
+PICTURES = Preprocessing(crop=CropConfig(image_size=SIDE, eval_resize=SIDE), class_names=("azure", "lime"))
 PIXELS = np.arange(2 * SIDE * SIDE * 3, dtype=np.uint8).reshape(2, SIDE, SIDE, 3)
 FILE = file_of(picture(COLOURS["lime"], seed=1))
 
@@ -58,7 +57,7 @@ def header(shape: str) -> bytes:
         ("", FILE, 415, "content-type missing"),
         ("application/json", b"{", 400, "not JSON"),
         ("application/json", b"\xff", 400, "not JSON"),
-        ("application/json", b"[" * 100_000, 400, "not JSON"),
+        ("application/json", b"[" * 100_000, 400, "the JSON is nested too deeply"),
         ("application/json", b"[1]", 400, "send {"),
         ("application/json", b"{}", 400, "send {"),
         ("application/json", b'{"instances": [], "inputs": []}', 400, "send {"),

@@ -9,8 +9,7 @@ import pytest
 
 from infra.errors import UserError
 from pipelines import serve
-
-from ..registered import Registry
+from tests.pipelines.registered import Registry
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ..conftest import SIZE
-from ..registered import Registry
-from .requests_to_refuse import npy_of
+from tests.pipelines.conftest import SIZE
+from tests.pipelines.registered import Registry
+from tests.pipelines.serving.requests_to_refuse import npy_of
 
 ROOT = Path(__file__).parents[3]
 IMAGES = npy_of(np.random.default_rng(0).integers(0, 256, (32, SIZE, SIZE, 3), dtype=np.uint8))

@@ -24,14 +24,13 @@ from fastapi.testclient import TestClient
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 
-from infra.mlflow_client import connect
-from infra.registry import load
-from pipelines.data.decode import CropConfig
-from pipelines.data.views import IMAGE_FILE, eval_view
-
-from ..conftest import COLOURS, SIZE, picture
-from ..registered import Registry
-from .requests_to_refuse import base64_of, bomb, file_of
+from infra.registry.versions import load
+from infra.tracking.client import connect
+from pipelines.config.crop import CropConfig
+from pipelines.data.images.crops import IMAGE_FILE, eval_view
+from tests.pipelines.conftest import COLOURS, SIZE, picture
+from tests.pipelines.registered import Registry
+from tests.pipelines.serving.requests_to_refuse import base64_of, bomb, file_of
 
 FILE = file_of(picture(COLOURS["lime"], seed=9000).resize((90, 60)), "JPEG")
 
@@ -124,11 +123,13 @@ def test_the_example_that_mlflow_shows_is_one_that_works(client: TestClient, reg
 
 
 def test_a_model_with_a_changed_file_does_not_start(registry: Registry) -> None:
-    file = folder_of(registry) / "code/pipelines/serving/pictures.py"
+    file = folder_of(registry) / "code/pipelines/serving/preprocessing.py"
     text = file.read_text()
     file.write_text(text + "\n")
     try:
-        with pytest.raises(MlflowException, match=r"code/pipelines/serving/pictures\.py is not what was registered"):
+        with pytest.raises(
+            MlflowException, match=r"code/pipelines/serving/preprocessing\.py is not what was registered"
+        ):
             mlflow.pyfunc.load_model(str(folder_of(registry)))
     finally:
         file.write_text(text)
@@ -138,11 +139,11 @@ def test_the_registry_still_takes_it_for_what_was_registered(client: TestClient,
     """Python's caches, which a server leaves beside the code that it runs, are no change."""
     cache = folder_of(registry) / "code/pipelines/serving/__pycache__"
     cache.mkdir(exist_ok=True)
-    (cache / "pictures.cpython-311.pyc").write_bytes(b"")
+    (cache / "preprocessing.cpython-311.pyc").write_bytes(b"")
     try:
         assert load(registry.tracking, registry.first.uri).version.uri == registry.first.uri
     finally:
-        (cache / "pictures.cpython-311.pyc").unlink()
+        (cache / "preprocessing.cpython-311.pyc").unlink()
 
 
 @pytest.mark.faults

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.tuning.plan import Plan
 from pipelines.tuning.space import load_space
+from pipelines.tuning.trial_recipes import StudyPlan
 
 RECIPE = """
 [model]
@@ -62,8 +62,8 @@ class Spaces:
         path.write_text(text)
         return path
 
-    def plan(self, more: str = "", **changes: str) -> Plan:
-        plan = Plan(load_space(str(self.write(more, **changes))), {})
+    def plan(self, more: str = "", **changes: str) -> StudyPlan:
+        plan = StudyPlan(load_space(str(self.write(more, **changes))), {})
         plan.check()
         return plan
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from infra.tracking import resolve_tracking
+from infra.tracking.tracker import resolve_tracking
 from tests.pipelines.conftest import COLOURS, coloured
 from tests.pipelines.tuning.conftest import RECIPE, SPACE
 from tests.pipelines.tuning.test_study import children

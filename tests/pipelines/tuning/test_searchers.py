@@ -6,14 +6,14 @@ import statistics
 
 import pytest
 
-from pipelines.tuning.ledger import Report, State, Trial
 from pipelines.tuning.searchers import propose
 from pipelines.tuning.space import Space
+from pipelines.tuning.trials import State, Trial, TrialReport
 from tests.pipelines.tuning.conftest import Spaces
 
 
 def told(space: Space, number: int, values: dict[str, object], accuracy: float, state: State = "finished") -> Trial:
-    reports = [Report(place=number, report=space.budget.reports, step=1, accuracy=accuracy, loss=1.0, time_ms=0)]
+    reports = [TrialReport(place=number, report=space.budget.reports, step=1, accuracy=accuracy, loss=1.0, time_ms=0)]
     return Trial(number=number, values=values, compute=1.0, state=state, reports=reports)
 
 

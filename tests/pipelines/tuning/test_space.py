@@ -10,13 +10,13 @@ from rich.console import Console
 
 from infra.errors import UserError
 from pipelines import tune
-from pipelines.budget import compute, time_at
-from pipelines.recipe import build_recipe, load_recipe
+from pipelines.config.compute_budget import compute, time_at
+from pipelines.config.recipe import build_recipe, load_recipe
 from pipelines.tuning.distributions import Distribution
-from pipelines.tuning.plan import Plan
 from pipelines.tuning.report import to_markdown
 from pipelines.tuning.space import load_space, shipped
 from pipelines.tuning.study import Study
+from pipelines.tuning.trial_recipes import StudyPlan
 from tests.pipelines.conftest import Coloured
 from tests.pipelines.tuning.conftest import Spaces
 
@@ -24,18 +24,18 @@ from tests.pipelines.tuning.conftest import Spaces
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_spaces_have_recipes_that_can_be_trained(name: str) -> None:
     own_images = {"model.num_classes": 10} if name.startswith("my_") else {}  # else the data set tells
-    Plan(load_space(name), own_images).check()
+    StudyPlan(load_space(name), own_images).check()
 
 
 def test_the_number_of_classes_comes_from_the_data_set(colours: Coloured) -> None:
-    plan = Plan(load_space("my_images"), {"data.uri": colours.store.uri})
+    plan = StudyPlan(load_space("my_images"), {"data.uri": colours.store.uri})
     plan.check()
     assert plan.base.model.num_classes == 3
 
 
 def test_a_space_of_a_data_set_that_is_not_there_yet_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="prepare the data set first"):
-        Plan(load_space("my_images"), {"data.uri": str(tmp_path / "none")}).check()
+        StudyPlan(load_space("my_images"), {"data.uri": str(tmp_path / "none")}).check()
 
 
 def test_values_of_shares() -> None:
@@ -111,7 +111,7 @@ BAD = {
     "a grid of a range without points": (
         {", points = 3": "", "trials = 4": ""},
         '[searcher]\nname = "grid"',
-        r"space\.optim\.lr_per_256: a grid needs the range's points",
+        r"space\.optim\.lr_per_256: a grid needs the number of points in a range",
     ),
     "a grid with a number of trials": ({}, '[searcher]\nname = "grid"', r"budget\.trials must be left out for a grid"),
     "a name that the study gives": (
@@ -122,12 +122,12 @@ BAD = {
     "a population over a searcher": (
         {},
         '[scheduler]\nname = "pbt"\n[searcher]\nname = "tpe"',
-        r'scheduler "pbt" changes what the searcher "random" began with',
+        r'scheduler "pbt" needs searcher\.name = "random", got "tpe"',
     ),
     "two objectives at equal compute": (
         {},
         '[searcher]\nname = "tpe"\nobjectives = ["accuracy", "compute"]',
-        r"compute needs equal_compute = false",
+        r'"compute" needs budget\.equal_compute = false',
     ),
 }
 
@@ -139,15 +139,15 @@ def test_a_bad_space_is_refused_in_one_line(spaces: Spaces, changes: dict[str, s
 
 
 def test_fewer_reports_than_epochs_are_refused(spaces: Spaces) -> None:
-    plan = Plan(load_space(str(spaces.write())), {"schedule.unit": "epochs"})
-    with pytest.raises(UserError, match=r"budget\.reports = 4 is less than one an epoch: a trial has 20 epochs"):
+    plan = StudyPlan(load_space(str(spaces.write())), {"schedule.unit": "epochs"})
+    with pytest.raises(UserError, match=r"budget\.reports = 4 is less than one per epoch: a trial has 20 epochs"):
         plan.check()
 
 
 def test_a_trial_that_equal_compute_stretches_says_so(spaces: Spaces) -> None:
     """A shallower network than the recipe's trains longer than schedule.length."""
     deep = {"schedule.unit": "epochs", "schedule.length": 3, "model.depths": [2, 1, 1]}
-    plan = Plan(load_space(str(spaces.write())), deep)
+    plan = StudyPlan(load_space(str(spaces.write())), deep)
     with pytest.raises(UserError) as told:
         plan.check()
     assert "a trial has 4.16 epochs with " in str(told.value)

@@ -18,17 +18,16 @@ from rich.console import Console
 from benchmarks.processes import command_line
 from infra.errors import UserError
 from infra.storage import open_store
-from infra.tracking import resolve_tracking
-from pipelines import driver
+from infra.tracking.tracker import resolve_tracking
 from pipelines.checkpoint import RunFolder
-from pipelines.recipe import load_recipe
-from pipelines.tuning.finalize import WINNER, finalize
-from pipelines.tuning.journal import Journal
-from pipelines.tuning.ledger import Report
-from pipelines.tuning.plan import Plan
+from pipelines.config.recipe import load_recipe
+from pipelines.training import driver
+from pipelines.tuning.recording_scheduler import RecordingScheduler
 from pipelines.tuning.report import best
 from pipelines.tuning.space import load_space
-from pipelines.tuning.study import Study
+from pipelines.tuning.study import WINNER, Study, finalize
+from pipelines.tuning.trial_recipes import StudyPlan
+from pipelines.tuning.trials import TrialReport
 from tests.pipelines.conftest import COLOURS, coloured
 from tests.pipelines.tuning.conftest import Spaces
 
@@ -108,14 +107,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory, data: str) -> Watched:
 
     before, others = float(ray.available_resources()["CPU"]), train_processes()
     thread = threading.Thread(target=sample, daemon=True)
-    fed = Journal._feed
+    fed = RecordingScheduler._forward
 
-    def stop_the_second(journal: Journal, controller: object, stand: object, report: Report) -> str:
+    def stop_the_second(journal: RecordingScheduler, controller: object, stand: object, report: TrialReport) -> str:
         fed(journal, controller, stand, report)
         return "STOP" if getattr(stand, "trial_id", "") == "00001" else "CONTINUE"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "_feed", stop_the_second)
+        patch.setattr(RecordingScheduler, "_forward", stop_the_second)
         thread.start()
         run_id = study.run()
     after = []
@@ -143,7 +142,7 @@ def test_a_stopped_trial_ends_and_the_others_do_not(watched: Watched) -> None:
     places = sorted(report.place for trial in trials for report in trial.reports)
     assert places == [0, 1, 2, 3, 4]
     table = (watched.folder / "runs/studies/study/table.md").read_text()
-    assert "They computed 83% of what all of them in full would have." in table
+    assert "They used 83% of the compute of all trials in full." in table
     for name in ("parallel.png", "responses.png", "curves.png", "results.json"):
         assert (watched.folder / "runs/studies/study" / name).stat().st_size > 0
 
@@ -192,7 +191,7 @@ def test_a_study_goes_on_with_its_own_space_only(tmp_path: Path, data: str) -> N
     state = {"key": "k", "run_id": "", "digest": "another", "delivered": ""}
     (tmp_path / "runs/studies/study/study.json").write_text(json.dumps(state))
     with pytest.raises(UserError, match=r"study study in .* began with another space or recipe"):
-        Study(Plan(load_space(str(spaces.write())), {}), QUIET)
+        Study(StudyPlan(load_space(str(spaces.write())), {}), QUIET)
 
 
 def test_the_winner_s_recipe_gives_its_accuracy_again(watched: Watched) -> None:

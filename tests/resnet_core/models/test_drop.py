@@ -9,7 +9,8 @@ import torch
 
 from resnet_core.config import ModelConfig
 from resnet_core.models import build_model, set_drop_path, set_generator
-from resnet_core.models.drop import draw_dropout, draw_survival, drop_rates
+from resnet_core.models.blocks import draw_dropout, draw_survival, drop_rates
+from resnet_core.models.resnet import _draw_masks
 from tests.resnet_core.models.conftest import small
 
 
@@ -77,13 +78,13 @@ def test_the_factor_scales_the_rates() -> None:
     assert torch.equal(model(images), reference(images))
     set_drop_path(model, 1.0)
     assert not torch.equal(model(images), reference(images))
-    survivals, kept = model._draw_masks(4000)
+    survivals, kept = _draw_masks(model, 4000)
     assert kept is None
     assert [float((survival == 0).float().mean()) for survival in survivals] == pytest.approx(
         [0.125, 0.25, 0.375, 0.5], abs=0.03
     )
     set_drop_path(model, 0.5)
-    survivals, _ = model._draw_masks(4000)
+    survivals, _ = _draw_masks(model, 4000)
     assert float((survivals[-1] == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
     with pytest.raises(ValueError, match=r"model\.drop_path times its factor must be in \[0, 1\): got 0\.5 x 2"):
         set_drop_path(model, 2.0)

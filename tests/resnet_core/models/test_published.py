@@ -47,7 +47,7 @@ def test_multiply_adds_round_to_the_paper_s(figure: Figure) -> None:
     difference = compare(figure.name, figure).multiply_add_difference
     if figure.name == "resnet50":  # 3.858: the paper prints 3.8
         assert float(difference or 0) == pytest.approx(0.1)
-        assert "cut" in figure.note
+        assert "truncated" in figure.note
     else:
         assert difference == 0
 

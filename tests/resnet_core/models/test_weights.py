@@ -40,7 +40,7 @@ def test_tensors_that_do_not_fit_are_named_and_nothing_is_changed() -> None:
     tensors["layer9.0.conv1.weight"] = torch.zeros(1)
     message = (
         r"^1 missing tensor: layer1\.0\.bn2\.bias; 1 unexpected tensor: layer9\.0\.conv1\.weight; "
-        r"3 misshapen tensors: conv1\.weight \(\[16, 1, 3, 3\], not \[16, 3, 3, 3\]\), "
+        r"3 mismatched tensors: conv1\.weight \(\[16, 1, 3, 3\], not \[16, 3, 3, 3\]\), "
         r"fc\.weight \(\[4, 32\], not \[3, 32\]\), fc\.bias \(\[4\], not \[3\]\)$"
     )
     with pytest.raises(ValueError, match=message):

@@ -7,8 +7,7 @@ from torch import nn
 from resnet_core.config import ModelConfig, OptimConfig
 from resnet_core.models import build_model
 from resnet_core.optim import add_new_parameters, build_optimizer, param_groups, state_tensors
-from resnet_core.optim.lamb import Lamb
-from resnet_core.optim.lars import Lars
+from resnet_core.optim.layerwise import Lamb, Lars
 from resnet_core.optim.momentum import MomentumSGD
 
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from resnet_core.augment import augment
 from resnet_core.config import AugmentConfig, OptimConfig
-from resnet_core.optim.sam import climbed
-from resnet_core.step import Share, StepConfig, train_step
+from resnet_core.optim.optimizer import climbed
+from resnet_core.step import RankBatch, StepConfig, train_step
 
 RHO = 0.05
 CONFIG = StepConfig(sam_rho=RHO, channels_last=False, augment=AugmentConfig(flip=True))
@@ -48,7 +48,7 @@ def test_a_step_is_any_optimizers_with_the_gradient_from_above(make_state, make_
     for step in range(3):
         batch = make_batch(12, seed=step)
         by_hand(reference.model, batch, reference.optimizer, seed=step)
-        share = Share(microbatches=[batch], count=12)
+        share = RankBatch(microbatches=[batch], count=12)
         train_step(state, share, lr=LR, config=CONFIG, generator=torch.Generator().manual_seed(step))
         without = StepConfig(channels_last=False, augment=CONFIG.augment)
         train_step(plain, share, lr=LR, config=without, generator=torch.Generator().manual_seed(step))
@@ -63,7 +63,7 @@ def test_a_step_is_any_optimizers_with_the_gradient_from_above(make_state, make_
 
 def test_statistics_and_sums_are_of_the_weights_as_they_were(make_state, make_batch) -> None:
     state, plain = make_state(), make_state()
-    share = Share(microbatches=make_batch(12).split(4), count=12)
+    share = RankBatch(microbatches=make_batch(12).split(4), count=12)
     sums = train_step(state, share, lr=LR, config=StepConfig(sam_rho=RHO), generator=torch.Generator())
     expected = train_step(plain, share, lr=LR, config=StepConfig(), generator=torch.Generator())
     assert sums.means() == expected.means()
@@ -76,7 +76,7 @@ def test_every_third_step_climbs_and_the_others_are_plain(make_state, make_batch
     assert [step for step in range(9) if config.climbs(step)] == [2, 5, 8]
     state, plain = make_state(), make_state()
     for step in range(3):
-        share = Share(microbatches=[make_batch(6, seed=step)], count=6)
+        share = RankBatch(microbatches=[make_batch(6, seed=step)], count=6)
         for each, settings in ((state, config), (plain, StepConfig())):
             train_step(each, share, lr=LR, config=settings, generator=torch.Generator())
             each.step += 1
@@ -103,7 +103,7 @@ def test_inside_the_weights_are_rho_away_and_afterwards_what_they_were(make_stat
 
 def test_a_long_gradient_is_clipped_and_a_short_one_is_not(make_state, make_batch) -> None:
     plain = OptimConfig(momentum=0.0, weight_decay=0.0)
-    share = Share(microbatches=[make_batch(8)], count=8)
+    share = RankBatch(microbatches=[make_batch(8)], count=8)
 
     def moved(clip_norm: float) -> float:
         state = make_state(plain)

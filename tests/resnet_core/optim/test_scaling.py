@@ -11,14 +11,14 @@ from torch import nn
 from resnet_core.config import OptimConfig
 from resnet_core.optim.scaling import LossScaler
 from resnet_core.state import TrainState
-from resnet_core.step import Share, StepConfig, train_step
+from resnet_core.step import RankBatch, StepConfig, train_step
 
 CPU = torch.device("cpu")
 SGD = OptimConfig(momentum=0.9, weight_decay=0.0)
 OPTIMIZERS = [SGD, OptimConfig(optimizer="adamw"), OptimConfig(optimizer="lars")]
 
 
-def step(state: TrainState, share: Share, **settings: Any) -> None:
+def step(state: TrainState, share: RankBatch, **settings: Any) -> None:
     train_step(state, share, lr=0.1, config=StepConfig(channels_last=False, **settings), generator=torch.Generator())
     state.step += 1
 
@@ -47,7 +47,7 @@ def difference(one: TrainState, other: TrainState) -> float:
 def test_the_scale_leaves_the_step_as_it_is(scaled, make_batch, settings, optim) -> None:
     """Also where gradients are clipped, or climbed along: both see the gradient itself."""
     plain, other = scaled(optim)
-    share = Share(microbatches=make_batch(8).split(4), count=8)
+    share = RankBatch(microbatches=make_batch(8).split(4), count=8)
     before = {name: value.clone() for name, value in plain.model.state_dict().items()}
     for _ in range(3):
         step(plain, share, **settings)
@@ -59,7 +59,7 @@ def test_the_scale_leaves_the_step_as_it_is(scaled, make_batch, settings, optim)
 @pytest.mark.parametrize("sam_rho", [0.0, 0.05])
 def test_a_step_that_overflows_changes_no_weight_and_halves_the_scale(scaled, make_batch, sam_rho: float) -> None:
     untouched, state = scaled()
-    share = Share(microbatches=[make_batch(4)], count=4)
+    share = RankBatch(microbatches=[make_batch(4)], count=4)
     overflow = state.model.fc.weight.register_hook(lambda gradient: gradient * torch.inf)
     step(state, share, sam_rho=sam_rho)
     assert difference(untouched, state) == 0.0
@@ -72,7 +72,7 @@ def test_a_step_that_overflows_changes_no_weight_and_halves_the_scale(scaled, ma
 def test_the_scaler_is_saved_and_resumed_with_the_rest(scaled, make_batch, same_state) -> None:
     _, unbroken = scaled()
     _, resumed = scaled()
-    share = Share(microbatches=[make_batch(4)], count=4)
+    share = RankBatch(microbatches=[make_batch(4)], count=4)
     unbroken.scaler.tensors()["scale"].fill_(1024.0)
     for _ in range(2):
         step(unbroken, share)

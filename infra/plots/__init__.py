@@ -1,0 +1,1 @@
+"""Figures of runs, evaluations, studies and the paper, drawn with matplotlib."""

@@ -1,0 +1,1 @@
+"""The model registry in MLflow: versions, exported programs, the gate, the log of champions."""

@@ -1,0 +1,1 @@
+"""Tracking of runs in MLflow: client, address, run, and the points of curves."""

@@ -1,0 +1,1 @@
+"""Images: decoding to pixels, crops for training and evaluation, stored forms."""

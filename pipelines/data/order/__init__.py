@@ -1,0 +1,1 @@
+"""The order of samples: the plan of which rows are read when, and the ledger of consumed samples. Pure numpy."""

@@ -1,0 +1,1 @@
+"""Preparation of a data set: labelled images from any source become shards and a manifest."""

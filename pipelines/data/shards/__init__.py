@@ -1,0 +1,1 @@
+"""Shards: the manifest, the reader that verifies byte ranges, the disk cache, and bad records."""

@@ -1,0 +1,1 @@
+"""Scores of models on a whole split: accuracy with intervals, predictions for every image, comparisons."""

@@ -1,0 +1,1 @@
+"""Predictions for images without labels, at scale: computed through Ray Data, written as Parquet."""

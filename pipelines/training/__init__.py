@@ -1,0 +1,1 @@
+"""A training run: the driver, the workers of Ray Train, their stream of data, messages and checkpoints."""

@@ -1,0 +1,70 @@
+"""What the pipelines take from Ray Train's private parts is there, and does what they need."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train.torch import TorchConfig
+from ray.train.v2.api import data_parallel_trainer
+
+from pipelines.ray_internals import train
+
+
+def test_the_backend_of_torch_is_the_one_that_ray_train_starts() -> None:
+    assert TorchConfig().backend_cls is train.TorchBackend
+    assert train.TorchBackend.on_start is not None
+
+
+def test_the_environment_of_torch_distributed_comes_from_the_worker_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "ray.train.torch.config.ray.train.get_context",
+        lambda: SimpleNamespace(
+            get_local_rank=lambda: 1,
+            get_world_rank=lambda: 3,
+            get_local_world_size=lambda: 2,
+            get_world_size=lambda: 4,
+            get_node_rank=lambda: 1,
+        ),
+    )
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+    for name in ("LOCAL_RANK", "RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE", "NODE_RANK", "ACCELERATE_TORCH_DEVICE"):
+        monkeypatch.setenv(name, "")
+    train.set_distributed_environment()
+    assert [os.environ[name] for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE")] == ["1", "3", "4"]
+
+
+def test_outside_of_a_worker_there_is_no_notice_of_preemption() -> None:
+    assert train.preemption_context() is None
+
+
+def test_the_notice_of_preemption_has_the_field_that_the_vote_reads() -> None:
+    assert hasattr(train.PreemptionContext, "preemption_info") or "preemption_info" in vars(train.PreemptionContext())
+
+
+def test_no_cleaner_of_placement_groups_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaner = data_parallel_trainer.PlacementGroupCleanerCallback
+    assert cleaner is train.PlacementGroupCleanerCallback
+    monkeypatch.setattr(data_parallel_trainer, "PlacementGroupCleanerCallback", cleaner)
+    train.disable_placement_group_cleaner()
+    assert data_parallel_trainer.PlacementGroupCleanerCallback is not cleaner
+
+
+def test_the_callback_of_worker_groups_is_called_when_one_has_started() -> None:
+    assert callable(train.WorkerGroupCallback.after_worker_group_start)
+
+
+def test_the_placement_group_of_a_worker_group() -> None:
+    state = SimpleNamespace(placement_group_handle=SimpleNamespace(placement_group="group"))
+    assert train.placement_group_of(SimpleNamespace(get_worker_group_state=lambda: state)) == "group"
+
+
+@pytest.mark.parametrize(
+    ("error", "died"),
+    [(RayActorError(), True), (RayTaskError("f", "trace", ValueError("x")), False), (ValueError("x"), False)],
+)
+def test_a_worker_that_died_is_told_from_an_error_that_it_raised(error: Exception, died: bool) -> None:
+    assert train.worker_died(error) is died
