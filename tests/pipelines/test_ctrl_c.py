@@ -275,7 +275,9 @@ def test_reproduce_within_a_run_and_between_two(shell: Shell) -> None:
     with shell.terminal("reproduce", *command) as terminal:
         terminal.wait_for("measuring")
         terminal.press()
-        check_end(terminal, "interrupted, 1 of 2 runs finished: the same command resumes")
+        # a fast machine has begun the second run by then
+        where = r"( before the first checkpoint| at step \d+)?"
+        check_end(terminal, rf"interrupted{where}, 1 of 2 runs finished: the same command resumes")
     assert shell.mlflow()["suite"] == "KILLED"
     assert "2 of 2" in shell.to_the_end("reproduce", *command)
     assert shell.mlflow()["suite"] == "FINISHED"
