@@ -4,7 +4,7 @@ PORT ?= 5000
 RUNS ?= runs
 SERVICES ?= runs/services
 # Each test process takes whole files, since slow fixtures start once per file.
-PARALLEL ?= --numprocesses logical --maxprocesses 4 --dist loadfile
+PARALLEL ?= --numprocesses 3 --dist loadfile
 
 BIN := .venv/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
