@@ -80,11 +80,11 @@ def test_the_factor_scales_the_rates() -> None:
     assert not torch.equal(model(images), reference(images))
     survivals, kept = _draw_masks(model, 4000)
     assert kept is None
-    assert [float((survival == 0).float().mean()) for survival in survivals] == pytest.approx(
-        [0.125, 0.25, 0.375, 0.5], abs=0.03
-    )
+    dropped = [float(torch.eq(survival, 0).float().mean()) for survival in survivals if survival is not None]
+    assert dropped == pytest.approx([0.125, 0.25, 0.375, 0.5], abs=0.03)
     set_drop_path(model, 0.5)
     survivals, _ = _draw_masks(model, 4000)
+    assert survivals[-1] is not None
     assert float((survivals[-1] == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
     with pytest.raises(ValueError, match=r"model\.drop_path times its factor must be in \[0, 1\): got 0\.5 x 2"):
         set_drop_path(model, 2.0)
