@@ -120,10 +120,6 @@ def _while_ray_runs() -> Iterator[bool]:
         time.sleep(_LOOK_EVERY_S)
 
 
-if __name__ == "__main__":
-    run(main)
-
-
 _CHUNK_BYTES = 2**18
 _START_TIMEOUT_S = 10.0
 Address = tuple[str, int]
@@ -166,3 +162,7 @@ async def _copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             await writer.drain()
     with suppress(OSError):
         writer.close()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -149,6 +149,17 @@ def test_no_import_circle() -> None:
         pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
 
 
+def test_what_runs_a_program_stands_last() -> None:
+    """Names that are defined behind it are missing when the file is run."""
+    astray = []
+    for path in SOURCES:
+        body = ast.parse(path.read_text()).body
+        guards = [node for node in body if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)]
+        if guards and body[-1] is not guards[-1]:
+            astray.append(module_of(path))
+    assert astray == []
+
+
 def test_a_class_name_means_one_thing() -> None:
     places: dict[str, list[str]] = {}
     for path in SOURCES:

@@ -41,6 +41,7 @@ def exact(told: dict[str, Any], epochs: int) -> None:
 def test_the_head_computes_nothing_and_only_loopback_answers_for_it(cluster: Cluster) -> None:
     status = cluster.user("ray exec infra/local-cluster.yaml 'ray status'")
     assert re.search(r"/8\.0 CPU", status)  # 4 of each worker, none of the head
+    cluster.head.run("until ss -ltnH | grep -q ':5000 '; do sleep 0.5; done", timeout=200)  # MLflow starts after Ray
     listening = cluster.head.run("ss -ltnH").stdout
     for port in (8265, 5000):  # dashboard and jobs, MLflow
         assert re.findall(rf"(\S+):{port}\s", listening) == ["127.0.0.1"]
