@@ -15,7 +15,8 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,7 @@ class _DamagedError(UserError):
 
 
 Warn = Callable[[str], None]
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,9 +171,9 @@ class RunFolder:
             UserError: the checkpoint is missing or incomplete, or a file's hash disagrees.
         """
         try:
-            head = self._verified_head(step)
-            wanted = [name for name in head["files"] if only is None or name in only]
-            files = {name: self._verified_file(step, name, head["files"][name]["sha256"]) for name in wanted}
+            head = _read_again(lambda: self._head(step))
+            names = [name for name in head["files"] if only is None or name in only]
+            files = {name: _read_again(partial(self._file, step, name, head)) for name in names}
         except FileNotFoundError as error:
             raise UserError(f"{self.store.description}: checkpoint of step {step} is missing or incomplete") from error
         return Checkpoint(**{key: head[key] for key in _HEAD}, files=files)
@@ -179,19 +181,11 @@ class RunFolder:
     def head(self, step: int) -> dict[str, Any] | None:
         """Return the content of checkpoint.json; None if it is damaged or missing. The other files are not read."""
         try:
-            return self._verified_head(step)
+            return _read_again(lambda: self._head(step))
         except (UserError, FileNotFoundError):
             return None
 
-    def _verified_head(self, step: int) -> dict[str, Any]:
-        """Read checkpoint.json, a second time if it is damaged: the damage may come from the transfer."""
-        try:
-            return self._parsed_head(step)
-        except _DamagedError:
-            count_retry()
-            return self._parsed_head(step)
-
-    def _parsed_head(self, step: int) -> dict[str, Any]:
+    def _head(self, step: int) -> dict[str, Any]:
         where, data = f"{self.store.description}/{_folder(step)}/{COMMIT}", self.store.read(f"{_folder(step)}/{COMMIT}")
         try:
             head: dict[str, Any] = json.loads(data)
@@ -204,14 +198,10 @@ class RunFolder:
             raise _DamagedError(f"{where} is not what was saved: its sha256 disagrees")
         return head
 
-    def _verified_file(self, step: int, name: str, sha256: str) -> bytes:
-        """Read a file of a checkpoint, a second time if it is damaged: the damage may come from the transfer."""
+    def _file(self, step: int, name: str, head: Mapping[str, Any]) -> bytes:
         path = f"{_folder(step)}/{name}"
         data = self.store.read(path)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            count_retry()
-            data = self.store.read(path)
-        if hashlib.sha256(data).hexdigest() != sha256:
+        if hashlib.sha256(data).hexdigest() != head["files"][name]["sha256"]:
             raise _DamagedError(f"{self.store.description}/{path} is not what was saved: its sha256 disagrees")
         return data
 
@@ -259,6 +249,15 @@ class RunFolder:
             except UserError as error:
                 warn(f"{error}; falling back to the checkpoint before")
         return None
+
+
+def _read_again(read: Callable[[], _Read]) -> _Read:
+    """Read, a second time if what was read is damaged: the damage may come from the transfer."""
+    try:
+        return read()
+    except _DamagedError:
+        count_retry()
+        return read()
 
 
 def _json(content: Mapping[str, Any]) -> bytes:

@@ -8,8 +8,6 @@ import re
 import textwrap
 from functools import cache
 
-_OURS = ("pipelines.", "resnet_core.")
-
 
 @cache
 def field_docs(section: type) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,9 +27,6 @@ from pipelines.inference.sources import find_images
 from pipelines.inference.sources.files import ImageFiles
 from pipelines.inference.sources.images import Images, decoded
 from pipelines.registry.champion import chosen_model, described
-
-if TYPE_CHECKING:
-    from pipelines.config.sections import UseGpu
 
 _PRINTED_ROWS = 64  # images at once
 _NAMED_BAD = 20  # reported images that are not classified; the column `reason` has all

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from infra.registry.gate import Score
-    from pipelines.evaluation.scoring import EvalData
 
 DELIVERY_TIMEOUT_S = 120.0
 

@@ -60,11 +60,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from infra.tracking.metric_point import MetricPoint
-    from pipelines.evaluation.scoring import EvalData
-    from pipelines.training.batches import RankBatches
-    from pipelines.training.checkpoint_writer import CheckpointWriter
     from resnet_core.evaluation import EvalBatch
-    from resnet_core.loop import Evaluation
     from resnet_core.state import TrainState
     from resnet_core.step import RankBatch, StepConfig
 
@@ -127,7 +123,6 @@ class _Worker:
 
     def _open_batches(self) -> RankBatches:
         """Start to read the stream. The first rows take seconds; meanwhile the model is built."""
-
         stream, data = self.job.stream, self.recipe.data
         maker = DeviceImages(device=self.device, interpolation=data.interpolation)
         if data.device_cache:
@@ -180,7 +175,6 @@ class _Worker:
 
     def explained(self, error: Exception) -> UserError | None:
         """Return a UserError for an error that would come again at every start, else None."""
-
         images = self.steps.images_per_rank
         return memory_error(error, self.device, min(images, self.steps.microbatch_size or images))
 
@@ -199,7 +193,6 @@ class _Worker:
 
     def _resume(self, state: TrainState) -> CheckpointWriter:
         """Load the checkpoint that the stream resumes from; return a writer with its ledger and history."""
-
         manifest, split = self.job.stream.manifest, self.job.stream.split
         ledger, history, mean_image = Ledger(manifest.splits[split]), [], None
         base = self.batches.base()
@@ -232,7 +225,6 @@ class _Worker:
 
     def _mean_image(self) -> npt.NDArray[np.float32]:
         """Return the mean of the training split's centre crops; each rank reads its part of the split."""
-
         self._send_from_rank_0(Event(text="computing the mean image of the training split"))
         data = self._data(self.job.stream.split, tolerant=self.job.stream.tolerant)
         part = ImageSum.of(score_blocks(data), self.recipe.data.image_size)
@@ -268,7 +260,6 @@ class _Worker:
 
     def _batches(self, split: str, batch_size: int, *, tolerant: bool = False) -> Iterator[EvalBatch]:
         """Yield this rank's part of a split on the device, without augmentation."""
-
         return eval_batches(self._data(split, tolerant=tolerant), self.device, batch_size=batch_size)
 
     def _data(self, split: str, *, tolerant: bool) -> EvalData:
