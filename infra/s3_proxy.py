@@ -78,7 +78,7 @@ class Proxy:
         """Milliseconds that every request waits before it is passed on."""
         self.faults = faults
         self.seen: Counter[str] = Counter()
-        """"requests", and how many of them met each fault by its name in `Faults`."""
+        """"requests", how many of them met each fault by its name in `Faults`, and how many found the server "away"."""
         self.endpoint = ""
         self._rng = random.Random(seed)
         self._flipped: set[str] = set()  # requests whose last answer had a flipped bit
@@ -93,6 +93,11 @@ class Proxy:
             (self._flipped.add if fault == "flip" else self._flipped.discard)(what)
             self.seen.update(["requests", *filter(None, [fault])])
         return fault
+
+    def count(self, what: str) -> None:
+        """Count one more of `what` in `seen`."""
+        with self._lock:
+            self.seen[what] += 1
 
 
 @contextmanager
@@ -158,6 +163,7 @@ class _Connection(socketserver.BaseRequestHandler):
 
     serves: Proxy
     _upstream: socket.socket | None
+    _target: str
     _answers: BufferedReader
 
     def handle(self) -> None:
@@ -183,6 +189,7 @@ class _Connection(socketserver.BaseRequestHandler):
             return self._answer_page(b"200 OK", _ERROR_PAGE)
         answer = self._ask(head, body)
         if answer is None:
+            self.serves.count("away")
             return self._reset()
         if fault and answer["content-length"] and answer.words[1].startswith("2"):
             return self._answer_badly(answer, fault)
@@ -192,8 +199,11 @@ class _Connection(socketserver.BaseRequestHandler):
         """Return the head of the S3 server's answer, by a new connection if the old one has ended; None without one."""
         for fresh in (self._upstream is None, True):
             with suppress(OSError):
+                if self._upstream is not None and self._target != self.serves.target:
+                    self._forget()
                 if self._upstream is None:
-                    target = urlsplit(self.serves.target)
+                    self._target = self.serves.target
+                    target = urlsplit(self._target)
                     self._upstream = socket.create_connection((target.hostname or _HOST, target.port or 80))
                     self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     self._answers = self._upstream.makefile("rb")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import yaml
 
 from tests.cluster.hosts import ROOT, Host, Network, network
+from tests.waiting import wait_until
 
 FILE = "infra/local-cluster.yaml"
 DASHBOARD, MLFLOW = "8265/api/version", "5000/health"  # ports of the head, and pages that tell whether it is there
@@ -160,16 +160,6 @@ class Job:
             raise AssertionError(f"{self.name} takes too long:\n{self.output()[-4000:]}") from None
         assert status == 0, self.output()[-6000:]
         return self.output()
-
-
-def wait_until(
-    condition: Callable[[], bool], timeout: float, what: str, told: Callable[[], str] = lambda: "", every: float = 1.0
-) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"no {what} within {timeout:.0f} s:\n{told()[-4000:]}")
-        time.sleep(every)
 
 
 def prepare(host: Host) -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.deployed import STORAGE, Cluster, Job, deployed, wait_until
+from tests.cluster.deployed import STORAGE, Cluster, Job, deployed
 from tests.cluster.hosts import Host, missing
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.cluster,

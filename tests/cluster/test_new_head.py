@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.deployed import FILE, STORAGE, Cluster, deployed, wait_until
+from tests.cluster.deployed import FILE, STORAGE, Cluster, deployed
 from tests.cluster.hosts import missing
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.cluster,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.deployed import STORAGE, serve_bucket, wait_until
+from tests.cluster.deployed import STORAGE, serve_bucket
 from tests.cluster.hosts import ROOT, Host, missing, network
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.cluster,

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.deployed import DASHBOARD, FILE, MLFLOW, Cluster, deployed, wait_until
+from tests.cluster.deployed import DASHBOARD, FILE, MLFLOW, Cluster, deployed
 from tests.cluster.hosts import missing
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.cluster,

@@ -25,6 +25,7 @@ from infra.prometheus_server import installed
 from tests.dev_services import answer_of, exported, started_services
 from tests.mlflow_server import a_free_port
 from tests.services.postgres import a_password, serve_postgres
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -143,7 +144,6 @@ def trained(machine: Machine) -> Machine:
             listening |= machine.listeners()
     done = submitted.result()
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
-    time.sleep(12)  # the last points are exported and scraped
     output = done.stdout + done.stderr
     return replace(machine, output=output, began=began, ended=time.time(), listening=frozenset(listening))
 
@@ -152,7 +152,11 @@ def trained(machine: Machine) -> Machine:
 def prometheus(trained: Machine) -> str:
     if not installed():
         pytest.skip("Prometheus is not installed (on Debian: apt-get install prometheus)")
-    return trained.environment["RAY_PROMETHEUS_HOST"]
+    url = trained.environment["RAY_PROMETHEUS_HOST"]
+    scraped = f"{url}/api/v1/query?query=min(timestamp(up))"
+    exported = trained.ended + 4  # the last points: Ray's workers export every 3 s
+    wait_until(lambda: float(asked(scraped)["data"]["result"][0]["value"][1]) > exported, what="scrape", every=0.5)
+    return url
 
 
 def asked(url: str) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +26,7 @@ from infra.tracking.address import redact
 from infra.tracking.client import Tracking, connect, one_line_errors, patient, resolve_tracking
 from infra.tracking.metric_point import MetricPoint
 from infra.tracking.tracker import RunInfo, Tracker
+from tests.waiting import wait_until
 
 ServerAt = Callable[[Path, int], AbstractContextManager[str]]
 
@@ -356,11 +356,11 @@ def test_a_server_that_goes_away_and_comes_back(
         assert tracker.ui_url == f"{url}/#/{page}"
         for step in (1, 2, 3):
             tracker.log(_record(step))
-        _wait_until(lambda: tracker.pending == 0)
+        wait_until(lambda: tracker.pending == 0)
     for step in (4, 5, 6):
         tracker.log(_record(step))
     tracker.text("notes/outage.txt", "written while MLflow was away")
-    _wait_until(lambda: bool(warnings))
+    wait_until(lambda: bool(warnings))
     assert tracker.pending == 4
     with mlflow_server(tmp_path, free_port):
         for step in (7, 8):
@@ -371,13 +371,6 @@ def test_a_server_that_goes_away_and_comes_back(
         (artifact,) = connect(tracking).list_artifacts(tracker.run_id, "notes")
         assert artifact.path == "notes/outage.txt"
     assert len(warnings) == 2, warnings
-
-
-def _wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_run_that_is_asked_to_stop_is_killed_already(tracking: Tracking) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -21,6 +20,7 @@ from pipelines.data.images.crops import IMAGE_FILE, eval_view
 from tests.pipelines.conftest import COLOURS, SIZE, picture
 from tests.pipelines.registered import Registry
 from tests.pipelines.serving.requests_to_refuse import base64_of, bomb, file_of, npy_of
+from tests.waiting import wait_until
 
 FILE = file_of(picture(COLOURS["lime"], seed=9000).resize((90, 60)), "JPEG")
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
@@ -139,20 +139,13 @@ class Load:
 
 def test_a_new_champion_takes_over_without_a_request_lost(post: Post, url: str, registry: Registry) -> None:
     with Load(post=post) as under_load:
-        wait_for(lambda: under_load.answers[200, 1, "lime"] > 20)
+        wait_until(lambda: under_load.answers[200, 1, "lime"] > 20)
         registry.champion_is(registry.second)
-        wait_for(lambda: under_load.answers[200, 2, "azure"] > 20)
+        wait_until(lambda: under_load.answers[200, 2, "azure"] > 20)
         registry.champion_is(registry.first)
         before = under_load.answers[200, 1, "lime"]
-        wait_for(lambda: under_load.answers[200, 1, "lime"] > before + 20)
+        wait_until(lambda: under_load.answers[200, 1, "lime"] > before + 20)
     # the second version calls azure what is lime: each answer is that of the version that it names
     assert set(under_load.answers) == {(200, 1, "lime"), (200, 2, "azure")}
     with urllib.request.urlopen(f"{url}/health", timeout=30) as answer:
         assert json.load(answer) == {"status": "ok", "model": "models:/served/1", "trouble": None}
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)

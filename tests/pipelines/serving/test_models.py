@@ -16,6 +16,7 @@ from pipelines.serving.model_watcher import ModelWatcher
 from pipelines.serving.models import Announcer, FromBoard, FromMlflow
 from tests.pipelines.conftest import SIZE
 from tests.pipelines.registered import Registry
+from tests.waiting import wait_until
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), dtype=np.uint8)
 
@@ -91,7 +92,7 @@ def test_replicas_say_that_the_command_is_gone(ray_local: None, announcer: Annou
     following = ModelWatcher(announcer.board)
     ray.kill(announcer.board.board)
     with pytest.raises(UserError, match=r"serve\.py does not answer its replicas, start it again"):
-        following.refresh()
+        wait_until(following.refresh)  # killing is asynchronous: the actor may still answer that nothing is new
     assert following.now.version.number == 1
 
 

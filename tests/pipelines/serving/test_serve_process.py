@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import pytest
 from tests.pipelines.conftest import SIZE
 from tests.pipelines.registered import Registry
 from tests.pipelines.serving.requests_to_refuse import npy_of
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 IMAGES = npy_of(np.random.default_rng(0).integers(0, 256, (32, SIZE, SIZE, 3), dtype=np.uint8))
@@ -57,13 +56,13 @@ def test_replicas_overload_metrics_and_the_end(registry: Registry, tmp_path: Pat
             assert statuses[200] >= 128  # what may be under way in both, at least
 
             address = said[1].split()[-1]
-            wait_for(lambda: counted(address, "ray_resnet_ray_images_total") == 32 * statuses[200])
-            wait_for(lambda: counted(address, "ray_resnet_ray_refused_requests_total") == 1 + statuses[503])
+            wait_until(lambda: counted(address, "ray_resnet_ray_images_total") == 32 * statuses[200])
+            wait_until(lambda: counted(address, "ray_resnet_ray_refused_requests_total") == 1 + statuses[503])
             assert counted(address, "ray_resnet_ray_request_seconds_count") == statuses[200]
-            wait_for(lambda: len(replicas(address)) == 2)
+            wait_until(lambda: len(replicas(address)) == 2)
 
             under_way = [clients.submit(ask, free_port) for _ in range(24)]
-            wait_for(lambda: any(map(Future.done, under_way)))
+            wait_until(lambda: any(map(Future.done, under_way)))
             server.send_signal(signal.SIGTERM)
             assert Counter(each.result() for each in under_way) == {200: 24}
             assert server.wait(60) == 0
@@ -87,10 +86,3 @@ def counted(address: str, metric: str) -> float:
 def replicas(address: str) -> set[str]:
     """Those that have said which version they serve."""
     return {line.partition('replica="')[2].partition('"')[0] for line in lines(address, "ray_resnet_ray_model_version")}
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipelines.tuning.trial_recipes import StudyPlan
 from pipelines.tuning.trials import TrialReport
 from tests.pipelines.conftest import COLOURS, coloured
 from tests.pipelines.tuning.conftest import Spaces
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]  # not of faults all, but minutes of trials
 QUIET = Console(quiet=True)
@@ -84,10 +84,7 @@ class Watched:
     folder: Path
     before: float
     least: float
-    others: dict[
-        int, str
-    ]  # Ray Train's processes that were there before, of runs that another test's exception still holds
-    at_the_stop: list[tuple[float, int]]  # after the stop, each tenth of a second: CPUs free, placement groups
+    others: dict[int, str]  # Ray Train's processes of before: of runs that another test's exception still holds
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +114,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, data: str) -> Watched:
         patch.setattr(RecordingScheduler, "_forward", stop_the_second)
         thread.start()
         run_id = study.run()
-    after = []
-    for _ in range(100):
-        after.append((float(ray.available_resources().get("CPU", 0)), live_groups()))
-        if after[-1] == (CPUS, 0):
-            break
-        time.sleep(0.1)
+    wait_until(lambda: (float(ray.available_resources().get("CPU", 0)), live_groups()) == (CPUS, 0), what="end of all")
     done.set()
     thread.join()
     return Watched(
@@ -132,7 +124,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory, data: str) -> Watched:
         before=before,
         least=min(samples),
         others=others,
-        at_the_stop=after,
     )
 
 
@@ -148,16 +139,14 @@ def test_a_stopped_trial_ends_and_the_others_do_not(watched: Watched) -> None:
 
 
 def test_it_frees_its_workers_and_their_placement_group(watched: Watched) -> None:
-    """Two workers hold two of four CPUs; the third trial can only have begun on those of the one that was stopped."""
+    """Two workers hold two of four CPUs; the third trial can only have begun on those of the one that was stopped.
+
+    That all CPUs and placement groups are free in the end, the fixture waits for. The last processes hold nothing: a
+    cleaner of placement groups looks every few seconds.
+    """
     assert watched.before == CPUS
     assert watched.least <= CPUS - 2
-    assert watched.at_the_stop[-1] == (CPUS, 0)
-    deadline = (
-        time.monotonic() + 30
-    )  # the last to go hold nothing: a cleaner of placement groups looks every few seconds
-    while (left := train_processes().items() - watched.others.items()) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert left == set()
+    wait_until(lambda: not train_processes().items() - watched.others.items(), what="end of Ray Train's processes")
 
 
 def test_mlflow_has_one_run_per_trial_below_the_study_s(watched: Watched) -> None:
