@@ -22,10 +22,9 @@ from rich.console import Console
 
 from pipelines.tuning.schedulers import NUMBER, build_scheduler
 from pipelines.tuning.trial_recipes import StudyPlan
-from pipelines.tuning.trials import Change, State, Trial, TrialReport, Trials
+from pipelines.tuning.trials import FAILED, Change, State, Trial, TrialReport, Trials
 
 SYNCHRONOUS = ("hyperband", "pbt", "pb2")
-FAILED = "failed"  # key of a report that says why the trial cannot continue
 Over = Callable[[Trial], None]
 
 

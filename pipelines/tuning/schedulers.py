@@ -21,7 +21,6 @@ from ray.tune.schedulers import (
     PopulationBasedTraining,
     TrialScheduler,
 )
-from ray.tune.schedulers.pb2 import PB2
 
 from pipelines.tuning.distributions import Distribution
 from pipelines.tuning.trial_recipes import StudyPlan
@@ -68,7 +67,7 @@ def build_scheduler(plan: StudyPlan, decide: Decide) -> TrialScheduler:
             )
         case "pb2":
             ranges = {key: distribution for key, distribution in changing.items() if distribution.options is None}
-            return _BanditPopulation(
+            return _bandit_population()(
                 **_GOAL,
                 decide=decide,
                 changing=ranges,
@@ -119,8 +118,14 @@ class _Population(_Forks):
     pass
 
 
-class _BanditPopulation(_Forks, PB2):
-    pass
+def _bandit_population() -> Any:
+    """Return the class of PB2 populations."""
+    from ray.tune.schedulers.pb2 import PB2  # imports scikit-learn, which takes 2.4 s of CPU
+
+    class BanditPopulation(_Forks, PB2):
+        pass
+
+    return BanditPopulation
 
 
 def _domain(distribution: Distribution) -> Any:

@@ -23,9 +23,8 @@ from pipelines.config.recipe import Recipe
 from pipelines.training.driver import train
 from pipelines.training.trial_reporting import Reporting, numbered
 from pipelines.tuning.placement_groups import HoldGroup
-from pipelines.tuning.recording_scheduler import FAILED
 from pipelines.tuning.trial_recipes import StudyPlan
-from pipelines.tuning.trials import Change, Trial, run_name, trial_file
+from pipelines.tuning.trials import FAILED, Change, Trial, run_name, trial_file
 from resnet_core.plateau import held_out
 
 if TYPE_CHECKING:

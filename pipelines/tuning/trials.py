@@ -18,6 +18,7 @@ from infra.storage import Store
 
 State = Literal["running", "stopped", "finished", "failed"]
 STUDY = "study.json"
+FAILED = "failed"  # key of a report to Tune that says why the trial cannot continue
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
