@@ -91,7 +91,7 @@ class Shell:
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     folder = tmp_path_factory.mktemp("ctrl-c")
-    coloured(folder, COLOURS, per_class=20)
+    coloured(folder, COLOURS, per_class=200)  # 8 epochs: with few images, most of the time is between epochs
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("MLFLOW_TRACKING_URI", raising=False)
         yield Shell(folder=folder)

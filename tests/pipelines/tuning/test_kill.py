@@ -46,7 +46,7 @@ def trials(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_killed_half_way_the_study_ends_as_planned(tmp_path: Path, scratch: Path) -> None:
-    data = coloured(tmp_path, COLOURS, per_class=20).store.uri
+    data = coloured(tmp_path, COLOURS, per_class=40).store.uri
     Spaces(tmp_path, data).write(ASHA, **{"trials = 4": "trials = 5"})
     first = command(tmp_path, scratch)
     for _ in range(3000):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -25,8 +26,9 @@ from pipelines.tuning.recording_scheduler import RecordingScheduler
 from pipelines.tuning.report import best
 from pipelines.tuning.space import load_space
 from pipelines.tuning.study import WINNER, Study, finalize
+from pipelines.tuning.trial import TrialJob
 from pipelines.tuning.trial_recipes import StudyPlan
-from pipelines.tuning.trials import TrialReport
+from pipelines.tuning.trials import Trial, TrialReport, trial_file
 from tests.pipelines.conftest import COLOURS, coloured
 from tests.pipelines.tuning.conftest import Spaces
 from tests.waiting import wait_until
@@ -38,7 +40,7 @@ CPUS = 4.0  # of the cluster
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return coloured(tmp_path_factory.mktemp("colours"), COLOURS, per_class=20).store.uri
+    return coloured(tmp_path_factory.mktemp("colours"), COLOURS, per_class=40).store.uri
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -233,8 +235,25 @@ OTHERS = {
 }
 
 
+def without_training(job: TrialJob) -> Callable[[dict[str, Any]], None]:
+    """Trials that report an accuracy of their learning rate: a process each, but without workers."""
+
+    def trial(config: dict[str, Any]) -> None:
+        from ray import tune
+
+        own = Trial.from_json(json.loads(open_store(job.study_uri).read(trial_file(config["number"]))))
+        rate = float(own.present["optim.lr_per_256"])
+        for report in range(1 if job.repeats else own.last + 1, job.plan.space.budget.reports + 1):
+            tune.report({"report": report, "step": report, "accuracy": report / (3 + rate), "loss": rate})
+
+    return trial
+
+
 @pytest.mark.parametrize(("more", "changes"), OTHERS.values(), ids=OTHERS)
-def test_a_study_ends_under(more: str, changes: dict[str, str], tmp_path: Path, data: str) -> None:
+def test_a_study_ends_under(
+    more: str, changes: dict[str, str], tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.tuning.study._trainable", without_training)
     study = Study(Spaces(tmp_path, data).plan(more, **changes), QUIET)
     study.run()
     trials = study.ledger.trials
