@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     text = f"models:/NAME@{CHAMPION} or models:/NAME/VERSION (default: the champion, if there is only one model)"
     parser.add_argument("--model", metavar="URI", help=text)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000)")
     parser.add_argument("--replicas", type=int, default=1, help="copies of the model (default: 1)")
     parser.add_argument("--cpus", type=int, default=1, help="CPUs of each replica (default: 1)")
     text = "maximum number of images in one forward pass (default: 32 on CPUs, 64 on a GPU)"
