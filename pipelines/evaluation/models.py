@@ -138,9 +138,11 @@ def _data(request: Request, uri: str, split: str, trained: CropConfig) -> EvalDa
     crop = trained.at(request.size or trained.image_size)
     wanted = build_recipe({"data": {"uri": "none", **crop.shown}}, request.crop, where="--set").data
     store = open_store(request.data or uri)
+    manifest = load_manifest(store)
+    manifest.require_single_label("evaluation")
     return EvalData(
         store=store,
-        manifest=load_manifest(store),
+        manifest=manifest,
         crop=wanted.at(wanted.image_size),
         split=request.split or split,
         views=request.views,

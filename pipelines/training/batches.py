@@ -224,7 +224,8 @@ class RankBatches:
         Crops of one sample are kept apart, because mixing pairs neighbours, and a microbatch should have as many
         different samples as possible.
         """
-        labels = np.tile(np.concatenate([rows["label"] for rows in blocks]), self._steps.repeats)
+        once = np.concatenate([rows["label"] for rows in blocks])
+        labels = np.concatenate([once] * self._steps.repeats)
         if made_on_device(blocks[0]):
             began = time.perf_counter()
             images = self._maker.crops(blocks, self._stream, self._found.warnings.append)

@@ -23,7 +23,7 @@ from pipelines.data.images.pillow import raw_pixels
 from pipelines.data.order.ledger import Ledger
 from pipelines.data.order.plan import FILLER, eval_items, item_order, plan_items
 from pipelines.data.shards.reader import Reader
-from pipelines.data.shards.stored_images import StoredImages
+from pipelines.data.shards.stored_images import StoredImages, no_labels
 from pipelines.data.shards.work_item import WorkItem
 from pipelines.data.tasks.crops import TaskConfig
 from pipelines.data.tasks.encoded import sampler
@@ -42,7 +42,7 @@ class DeviceCache:
     """A split on a device, in the order of its ids."""
 
     images_NHWC: Tensor  # uint8, on the device
-    labels: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.uint8]  # as in `StoredImages`
     first_id: int
 
 
@@ -56,7 +56,7 @@ def load_device_cache(stream: Stream, device: torch.device) -> DeviceCache:
     count, shape = manifest.splits[stream.split], (stored.size, stored.size, stored.channels)
     _check_memory(int(np.prod(shape)) * count, device)
     images = torch.empty((count, *shape), dtype=torch.uint8, device=device)
-    labels = np.empty(count, dtype=np.int64)
+    labels = no_labels(count, manifest)
     rows = max(1, _LOAD_BYTES // int(np.prod(shape)))
     items = eval_items(manifest, stream.split, 0, 1, image_size=stored.size, item_rows=rows)
     reader = Reader(store=open_store(stream.data_uri), manifest=manifest)
@@ -92,7 +92,7 @@ def device_cache_blocks(stream: Stream, cache: DeviceCache, steps: Steps, rank: 
     base = newest.step if newest else 0
     rest = stream.total_samples - ledger.total
     if not rest:
-        yield _filler(base, stream.crop.repeats)
+        yield _filler(stream, base)
     step_rows, last, done = steps.global_batch_size // steps.repeats, steps.total_steps - 1 - base, 0
     for item, ids in _ordered(stream, ledger):
         begin, end = done, done + len(ids)
@@ -140,11 +140,12 @@ def _block(stream: Stream, cache: DeviceCache, item: WorkItem, ids: npt.NDArray[
     }
 
 
-def _filler(base: int, repeats: int) -> Rows:
+def _filler(stream: Stream, base: int) -> Rows:
     """Return a filler row; its `base` column is the last step of a finished run."""
     nothing = np.zeros(1, dtype=np.int64)
     columns = {**_columns(1, size=1, epoch=FILLER, base=base), **StageClock().columns(1)}
-    return {"place": nothing, "window": np.zeros((1, repeats * 8)), **columns, "label": nothing, "id": nothing + FILLER}
+    windows, label = np.zeros((1, stream.crop.repeats * 8)), no_labels(1, stream.manifest)
+    return {"place": nothing, "window": windows, **columns, "label": label, "id": nothing + FILLER}
 
 
 def _columns(count: int, *, size: int, epoch: int, base: int) -> dict[str, npt.NDArray[Any]]:

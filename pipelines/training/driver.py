@@ -155,6 +155,7 @@ def find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
 
 def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     """Return the recipe with the values that the data set decides, and check the recipe against the data set."""
+    manifest.require_single_label("training")
     evaluated = recipe.data.eval_split
     if evaluated == DEFAULTS["data.eval_split"] and evaluated not in manifest.splits:
         evaluated = recipe.data.test_split

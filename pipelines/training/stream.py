@@ -31,6 +31,7 @@ from pipelines.data.order.plan import FILLER, Plan, Sizes, plan_tasks, rows_with
 from pipelines.data.shards.disk_cache import open_cache
 from pipelines.data.shards.manifest import Manifest
 from pipelines.data.shards.reader import FetchedRows, Reader
+from pipelines.data.shards.stored_images import no_labels
 from pipelines.data.shards.work_item import WorkItem, from_text, to_text
 from pipelines.data.tasks.crops import Block, TaskConfig, load_item
 from pipelines.data.tasks.encoded import filler_columns, load_undecoded
@@ -243,7 +244,7 @@ def _filler_block(stream: Stream, item: WorkItem, config: TaskConfig) -> Block:
         images = {"image": np.zeros((rows, *config.image_shape(size)), dtype=np.uint8)}
     return {
         **images,
-        "label": np.zeros(rows, dtype=np.int64),
+        "label": no_labels(rows, stream.manifest),
         "id": np.full(rows, FILLER, dtype=np.int64),
         "epoch": np.full(rows, FILLER, dtype=np.int32),
         "bad": _first(rows, ""),

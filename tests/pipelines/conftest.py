@@ -106,7 +106,8 @@ def written(source: Source, store: LocalStore, config: PrepareConfig | None = No
         fingerprint=source.fingerprint,
         prepare={},
         splits=source.rows,
-        shards=tuple(write_shard(store, job, source.splits[job.split]).shard for job in jobs),
+        shards=tuple(write_shard(store, job, source.splits[job.split], source.label_sets).shard for job in jobs),
+        multi_label=source.label_sets is not None,
     )
 
 

@@ -19,6 +19,7 @@ from infra.errors import UserError
 from infra.interruption import explained
 from pipelines.config.prepare import MAX_MEGAPIXELS, PrepareConfig
 from pipelines.data.images.stored import Stored
+from pipelines.data.prepare.label_sets import LabelSets, class_counts
 from pipelines.data.prepare.report import read_report, write_report
 from pipelines.data.prepare.shard_plan import ShardJob, plan_shards, stored_form
 from pipelines.data.prepare.shard_writer import BadImage, BadImages, Written, write_shard
@@ -104,6 +105,7 @@ def prepare(source: Source, store: Store, config: PrepareConfig, progress: Progr
             prepare=_layout(config),
             splits=_rows(written),
             shards=tuple(each.shard for each in written),
+            multi_label=source.label_sets is not None,
         )
         _commit(store, manifest)
     clear_progress(store)
@@ -229,7 +231,9 @@ class _Writing:
         bad: Bad = {}
         total = sum(len(job.positions) for job in jobs)
         self._report_progress(done, total)
-        for result in _write_each(self.store, self.splits, [job for job in jobs if job.path not in done]):
+        for result in _write_each(
+            self.store, self.splits, self.source.label_sets, [job for job in jobs if job.path not in done]
+        ):
             began = time.monotonic() - result["took"]
             self.began = began if self.began is None else min(began, self.began)
             if "bad" in result:
@@ -267,13 +271,15 @@ class _Writing:
 
     def _emptied(self, bad: Bad, split: str) -> dict[str, list[BadImage]]:
         """Return the classes of a split that have only bad images, with these images."""
-        labels = self.source.splits[split].labels
+        labels, sets = self.source.splits[split].labels, self.source.label_sets
         found = bad.get(split, [])
         of_bad = labels[[image.position for image in found]] if found else labels[:0]
-        counts, lost = (np.bincount(each, minlength=len(self.source.class_names)) for each in (labels, of_bad))
+        classes = len(self.source.class_names)
+        counts, lost = (class_counts(each, classes, sets) for each in (labels, of_bad))
+        classes_of = [[label] if sets is None else sets[label] for label in of_bad.tolist()]
         return {
-            self.source.class_names[label]: [image for image, its in zip(found, of_bad, strict=True) if its == label]
-            for label in np.flatnonzero((lost == counts) & (lost > 0)).tolist()
+            self.source.class_names[gone]: [image for image, its in zip(found, classes_of, strict=True) if gone in its]
+            for gone in np.flatnonzero((lost == counts) & (lost > 0)).tolist()
         }
 
     def _lost_classes(self, bad: Bad) -> list[str]:
@@ -334,7 +340,9 @@ def _finished(store: Store, jobs: Sequence[ShardJob]) -> dict[str, Written]:
     return finished
 
 
-def _write_each(store: Store, splits: Mapping[str, Samples], jobs: list[ShardJob]) -> Iterator[dict[str, Any]]:
+def _write_each(
+    store: Store, splits: Mapping[str, Samples], sets: LabelSets | None, jobs: list[ShardJob]
+) -> Iterator[dict[str, Any]]:
     """Write shards as tasks. Yield {"written": sidecar} or {"split": …, "bad": images} for each, plus "took": seconds.
 
     The result of a shard with bad images has "split" and "bad"; that of any other shard has "written".
@@ -343,13 +351,13 @@ def _write_each(store: Store, splits: Mapping[str, Samples], jobs: list[ShardJob
         return iter(())
     import ray
 
-    samples = {split: ray.put(samples) for split, samples in splits.items()}  # once, for all tasks of a node
+    shared = {split: ray.put((samples, sets)) for split, samples in splits.items()}  # once, for all tasks of a node
 
     def write(job: ShardJob) -> dict[str, Any]:
         began = time.monotonic()
         result: dict[str, Any]
         try:
-            written = write_shard(store, job, ray.get(samples[job.split]))
+            written = write_shard(store, job, *ray.get(shared[job.split]))
             result = {"written": written.to_json().decode()}
         except BadImages as error:
             result = {"split": job.split, "bad": [dataclasses.asdict(image) for image in error.images]}

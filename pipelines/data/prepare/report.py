@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.data.prepare.label_sets import class_counts
 from pipelines.data.prepare.shard_writer import HASH_BYTES, BadImage, Written
 from pipelines.data.shards.manifest import REPORTS
 
@@ -108,17 +109,18 @@ def write_report(
         repeated=len(duplicates) - leaked,
         rejected=len(rejected),
         listing=source.listing,
-        classes=_classes(splits, jobs),
+        classes=_classes(source, jobs),
         notes=[*source.notes, *notes],
     )
     store.write(REPORT, json.dumps(dataclasses.asdict(report), indent=1).encode())
 
 
-def _classes(splits: Mapping[str, Samples], jobs: Sequence[ShardJob]) -> dict[str, list[int]]:
-    most = max((int(samples.labels.max(initial=-1)) for samples in splits.values()), default=-1) + 1
-    counts = {job.split: np.zeros(most, dtype=np.int64) for job in jobs}
+def _classes(source: Source, jobs: Sequence[ShardJob]) -> dict[str, list[int]]:
+    classes = len(source.class_names)
+    counts = {job.split: np.zeros(classes, dtype=np.int64) for job in jobs}
     for job in jobs:
-        counts[job.split] += np.bincount(splits[job.split].labels[job.positions], minlength=most)
+        labels = source.splits[job.split].labels[job.positions]
+        counts[job.split] += class_counts(labels, classes, source.label_sets)
     return {split: each.tolist() for split, each in counts.items()}
 
 

@@ -18,11 +18,12 @@ from pipelines.config.crop import MAX_PIXELS, MEGAPIXEL
 from pipelines.data.images.kinds import kinds_of
 from pipelines.data.images.pillow import DecodeError, open_rgb, resize_shorter, resized_center
 from pipelines.data.images.stored import Stored
+from pipelines.data.prepare.label_sets import LabelSets
 from pipelines.data.prepare.source import Samples, SourceSample
 from pipelines.data.shards.manifest import RowGroup, Shard, Span
+from pipelines.data.shards.reader import schema
 
 if TYPE_CHECKING:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from infra.storage import Store
@@ -78,8 +79,14 @@ class Written:
         return cls(shard=Shard.from_record(fields["shard"]), job=fields["job"], kinds=fields["kinds"])
 
 
-def write_shard(store: Store, job: ShardJob, samples: Samples) -> Written:
-    """Read, verify and write the samples of one shard, then its sidecar. `samples` has the whole split.
+def write_shard(store: Store, job: ShardJob, samples: Samples, sets: LabelSets | None = None) -> Written:
+    """Read, verify and write the samples of one shard, then its sidecar.
+
+    Args:
+        store: the store of the data set.
+        job: the shard to write.
+        samples: the samples of the whole split.
+        sets: the label sets of a multi-label source.
 
     Raises:
         BadImages: some images do not decode. No shard is written then.
@@ -91,9 +98,9 @@ def write_shard(store: Store, job: ShardJob, samples: Samples) -> Written:
         file = Path(folder, "shard.parquet")
         # Pixels and JPEGs hardly compress. Dictionaries and statistics are useless for them.
         with pq.ParquetWriter(
-            file, _schema(), compression="none", use_dictionary=False, write_statistics=False
+            file, schema(sets is not None), compression="none", use_dictionary=False, write_statistics=False
         ) as writer:
-            _write_groups(writer, job, _rows(job, samples, seen))
+            _write_groups(writer, job, _rows(job, samples, sets, seen))
         if seen.bad:
             raise BadImages(seen.bad)
         shard = describe(file, job.path, job.split)
@@ -102,12 +109,6 @@ def write_shard(store: Store, job: ShardJob, samples: Samples) -> Written:
     store.write(job.hashes, bytes(seen.hashes))
     store.write(job.sidecar, written.to_json())
     return written
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema({"image": pa.binary(), "label": pa.int32(), "id": pa.int64(), "key": pa.string()})
 
 
 def _write_groups(writer: pq.ParquetWriter, job: ShardJob, rows: Iterator[dict[str, Any]]) -> None:
@@ -119,13 +120,13 @@ def _write_groups(writer: pq.ParquetWriter, job: ShardJob, rows: Iterator[dict[s
         group.append(row)
         size += len(row["image"])
         if len(group) == job.group_rows or size >= GROUP_BYTES:
-            writer.write_table(pa.Table.from_pylist(group, schema=_schema()))
+            writer.write_table(pa.Table.from_pylist(group, schema=writer.schema))
             group, size = [], 0
     if group:
-        writer.write_table(pa.Table.from_pylist(group, schema=_schema()))
+        writer.write_table(pa.Table.from_pylist(group, schema=writer.schema))
 
 
-def _rows(job: ShardJob, samples: Samples, seen: _Seen) -> Iterator[dict[str, Any]]:
+def _rows(job: ShardJob, samples: Samples, sets: LabelSets | None, seen: _Seen) -> Iterator[dict[str, Any]]:
     """Yield the shard's rows. Every image is decoded; all bad images are noted in `seen`."""
     for number, sample in enumerate(samples.take(job.positions).read()):
         try:
@@ -137,7 +138,8 @@ def _rows(job: ShardJob, samples: Samples, seen: _Seen) -> Iterator[dict[str, An
         seen.hashes += hashlib.sha256(source).digest()[:HASH_BYTES]
         if isinstance(sample.image, bytes):
             seen.kinds.update(kinds_of(sample.image, sample.key))
-        yield {"image": image, "label": sample.label, "id": job.first_id + number, "key": sample.key}
+        label = {"label": sample.label} if sets is None else {"labels": sets[sample.label]}
+        yield {"image": image, **label, "id": job.first_id + number, "key": sample.key}
 
 
 def encode(sample: SourceSample, stored: Stored, max_pixels: int = MAX_PIXELS) -> bytes:

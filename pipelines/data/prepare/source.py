@@ -11,6 +11,8 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.data.prepare.label_sets import LabelSets
+
 TRAIN = "train"
 VALIDATION = "validation"
 TEST = "test"
@@ -26,7 +28,7 @@ class SourceSample:
     """One labelled image in the form that the source has it in."""
 
     image: bytes | npt.NDArray[np.uint8]  # encoded file, or pixels HW or HWC
-    label: int  # index into the source's class names
+    label: int  # index into the source's class names; multi-label: number of its label set
     key: str  # name in the source: relative path, archive member, or array position
     split: str
     refusal: str = ""  # why the image was not read; empty = it was read
@@ -39,7 +41,7 @@ class Samples(Protocol):
 
     @property
     def labels(self) -> Labels:
-        """Return the class index of each sample."""
+        """Return the class index of each sample, or the number of its label set."""
 
     @property
     def mean_bytes(self) -> float:
@@ -63,6 +65,7 @@ class Contents:
     splits: Mapping[str, Samples]
     fingerprint: str  # sha256 of names, sizes and labels, or of the data; independent of the source's location
     notes: tuple[str, ...] = ()  # lines for users about files that are left out
+    label_sets: LabelSets | None = None  # of a multi-label source; None = each sample has one class
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: `contents` is a cached property
@@ -91,6 +94,10 @@ class Source:
     @property
     def fingerprint(self) -> str:
         return self.contents.fingerprint
+
+    @property
+    def label_sets(self) -> LabelSets | None:
+        return self.contents.label_sets
 
     @property
     def notes(self) -> tuple[str, ...]:

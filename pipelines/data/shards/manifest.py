@@ -43,6 +43,7 @@ class Manifest:
     prepare: Mapping[str, float]  # settings of prepare that decided the layout
     splits: Mapping[str, int]  # rows by split, in id order
     shards: Sequence[Shard]  # becomes a ShardTable
+    multi_label: bool = False  # True: an image has any number of the classes, also none; False: exactly one
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", ShardTable.of(self.shards))
@@ -90,6 +91,14 @@ class Manifest:
             hint = nearest(split, self.splits)
             raise UserError(f"data set {self.name} has no split {split!r}{hint}: it has {', '.join(self.splits)}")
 
+    def require_single_label(self, verb: str) -> None:
+        """Raise UserError if images have several classes. `verb` is the command that needs one class per image."""
+        if self.multi_label:
+            raise UserError(
+                f"data set {self.name} is multi-label: {verb} needs exactly one class per image: prepare it again from "
+                "a source with one label per image"
+            )
+
     def to_json(self) -> str:
         """Return a stable text: sorted keys, one shard per line."""
         fields = {**self._head(), "digest": self.digest}
@@ -132,7 +141,10 @@ class Manifest:
 
     def _head(self) -> dict[str, Any]:
         """Return all fields except the shards, as plain JSON values."""
+        # A manifest has the key only if it is true: older data sets keep their digests.
+        labels = {"multi_label": True} if self.multi_label else {}
         return {
+            **labels,
             "format_version": FORMAT_VERSION,
             "class_names": list(self.class_names),
             "stored": dataclasses.asdict(self.stored),

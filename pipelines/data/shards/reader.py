@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infra.errors import UserError
 from pipelines.data.shards.bad_records import Fault
@@ -33,6 +33,17 @@ Piece = tuple["Shard", int]
 """A shard, and the index of one of its row groups."""
 
 
+def schema(multi_label: bool) -> pa.Schema:
+    """Return the columns of a shard: image (binary), label (int32), id (int64), key (string).
+
+    A multi-label shard has labels (list of int32, ascending class indices) instead of label.
+    """
+    import pyarrow as pa
+
+    label = ("labels", pa.list_(pa.int32())) if multi_label else ("label", pa.int32())
+    return pa.schema([("image", pa.binary()), label, ("id", pa.int64()), ("key", pa.string())])
+
+
 class IntegrityError(UserError):
     """Stored bytes differ from those that prepare wrote."""
 
@@ -46,7 +57,7 @@ class FetchedRows:
     """The rows of a work item."""
 
     table: pa.Table
-    """Columns image (binary), label (int32), id (int64), key (string)."""
+    """The columns of `schema`."""
     faults: Mapping[int, Fault] = field(default_factory=dict)
     """Faults of unreadable rows, by index in the table. Only the ids of these rows are valid."""
 
@@ -72,7 +83,7 @@ class Reader:
         import pyarrow as pa
 
         if not item.pieces:
-            return FetchedRows(table=_unread(0, 0))
+            return FetchedRows(table=_unread(0, 0, self.manifest))
         pieces = [(self.manifest.shards[shard], group) for shard, group in item.pieces]
         tables: list[pa.Table] = []
         faults: dict[int, Fault] = {}
@@ -83,7 +94,7 @@ class Reader:
                 raise _error(self.store, shard, rows)
             if isinstance(rows, Fault):
                 faults |= dict.fromkeys(range(first, first + count), rows)
-                rows = _unread(self._first_id(*item.pieces[len(tables)]), count)
+                rows = _unread(self._first_id(*item.pieces[len(tables)]), count, self.manifest)
             tables.append(rows)
             first += count
         return FetchedRows(table=pa.concat_tables(tables), faults=faults)
@@ -114,7 +125,7 @@ def read_rows(store: Store, shard: Shard, groups: Sequence[int]) -> pa.Table:
     """Read some row groups of a shard, in the given order.
 
     Returns:
-        Columns image (binary), label (int32), id (int64), key (string).
+        The columns of `schema`.
 
     Raises:
         UserError: the shard is missing.
@@ -172,17 +183,13 @@ def _error(store: Store, shard: Shard, fault: Fault) -> UserError:
     return OversizedError(f"{where}: {fault.detail}: prepare again without its largest image")
 
 
-def _unread(first_id: int, count: int) -> pa.Table:
+def _unread(first_id: int, count: int, manifest: Manifest) -> pa.Table:
     """Return placeholder rows for unreadable ones. Only their ids are known."""
     import pyarrow as pa
 
-    columns = {
-        "image": pa.array([b""] * count, pa.binary()),
-        "label": pa.array([0] * count, pa.int32()),
-        "id": pa.array(range(first_id, first_id + count), pa.int64()),
-        "key": pa.array([""] * count, pa.string()),
-    }
-    return pa.table(columns)
+    label: dict[str, list[Any]] = {"labels": [[]] * count} if manifest.multi_label else {"label": [0] * count}
+    columns = {"image": [b""] * count, **label, "id": range(first_id, first_id + count), "key": [""] * count}
+    return pa.table(columns, schema=schema(manifest.multi_label))
 
 
 class _Window(io.RawIOBase):

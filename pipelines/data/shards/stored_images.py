@@ -25,6 +25,13 @@ class BadSample(UserError):
     """A stored image does not decode, or has no class. It is an error unless the recipe tolerates bad records."""
 
 
+def no_labels(rows: int, manifest: Manifest) -> npt.NDArray[np.int64] | npt.NDArray[np.uint8]:
+    """Return the labels of rows that are not samples, in the form of `StoredImages.labels`: zeros."""
+    if manifest.multi_label:
+        return np.zeros((rows, len(manifest.class_names)), dtype=np.uint8)
+    return np.zeros(rows, dtype=np.int64)
+
+
 class StoredImages:
     """The rows of `FetchedRows`, with the faults that are found when the images are used."""
 
@@ -32,7 +39,9 @@ class StoredImages:
         """Note faults if `tolerant`; else raise them as `BadSample`."""
         self._fetched, self._manifest, self._tolerant = fetched, manifest, tolerant
         self.ids: npt.NDArray[np.int64] = fetched.table["id"].to_numpy()
-        self.labels: npt.NDArray[np.int64] = fetched.table["label"].to_numpy().astype(np.int64)
+        self._wrong: dict[int, str] = {}  # rows without a valid label, each with the reason
+        self.labels = self._read_labels()
+        """Class indices, int64 [n]; multi-label: uint8 [n, classes], 1 for each class of the image."""
         self._images = fetched.table["image"]
         self._notes = np.full(len(self.ids), "", dtype=object)
 
@@ -64,10 +73,25 @@ class StoredImages:
         return notes
 
     def _label_fault(self, row: int) -> Fault | None:
-        label, classes = int(self.labels[row]), len(self._manifest.class_names)
-        if 0 <= label < classes:
-            return None
-        return Fault("mislabelled", f"label {label} is outside 0..{classes - 1}")
+        return Fault("mislabelled", self._wrong[row]) if row in self._wrong else None
+
+    def _read_labels(self) -> npt.NDArray[np.int64] | npt.NDArray[np.uint8]:
+        classes, table = len(self._manifest.class_names), self._fetched.table
+        if self._manifest.multi_label:
+            column = table["labels"].combine_chunks()
+            lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+            owner, label = np.repeat(np.arange(len(table)), lengths), column.flatten().to_numpy()
+        else:
+            owner, label = np.arange(len(table)), table["label"].to_numpy()
+        valid = (label >= 0) & (label < classes)
+        for row, wrong in zip(owner[~valid].tolist(), label[~valid].tolist(), strict=True):
+            self._wrong.setdefault(row, f"label {wrong} is outside 0..{classes - 1}")
+        if not self._manifest.multi_label:
+            single: npt.NDArray[np.int64] = label.astype(np.int64)
+            return single
+        labels = no_labels(len(table), self._manifest)
+        labels[owner[valid], label[valid]] = 1
+        return labels
 
     def _error(self, row: int, key: str, fault: Fault) -> BadSample:
         sample_id = int(self.ids[row])

@@ -69,6 +69,7 @@ def load_item(
 
     Yields:
         Blocks of at most `rows_per_block` rows: image uint8 [n,S,S,3], label int64 [n], id int64 [n], epoch int32 [n].
+        label is uint8 [n,classes] if the data set is multi-label: 1 for each class of the image.
         In training with r > 1 repeats, image has r crops per sample: [n,r,S,S,3]. bad object [n]: "" for a good row,
         else the fault (`bad_records.Fault.note`) of a row whose image is zeros.
 
@@ -156,7 +157,7 @@ def load_whole(
     separate block.
 
     Yields:
-        Blocks: `column(scale)` uint8 [n,H,W,3] for every scale, label int64 [n], id int64 [n].
+        Blocks: `column(scale)` uint8 [n,H,W,3] for every scale, label and id as in `load_item`.
 
     Raises:
         UserError: a shard is missing (IntegrityError: differs from the manifest).

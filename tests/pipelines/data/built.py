@@ -7,12 +7,15 @@ import io
 import json
 import struct
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import scipy.io
 
+from pipelines.data.prepare.label_sets import LabelSets
+from pipelines.data.prepare.source import Contents, Source
+from pipelines.data.prepare.sources.arrays import Arrays
 from tests.pipelines.data.conftest import encoded, picture
 
 WNIDS = ("n01440764", "n01443537", "n02012849", "n03126707")  # the last two are both called "crane"
@@ -157,6 +160,25 @@ def folder_files() -> dict[str, bytes]:
         for name in ("ant", "bee", "crab")
         for index in range(count)
     }
+
+
+def labelled_arrays(
+    splits: Mapping[str, Sequence[Sequence[int]]], class_names: tuple[str, ...] = ("ant", "bee", "crab"), side: int = 6
+) -> Source:
+    """A multi-label source in memory: for each split, the classes of each image, whose pixels are random."""
+    rng = np.random.default_rng(0)
+    distinct = sorted({tuple(sorted(each)) for sets in splits.values() for each in sets})
+    parts = {
+        split: Arrays(
+            split=split,
+            images=rng.integers(0, 256, (len(sets), side, side, 3), dtype=np.uint8),
+            labels=np.array([distinct.index(tuple(sorted(each))) for each in sets], dtype=np.int32),
+            keys=tuple(f"{split}-{index}" for index in range(len(sets))),
+        )
+        for split, sets in splits.items()
+    }
+    contents = Contents(class_names=class_names, splits=parts, fingerprint="4" * 64, label_sets=LabelSets.of(distinct))
+    return Source(description="arrays with label sets", side=side, channels=3, load=lambda: contents)
 
 
 def put(root: Path, files: dict[str, bytes]) -> Path:
