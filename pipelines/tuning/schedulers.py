@@ -118,7 +118,7 @@ class _Population(_Forks):
     pass
 
 
-def _bandit_population() -> Any:
+def _bandit_population() -> Callable[..., TrialScheduler]:
     """Return the class of PB2 populations."""
     from ray.tune.schedulers.pb2 import PB2  # imports scikit-learn, which takes 2.4 s of CPU
 
