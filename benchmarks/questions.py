@@ -34,8 +34,10 @@ def asked(models: Sequence[LoadedModel], count: int) -> Iterator[tuple[str, list
     """Yield requests in each form, one image per request; the images are of the first model's data set."""
     about = models[0].metadata
     images, crop = find_images([about["data_uri"]], about["split"]), CropConfig.of_shown(about)
+    stored = images.stored
+    assert stored is not None  # a data set
     records = (image.record for part in images.parts for image in images.read(part))
-    opened = [open_record(record, images.stored) for record in itertools.islice(records, count)]
+    opened = [open_record(record, stored) for record in itertools.islice(records, count)]
     for kind in KINDS:
         files = [file_of(image, "PNG" if kind == "array" else kind.upper()) for image in opened]
         pixels = [eval_view(file, IMAGE_FILE, crop) for file in files]

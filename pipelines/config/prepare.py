@@ -22,6 +22,9 @@ class PrepareConfig:
     """Pixels: for jpeg, the largest shorter side; for raw, the side of the square; 0 = the size of the arrays."""
     quality: int = 90
     """JPEG quality, 1 to 100."""
+    pixels: Literal["auto", "displayed", "stored"] = "auto"
+    """Pixels of image files. displayed = as viewers show them: turned by their EXIF orientation, colours converted to
+    sRGB by their ICC profile; stored = as in the file; auto = stored for ImageNet, displayed for all others."""
     shard_mb: int = 128
     """Target size of a shard, MiB."""
     min_shards: int = 4
@@ -45,6 +48,8 @@ class PrepareConfig:
         _require(self.size >= 0, "size", "must be at least 0", self.size)
         _require(self.size == 0 or self.form != "original", "size", 'must be 0 for form "original"', self.size)
         _require(self.size > 0 or self.form != "jpeg", "size", 'must be at least 1 for form "jpeg"', self.size)
+        pixels = ("auto", "displayed", "stored")
+        _require(self.pixels in pixels, "pixels", f"must be one of {', '.join(pixels)}", self.pixels)
         _require(1 <= self.quality <= _MAX_QUALITY, "quality", "must be in 1..100", self.quality)
         _require(self.shard_mb >= 1, "shard_mb", "must be at least 1", self.shard_mb)
         _require(self.min_shards >= 1, "min_shards", "must be at least 1", self.min_shards)

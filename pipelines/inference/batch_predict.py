@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,7 @@ def _stream(wanted: Classification, layout: Layout, files: Sequence[int]) -> ray
     import ray.data
 
     crop = CropConfig.of_shown(wanted.model.metadata)
-    reader = _Reader(images=wanted.images, layout=layout, crop=crop)
+    reader = _Reader(images=wanted.images, layout=layout, metadata=wanted.model.metadata)
     predictor = _Predictor(
         model=ray.put(wanted.model), placement=wanted.choice, top=wanted.top, all_probabilities=wanted.all_probabilities
     )
@@ -133,11 +133,11 @@ class _Reader:
 
     images: Images
     layout: Layout
-    crop: CropConfig
+    metadata: Mapping[str, Any]  # of the model
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[Block]:
         for file, part in zip(batch["file"].tolist(), batch["part"].tolist(), strict=True):
-            for block in decoded(self.images, self.layout.files[file][part], self.crop, _ROWS):
+            for block in decoded(self.images, self.layout.files[file][part], self.metadata, _ROWS):
                 yield {**block, "file": np.full(len(block["id"]), file, dtype=np.int32)}
 
 

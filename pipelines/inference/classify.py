@@ -16,7 +16,6 @@ from infra.storage import Store, open_store
 from infra.tracking.client import resolve_tracking
 from pipelines import cli
 from pipelines.cli.progress_bars import PredictBar
-from pipelines.config.crop import CropConfig
 from pipelines.config.sections import UseGpu
 from pipelines.data.prepare.sources.place import counted
 from pipelines.data.tasks.crops import Block
@@ -111,10 +110,10 @@ class Unclassified:
 
 def print_classes(images: Images, model: LoadedModel, top: int, bad: Unclassified) -> None:
     """Print the most probable classes of each image, computed in this process."""
-    crop, names = CropConfig.of_shown(model.metadata), model.metadata["class_names"]
+    names = model.metadata["class_names"]
     console = cli.console()
     for part in images.parts:
-        for block in decoded(images, part, crop, _PRINTED_ROWS):
+        for block in decoded(images, part, model.metadata, _PRINTED_ROWS):
             found = predictions(block, model.predict, top=top, all_probabilities=False)
             for row in np.flatnonzero(found["reason"] == "").tolist():
                 console.print("\n".join([found["path"][row], *_lines(found, row, names)]))

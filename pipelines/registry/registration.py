@@ -143,6 +143,7 @@ def _register(
         metadata={
             "class_names": list(data.manifest.class_names),
             **data.crop.shown,
+            "pixels": data.manifest.stored.file_pixels,
             "data_uri": data.store.uri,
             "data_digest": data.manifest.digest,
             "split": data.split,

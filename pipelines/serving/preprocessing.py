@@ -21,6 +21,7 @@ import numpy.typing as npt
 from pipelines.config.crop import CropConfig
 from pipelines.data.images.crops import IMAGE_FILE, eval_view
 from pipelines.data.images.pillow import DecodeError, OversizedImage
+from pipelines.data.images.stored import Stored, image_file
 
 MAX_REQUEST_BYTES = 32 * 2**20
 """Limit for a request, and for all images in it."""
@@ -48,11 +49,14 @@ class Preprocessing:
     crop: CropConfig
     class_names: tuple[str, ...]
     """Names of the K classes, each name once."""
+    form: Stored = IMAGE_FILE
+    """Form of image files, which says which pixels they have."""
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Preprocessing:
         """Build it from the metadata of a registered model."""
-        return cls(crop=CropConfig.of_shown(metadata), class_names=_distinct(metadata["class_names"]))
+        names = _distinct(metadata["class_names"])
+        return cls(crop=CropConfig.of_shown(metadata), class_names=names, form=image_file(metadata))
 
     def read(self, values: Sequence[object]) -> Pixels:
         """Return the images of a request, uint8 N x S x S x 3.
@@ -74,7 +78,7 @@ class Preprocessing:
     def file(self, data: bytes, name: str = "the image") -> Pixels:
         """Decode an image file to the model's input, uint8 S x S x 3. Raises `Refused`."""
         try:
-            return eval_view(data, IMAGE_FILE, self.crop)
+            return eval_view(data, self.form, self.crop)
         except OversizedImage as error:
             raise Refused(TOO_LARGE, f"{name}: {error}") from None
         except DecodeError as error:

@@ -7,6 +7,7 @@ run         my_images-1c2a63ad: 1,406 steps, 20 epochs of 70, batch 32, peak rat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _LEAST_STEPS = 30  # per epoch
 _LEAST_BATCH = 8  # images, for BatchNorm's statistics
 _NAMED = 3  # classes in a warning
+_WNID = re.compile(r"n\d{8}\b")  # ImageNet's classes; its images are used as they are stored
 
 
 def summary(recipe: Recipe, manifest: Manifest) -> list[str]:
@@ -35,14 +37,14 @@ def summary(recipe: Recipe, manifest: Manifest) -> list[str]:
 
 def warnings(recipe: Recipe, store: Store, manifest: Manifest) -> list[str]:
     """Return a line for each likely problem of the run."""
-    found = [*_class_warnings(store, manifest), *_batch_warnings(recipe, manifest)]
+    found = [*_class_warnings(store, manifest), *_pixel_warnings(store, manifest), *_batch_warnings(recipe, manifest)]
     found += [*_gate_warnings(recipe, manifest), *_size_warnings(recipe, store, manifest)]
     return [f"warning: {line}" for line in found]
 
 
 def data_warnings(store: Store, manifest: Manifest) -> list[str]:
     """Return the `warnings` that hold for every run on the data set."""
-    return [f"warning: {line}" for line in _class_warnings(store, manifest)]
+    return [f"warning: {line}" for line in (*_class_warnings(store, manifest), *_pixel_warnings(store, manifest))]
 
 
 def epochs(steps: int, steps_per_epoch: float) -> str:
@@ -110,6 +112,17 @@ def _class_warnings(store: Store, manifest: Manifest) -> Iterator[str]:
         yield f"{_few(single)} with one training image or none: a network learns little from so few"
     if test and (unseen := [name for name, count in zip(names, test, strict=False) if not count]):
         yield f"{_few(unseen)} without a test image: the accuracy says nothing about them"
+
+
+def _pixel_warnings(store: Store, manifest: Manifest) -> Iterator[str]:
+    report = read_report(store)
+    rotated = report.kinds.get("EXIF-rotated", 0) if report else 0
+    imagenet = all(_WNID.match(name) for name in manifest.class_names)
+    if rotated and manifest.stored.file_pixels == "stored" and not imagenet:
+        yield (
+            f"{rotated:,} EXIF-rotated images are used as they are stored, on their side or upside down: to turn them, "
+            "prepare into another folder with prepare.pixels=displayed"
+        )
 
 
 def _few(names: Sequence[str]) -> str:

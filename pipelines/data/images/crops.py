@@ -16,6 +16,7 @@ import numpy as np
 
 from pipelines.config.crop import MAX_PIXELS, CropConfig, Interpolation
 from pipelines.data.images.crop_boxes import Window, eval_window, train_window
+from pipelines.data.images.display import Display, display_of_jpeg
 from pipelines.data.images.jpeg import decode_region, read_header
 from pipelines.data.images.pillow import (
     EncodedImage,
@@ -31,7 +32,7 @@ from pipelines.data.images.resize import Pixels, resize
 from pipelines.data.images.stored import Stored
 
 IMAGE_FILE = Stored(form="original", size=0, quality=0, channels=3)
-"""The stored form of an image file that belongs to no data set."""
+"""The stored form of an image file that belongs to no data set, with its pixels as stored."""
 _REACH = {"bilinear": 1, "bicubic": 2}  # source pixels that a filter reads on each side when it does not shrink
 _COLOURS = 3
 Region = tuple[int, int, int, int]
@@ -99,14 +100,20 @@ class _OpenImage:
 def _open(encoded: EncodedImage, stored: Stored) -> _OpenImage:
     header = None if stored.form == "raw" else read_header(encoded)
     if header is None or header.width * header.height > MAX_PIXELS:
-        pixels = raw_pixels(encoded, stored) if stored.form == "raw" else decode_rgb(encoded)
+        pixels = (
+            raw_pixels(encoded, stored) if stored.form == "raw" else decode_rgb(encoded, displayed=stored.displayed)
+        )
         return _OpenImage(pixels.shape[1], pixels.shape[0], lambda region: _part(pixels, region))
+    display = display_of_jpeg(encoded) if stored.displayed else Display()
 
     def region(part: Region) -> Pixels:
-        decoded = decode_region(encoded, header, part)
-        return _part(decode_rgb(encoded), part) if decoded is None else decoded
+        wanted = display.stored_region(part, header.width, header.height)
+        decoded = decode_region(encoded, header, wanted)
+        if decoded is None:
+            return _part(decode_rgb(encoded, displayed=stored.displayed), part)
+        return display.shown(decoded, grey=header.grey)
 
-    return _OpenImage(header.width, header.height, region)
+    return _OpenImage(*display.size(header.width, header.height), region)
 
 
 def _part(pixels: Pixels, region: Region) -> Pixels:

@@ -1,4 +1,4 @@
-"""The image formats that are read, and names for other files. Imports Pillow only.
+"""The image formats that are read, and names for other files. Imports Pillow only; pillow-heif for the first HEIC file.
 
 Pillow identifies a file by its content, never by its name. A file that Pillow cannot identify is named from its first
 bytes, so that an error says what to do.
@@ -6,12 +6,14 @@ bytes, so that an error says what to do.
 
 from __future__ import annotations
 
+import functools
 import io
 
 from PIL import Image, TiffImagePlugin, features
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", *(("AVIF",) if features.check("avif") else ()))
-"""Formats that are read. Pillow would also try formats that start other programs, or that nobody trains on."""
+"""Formats that are read. Pillow would also try formats that start other programs, or that nobody trains on.
+HEIC is read too, if the package pillow-heif is installed (the extra `heic`)."""
 
 REPAIRED = "resnet-ray: read without its metadata"
 """Key in `Image.info` that marks an image whose metadata Pillow could not read."""
@@ -21,6 +23,7 @@ Data = bytes | bytearray | memoryview
 _JPEG_START = b"\xff\xd8"
 _SCAN = 0xDA
 _EIGHT_BITS = 8
+_HEAD = 4096  # bytes that tell one kind of file from another
 _FRAMES = {
     0xC0: "",
     0xC1: "",
@@ -43,13 +46,20 @@ _JFIF, _ADOBE = (0xE0, b"JFIF\0", 14), (0xEE, b"Adobe", 12)
 """Marker, name and minimum bytes of the segments that decide how colours are read."""
 _METADATA = (*range(0xE0, 0xF0), 0xFE)
 
+_AVIF, _HEIC = "an AVIF image", "a HEIC image"
 _BRANDS = {
-    b"avif": "an AVIF image",
-    b"avis": "an AVIF image",
+    **dict.fromkeys((b"avif", b"avis"), _AVIF),
     b"crx ": "a camera's raw file",
-    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"), "a HEIC image"),
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"), _HEIC),
+    **dict.fromkeys((b"mif1", b"msf1"), _HEIC),
 }
 """Kind of file, by the brand of a file in boxes (ISO 14496-12). Other brands are videos."""
+_GENERAL_BRANDS = (b"mif1", b"msf1")
+"""Brands of any image coding; the compatible brands, which follow, say which."""
+_NEEDED = {
+    _AVIF: ", which needs Pillow 11.3 or later with AVIF: pip install --upgrade pillow",
+    _HEIC: ", which needs the extra heic: pip install pillow-heif",
+}
 _MAGIC = (
     (b"\x00\x00\x00\x0cjP  ", "a JPEG 2000 image"),
     (b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
@@ -91,6 +101,8 @@ def identified(data: Data) -> Image.Image:
         UnidentifiedImageError: the file has none of `FORMATS`.
         Exception: any exception that Pillow's plugins raise on damaged headers.
     """
+    if _in_boxes(bytes(data[:_HEAD])) == _HEIC and _heif_plugin():
+        return Image.open(io.BytesIO(data), formats=("HEIF",))
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Exception:  # Pillow's plugins raise any exception on damaged headers
@@ -112,7 +124,7 @@ def without_metadata(data: Data) -> bytes | None:
     kept = [_JPEG_START]
     found = False
     at = 2
-    for marker, begin, end in _segments(data):
+    for marker, begin, end in jpeg_segments(data):
         segment = bytes(data[begin:end])
         if marker in _METADATA and not _decides_colours(marker, segment):
             found = True
@@ -124,10 +136,13 @@ def without_metadata(data: Data) -> bytes | None:
 
 def why_unreadable(data: Data) -> str:
     """Name a file that Pillow does not identify, for an error message."""
-    head = bytes(data[:4096])
+    head = bytes(data[:_HEAD])
     if head.startswith(_LFS):
         return f"not an image but a Git LFS pointer ({len(data):,} bytes): run git lfs pull"
-    kind = _jpeg(data) or _tiff(data) or _box(head) or _named(head)
+    if boxes := _in_boxes(head):
+        readable = "AVIF" in FORMATS if boxes == _AVIF else _heif_plugin()
+        return f"{boxes} that is damaged" if boxes in _NEEDED and readable else f"{boxes}{_NEEDED.get(boxes, _ADVICE)}"
+    kind = _jpeg(data) or _tiff(data) or _named(head)
     if kind:
         return f"{kind}{_ADVICE}"
     damaged = next((name for magic, name in _DAMAGED if head.startswith(magic)), None)
@@ -141,7 +156,7 @@ def unread_jpeg(data: Data) -> str:
     return f"{kind}{_ADVICE}" if kind else ""
 
 
-def _segments(data: Data) -> list[tuple[int, int, int]]:
+def jpeg_segments(data: Data) -> list[tuple[int, int, int]]:
     """Return (marker, begin, end) of each segment of a JPEG before its first scan."""
     found = []
     at, size = 2, len(data)
@@ -166,7 +181,7 @@ def _jpeg(data: Data) -> str | None:
     """Name a JPEG of an unsupported kind; None for other files."""
     if data[:2] != _JPEG_START:
         return None
-    for marker, begin, end in _segments(data):
+    for marker, begin, end in jpeg_segments(data):
         if marker not in _FRAMES or end - begin < _FRAME_BYTES:
             continue
         bits, components, kind = data[begin + 4], data[begin + 9], _FRAMES[marker]
@@ -195,12 +210,27 @@ def _tiff(data: Data) -> str | None:
     return f"a TIFF of {len(bits)} samples a pixel of {bits[0]} bits ({number}), photometric {tags.get(262, 'none')}"
 
 
-def _box(head: bytes) -> str | None:
-    """Name a file in boxes by its brand; None for other files."""
+def _in_boxes(head: bytes) -> str:
+    """Name a file in boxes by its brand; "" for other files."""
     if head[4:8] != b"ftyp":
-        return None
-    kind = _BRANDS.get(head[8:12], "a video")
-    return f"{kind} that is damaged" if "AVIF" in FORMATS and "AVIF" in kind else kind
+        return ""
+    brand = head[8:12]
+    if brand in _GENERAL_BRANDS:
+        compatible = head[16 : int.from_bytes(head[:4], "big")]
+        others = (compatible[place : place + 4] for place in range(0, len(compatible), 4))
+        brand = next((other for other in others if other in _BRANDS and other not in _GENERAL_BRANDS), brand)
+    return _BRANDS.get(brand, "a video")
+
+
+@functools.cache
+def _heif_plugin() -> bool:
+    """Let Pillow read HEIC, whose package takes a second to import; False if it is not installed."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return True
 
 
 def _named(head: bytes) -> str | None:

@@ -44,6 +44,7 @@ class JpegHeader:
     height: int
     height_at: int  # offset of the height in the file, bytes
     step: int  # rows that are coded together; 0 if the image's rows are not coded in order (progressive)
+    grey: bool  # one component
 
 
 def read_header(data: EncodedImage) -> JpegHeader | None:
@@ -75,7 +76,8 @@ def _frame(data: EncodedImage, at: int) -> JpegHeader | None:
     if bits != _BLOCK or components not in _COMPONENTS or not width or not height or length != 8 + 3 * components:
         return None
     tallest = max(data[at + 11 + 3 * each] & 15 for each in range(components))
-    return JpegHeader(width, height, at + 5, 0 if data[at + 1] == _PROGRESSIVE else _BLOCK * tallest)
+    step = 0 if data[at + 1] == _PROGRESSIVE else _BLOCK * tallest
+    return JpegHeader(width, height, at + 5, step, grey=components == 1)
 
 
 def decode_region(data: EncodedImage, header: JpegHeader, box: Box) -> npt.NDArray[np.uint8] | None:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from PIL import Image
 
 from pipelines.data.images.bit_depth import is_deep, shallow
+from pipelines.data.images.display import Display, display_of_image
 from pipelines.data.images.formats import REPAIRED, identified
 
-_EXIF_ORIENTATION = 0x0112
 _FORMAT_BY_SUFFIX = {
     **dict.fromkeys(("jpg", "jpeg", "jpe", "jfif", "jif", "jfi", "pjpeg", "pjp", "mpo"), "JPEG"),
     "avif": "AVIF",
     "avifs": "AVIF",
+    **dict.fromkeys(("heic", "heif", "hif"), "HEIF"),
     "png": "PNG",
     "apng": "PNG",
     "webp": "WEBP",
@@ -61,7 +62,16 @@ def _kinds(image: Image.Image, data: bytes, key: str) -> Iterator[str]:
         yield f"{form} named {named}"
     if image.info.get(REPAIRED):
         yield "damaged metadata"
-    elif image.getexif().get(_EXIF_ORIENTATION, 1) != 1:
-        yield "EXIF-rotated"
+    else:
+        image.getexif()  # raises if damaged
+    yield from _displayed(display_of_image(image, data), image.mode if deep is None else deep.image.mode)
     if getattr(image, "is_animated", False):
         yield "multi-frame"
+
+
+def _displayed(display: Display, mode: str) -> Iterator[str]:
+    """Yield what viewers change in an image of this mode."""
+    if display.turns:
+        yield "EXIF-rotated"
+    if display.converts(mode):
+        yield "ICC profile"

@@ -26,6 +26,7 @@ from pipelines.data.images.crop_boxes import (
     random_box,
     size_by_shorter,
 )
+from pipelines.data.images.display import as_shown, display_of_image
 from pipelines.data.images.formats import identified, unread_jpeg, why_unreadable
 
 if TYPE_CHECKING:
@@ -50,18 +51,21 @@ class OversizedImage(DecodeError):
     """An image exceeds the pixel limit, or would after resizing. No memory was allocated for its pixels."""
 
 
-def open_rgb(data: EncodedImage, *, max_pixels: int = MAX_PIXELS, shorter: int = 0) -> Image.Image:
+def open_rgb(
+    data: EncodedImage, *, max_pixels: int = MAX_PIXELS, shorter: int = 0, displayed: bool = False
+) -> Image.Image:
     """Decode to a Pillow image in mode RGB.
 
     CMYK, grey, palette and transparent images become RGB; alpha is dropped. More than 8 bits per sample become 8
-    (`pipelines.data.images.bit_depth`). EXIF rotation is not applied, as in torchvision's loader. Only the first frame
-    of an animation is read.
+    (`pipelines.data.images.bit_depth`). Only the first frame of an animation is read.
 
     Args:
         data: the bytes of the file.
         max_pixels: the most pixels that an image may have.
         shorter: pixels of the shorter side that are needed; 0 = all. A JPEG of more than `LARGE_PIXELS` is decoded at
             1/8, 1/4 or 1/2 of its size, and never below twice `shorter`.
+        displayed: turn the image as its EXIF orientation says, and convert its colours to sRGB by its ICC profile
+            (`pipelines.data.images.display`).
 
     Raises:
         DecodeError: not an image, truncated, or more than `max_pixels`.
@@ -73,7 +77,7 @@ def open_rgb(data: EncodedImage, *, max_pixels: int = MAX_PIXELS, shorter: int =
         if shorter and image.width * image.height > LARGE_PIXELS:
             least = size_by_shorter(image.width, image.height, 2 * shorter)
             image.draft(None, least)  # has no effect on formats other than JPEG
-        return _to_rgb(image, data)
+        return _to_rgb(image, data, displayed=displayed)
     except DecodeError:
         raise
     except UnidentifiedImageError:
@@ -84,9 +88,9 @@ def open_rgb(data: EncodedImage, *, max_pixels: int = MAX_PIXELS, shorter: int =
         raise DecodeError(unread_jpeg(data) or f"{type(error).__name__}: {error}") from error
 
 
-def decode_rgb(data: EncodedImage) -> npt.NDArray[np.uint8]:
+def decode_rgb(data: EncodedImage, *, displayed: bool = False) -> npt.NDArray[np.uint8]:
     """Decode to uint8 HWC. Raises `DecodeError`; see `open_rgb`."""
-    return np.asarray(open_rgb(data))
+    return np.asarray(open_rgb(data, displayed=displayed))
 
 
 def open_record(encoded: EncodedImage, stored: Stored) -> Image.Image:
@@ -96,7 +100,7 @@ def open_record(encoded: EncodedImage, stored: Stored) -> Image.Image:
         DecodeError: not an image of the stored form.
     """
     if stored.form != "raw":
-        return open_rgb(encoded)
+        return open_rgb(encoded, displayed=stored.displayed)
     pixels = raw_pixels(encoded, stored)
     return Image.fromarray(pixels[:, :, 0] if stored.channels == 1 else pixels).convert("RGB")
 
@@ -113,13 +117,15 @@ def to_rgb(table: pa.Table, stored: Stored) -> list[npt.NDArray[np.uint8]]:
     return [np.asarray(open_record(encoded, stored)) for encoded in table["image"].to_pylist()]
 
 
-def _to_rgb(image: Image.Image, data: EncodedImage) -> Image.Image:
+def _to_rgb(image: Image.Image, data: EncodedImage, *, displayed: bool) -> Image.Image:
     found = shallow(image, data)
-    if found is not None:
-        return found.image.convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:  # Pillow warns if such an image becomes RGB directly
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    pixels = image if found is None else found.image
+    if pixels.mode == "P" and "transparency" in pixels.info:  # Pillow warns if such an image becomes RGB directly
+        pixels = pixels.convert("RGBA")
+    if not displayed:
+        return pixels.convert("RGB")
+    pixels.load()
+    return as_shown(pixels, display_of_image(image, data))
 
 
 def train_crop(image: Image.Image, crop: CropConfig, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -40,7 +40,7 @@ _COPIES = f"{PROGRESS}/copies"
 _MOST_NAMED = 5
 _REPAIR = "Repair or replace them: a data set needs images of every split and class"
 
-_DEFAULTS = {"validation": 0.0, "max_megapixels": MAX_MEGAPIXELS}
+_DEFAULTS = {"validation": 0.0, "max_megapixels": MAX_MEGAPIXELS, "pixels": "stored"}
 """Settings that a manifest may lack: an earlier version wrote it, or the setting has its default."""
 
 Progress = Callable[[int, int, int, float], None]
@@ -61,6 +61,7 @@ def find_prepared(source: Source, store: Store, config: PrepareConfig) -> Manife
     if not store.exists(MANIFEST):
         return None
     manifest = load_manifest(store)
+    config = _with_pixels_there(store, config)
     changed = _changed(_settings(manifest.stored, manifest.prepare), _settings(stored_form(source, config), config))
     # Some fingerprints depend on the held-out images. Archives are not listed only to say what differs.
     comparable = not (changed and source.listing) and not {"holdout", "seed"} & set(changed)
@@ -72,6 +73,22 @@ def find_prepared(source: Source, store: Store, config: PrepareConfig) -> Manife
         )
     check_shards(store, manifest)
     return manifest
+
+
+def _with_pixels_there(store: Store, config: PrepareConfig) -> PrepareConfig:
+    """Replace prepare.pixels = "auto" by what the data set at the destination was begun with, if there is one.
+
+    Data sets of earlier versions have stored pixels. The same command must still find or finish them.
+    """
+    if config.pixels != "auto":
+        return config
+    if store.exists(MANIFEST):
+        pixels = load_manifest(store).stored.pixels
+    elif store.exists(_JOB):
+        pixels = json.loads(store.read(_JOB)).get("settings", {}).get("pixels")
+    else:
+        return config
+    return dataclasses.replace(config, pixels=pixels or "stored")
 
 
 def _same_source(source: Source, store: Store, manifest: Manifest) -> bool:
@@ -92,6 +109,7 @@ def prepare(source: Source, store: Store, config: PrepareConfig, progress: Progr
     store.check_access(write=True)
     manifest = find_prepared(source, store, config)
     if manifest is None:
+        config = _with_pixels_there(store, config)
         stored = stored_form(source, config)
         _claim(source, store, stored, config)
         writing = _Writing(source, store, config, progress)
@@ -129,8 +147,8 @@ def _layout(config: PrepareConfig) -> dict[str, float]:
 
 def _settings(stored: Stored, layout: PrepareConfig | Mapping[str, float]) -> dict[str, object]:
     """Return all settings that decide the content, by name. `layout` is a manifest's `prepare` or a configuration."""
-    form = {"form": stored.form, "size": stored.size, "quality": stored.quality}
-    return {**form, **_DEFAULTS, **(_layout(layout) if isinstance(layout, PrepareConfig) else layout)}
+    form = {name: value for name, value in stored.fields.items() if name in ("form", "size", "quality", "pixels")}
+    return {**_DEFAULTS, **form, **(_layout(layout) if isinstance(layout, PrepareConfig) else layout)}
 
 
 def _changed(before: Mapping[str, object], now: Mapping[str, object]) -> dict[str, str]:
@@ -161,7 +179,7 @@ def _claim(source: Source, store: Store, stored: Stored, config: PrepareConfig) 
         store.write(_JOB, json.dumps(job).encode(), if_absent=True)
     except FileExistsError:
         present = json.loads(store.read(_JOB))
-        changed = _changed(present.get("settings", {}), settings)
+        changed = _changed({**_DEFAULTS, **present.get("settings", {})}, settings)
         other = present["fingerprint"] != source.fingerprint and not {"holdout", "seed"} & set(changed)
         if changed or other:
             raise UserError(

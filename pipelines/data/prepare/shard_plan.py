@@ -11,7 +11,7 @@ import numpy as np
 
 from infra.errors import UserError
 from pipelines.config.prepare import MAX_MEGAPIXELS, PrepareConfig
-from pipelines.data.images.stored import Stored
+from pipelines.data.images.stored import FilePixels, Stored
 from pipelines.data.order.rng import Purpose, permutation, stream
 from pipelines.data.prepare.source import Positions, Samples, Source
 from pipelines.data.prepare.sources.index import PROGRESS
@@ -60,6 +60,7 @@ def stored_form(source: Source, config: PrepareConfig) -> Stored:
         UserError: the form does not fit the source.
     """
     form = config.form
+    pixels = None if source.side else source.pixels if config.pixels == "auto" else config.pixels
     if form == "auto":
         form = "raw" if source.side else "original"
     if form == "original":
@@ -74,13 +75,19 @@ def stored_form(source: Source, config: PrepareConfig) -> Stored:
             raise UserError(
                 'prepare.size has no effect on image files kept as they are: add prepare.form="jpeg" or "raw"'
             )
-        return Stored(form=form, size=0, quality=0, channels=3)
+        return Stored(form=form, size=0, quality=0, channels=3, pixels=_unless_stored(pixels))
     if form == "jpeg":
-        return Stored(form=form, size=config.size, quality=config.quality, channels=3)
+        kept = _unless_stored(pixels)
+        return Stored(form=form, size=config.size, quality=config.quality, channels=3, pixels=kept)
     size = config.size or source.side
     if not size:
         raise UserError('prepare.size must be at least 1 for form "raw": image files differ in size')
-    return Stored(form=form, size=size, quality=0, channels=source.channels)
+    return Stored(form=form, size=size, quality=0, channels=source.channels, pixels=pixels)
+
+
+def _unless_stored(pixels: FilePixels | None) -> FilePixels | None:
+    """Return None for stored pixels, which the data set's digest does not mention."""
+    return None if pixels == "stored" else pixels
 
 
 def plan_shards(

@@ -151,7 +151,8 @@ def encode(sample: SourceSample, stored: Stored, max_pixels: int = MAX_PIXELS) -
     if sample.refusal:
         raise DecodeError(sample.refusal)
     if isinstance(sample.image, bytes):
-        image = open_rgb(sample.image, max_pixels=max_pixels, shorter=stored.size)
+        displayed = stored.pixels == "displayed"
+        image = open_rgb(sample.image, max_pixels=max_pixels, shorter=stored.size, displayed=displayed)
     else:
         image = Image.fromarray(sample.image)
     if stored.form == "original":

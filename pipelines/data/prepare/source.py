@@ -11,6 +11,7 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.data.images.stored import FilePixels
 from pipelines.data.prepare.label_sets import LabelSets
 
 TRAIN = "train"
@@ -76,6 +77,7 @@ class Source:
     side: int  # pixels of the shorter side of every image; 0 = image files of different sizes
     channels: int  # 1 or 3
     load: Callable[[], Contents]
+    pixels: FilePixels = "displayed"  # of image files, with prepare.pixels = "auto"
     listing: str = ""  # digest of the files' names, sizes and versions; empty = loading the contents is as cheap
 
     @cached_property

@@ -147,7 +147,7 @@ class Manifest:
             **labels,
             "format_version": FORMAT_VERSION,
             "class_names": list(self.class_names),
-            "stored": dataclasses.asdict(self.stored),
+            "stored": self.stored.fields,
             "source": self.source,
             "fingerprint": self.fingerprint,
             "prepare": dict(self.prepare),

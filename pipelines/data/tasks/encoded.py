@@ -13,7 +13,8 @@ import numpy as np
 
 from pipelines.config.crop import MAX_PIXELS
 from pipelines.data.images.crop_boxes import Window, train_window
-from pipelines.data.images.jpeg import read_header
+from pipelines.data.images.display import Display, display_of_jpeg
+from pipelines.data.images.jpeg import JpegHeader, read_header
 from pipelines.data.images.pillow import EncodedImage, open_record, raw_pixels
 from pipelines.data.images.stored import Stored
 from pipelines.data.order.plan import item_order
@@ -108,10 +109,16 @@ def look(encoded: EncodedImage, stored: Stored) -> EncodedSample:
         raw_pixels(encoded, stored)
         return EncodedSample(encoded, stored.size, stored.size, coded=False)
     header = read_header(encoded)
-    if header is not None and header.width * header.height <= MAX_PIXELS:
+    if header is not None and header.width * header.height <= MAX_PIXELS and not _changed(encoded, stored, header):
         return EncodedSample(encoded, header.width, header.height, coded=True)
     image = open_record(encoded, stored)
     return EncodedSample(image.tobytes(), image.width, image.height, coded=False)
+
+
+def _changed(encoded: EncodedImage, stored: Stored, header: JpegHeader) -> bool:
+    """Return whether an image is turned, or its colours are converted: a device's decoder does neither."""
+    display = display_of_jpeg(encoded) if stored.displayed else Display()
+    return display.turns or display.converts("L" if header.grey else "RGB")
 
 
 def filler_columns(rows: int, manifest: Manifest, config: TaskConfig, image_size: int) -> Block:

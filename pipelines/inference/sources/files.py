@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from infra.errors import UserError
 from infra.storage import Store
-from pipelines.data.images.crops import IMAGE_FILE
-from pipelines.data.images.stored import Stored
 from pipelines.data.prepare.sources.place import IMAGE_SUFFIXES, Place, by_suffix, left_out, printable
 from pipelines.inference.sources.images import SourcePart, UnlabelledImage, even_parts
 
@@ -83,8 +81,8 @@ class ImageFiles:
         return digest.hexdigest()
 
     @property
-    def stored(self) -> Stored:
-        return IMAGE_FILE
+    def stored(self) -> None:
+        return None
 
     @property
     def parts(self) -> list[SourcePart]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from pipelines.config.crop import CropConfig
 from pipelines.data.images.crops import eval_view
 from pipelines.data.images.pillow import DecodeError, EncodedImage
-from pipelines.data.images.stored import Stored
+from pipelines.data.images.stored import Stored, image_file
 from pipelines.data.shards.stored_images import MAX_RECORD_BYTES
 from pipelines.data.tasks.crops import Block
 
@@ -47,8 +47,8 @@ class Images(Protocol):
         """Text that changes if the images change."""
 
     @property
-    def stored(self) -> Stored:
-        """Form of the records."""
+    def stored(self) -> Stored | None:
+        """Form of the records; None = image files, whose pixels the model decides."""
 
     @property
     def parts(self) -> Sequence[SourcePart]:
@@ -58,16 +58,17 @@ class Images(Protocol):
         """Yield a part's images in order; an unreadable one has a fault. Raises `UserError` if all are lost."""
 
 
-def decoded(images: Images, part: SourcePart, crop: CropConfig, rows_per_block: int) -> Iterator[Block]:
-    """Read a part, and decode its images to the model's input.
+def decoded(images: Images, part: SourcePart, model: Mapping[str, Any], rows_per_block: int) -> Iterator[Block]:
+    """Read a part, and decode its images to the input of a registered model, given by its metadata.
 
     Yields:
         Blocks of n rows: image uint8 [n,S,S,3], id int64 [n], path object [n], and reason object [n]: "", or the
         reason why the image is not decoded (it is black then).
     """
-    stored = images.read(part)
+    found = images.read(part)
+    crop, form = CropConfig.of_shown(model), images.stored or image_file(model)
     size = crop.image_size
-    while group := list(itertools.islice(stored, rows_per_block)):
+    while group := list(itertools.islice(found, rows_per_block)):
         block: Block = {
             "image": np.zeros((len(group), size, size, 3), dtype=np.uint8),
             "id": np.array([image.id for image in group], dtype=np.int64),
@@ -81,7 +82,7 @@ def decoded(images: Images, part: SourcePart, crop: CropConfig, rows_per_block: 
                 block["reason"][row] = f"{len(image.record):,} bytes are more than {MAX_RECORD_BYTES:,}"
                 continue
             try:
-                block["image"][row] = eval_view(image.record, images.stored, crop)
+                block["image"][row] = eval_view(image.record, form, crop)
             except DecodeError as error:
                 block["reason"][row] = str(error)
         yield block

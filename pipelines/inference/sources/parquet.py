@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 from infra.errors import UserError
 from infra.storage import Store
-from pipelines.data.images.crops import IMAGE_FILE
-from pipelines.data.images.stored import Stored
 from pipelines.data.prepare.sources.parquet import opened
 from pipelines.data.prepare.sources.parquet_schema import find_image, require_bytes
 from pipelines.data.prepare.sources.place import Place
@@ -60,8 +58,8 @@ class ParquetImages:
         return hashlib.sha256(repr((self.store.uri, self.files)).encode()).hexdigest()
 
     @property
-    def stored(self) -> Stored:
-        return IMAGE_FILE
+    def stored(self) -> None:
+        return None
 
     @property
     def parts(self) -> Sequence[SourcePart]:

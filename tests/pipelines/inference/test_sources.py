@@ -131,7 +131,7 @@ def test_a_damaged_row_group_of_parquet_has_faults(table: Path) -> None:
 
 def test_blocks_are_what_evaluation_sees_and_name_what_is_bad(table: Path) -> None:
     images = find_images([str(table)])
-    blocks = [block for part in images.parts for block in decoded(images, part, CROP, rows_per_block=3)]
+    blocks = [block for part in images.parts for block in decoded(images, part, CROP.shown, rows_per_block=3)]
     assert [len(block["id"]) for block in blocks] == [3, 1, 3, 1, 3, 2]
     pixels = np.concatenate([block["image"] for block in blocks])
     np.testing.assert_array_equal(pixels[7], decode_rgb(encoded(7))[:, 2:-2])
@@ -177,13 +177,13 @@ def test_a_name_that_is_not_utf8_is_shown_escaped_and_the_image_is_read(tmp_path
 
 
 def test_files_of_other_kinds_are_counted_and_junk_is_not(tmp_path: Path) -> None:
-    put(tmp_path / "album", {"a.jpg": jpeg(1), "b.jfif": jpeg(2), "c.heic": b"x", "d.txt": b"x", "Thumbs.db": b"x"})
+    put(tmp_path / "album", {"a.jpg": jpeg(1), "b.jfif": jpeg(2), "c.psd": b"x", "d.txt": b"x", "Thumbs.db": b"x"})
     images = find_images([str(tmp_path / "album")])
     assert isinstance(images, ImageFiles)
     assert [seen.path.rpartition("/")[2] for part in images.parts for seen in images.read(part)] == ["a.jpg", "b.jfif"]
-    assert images.notes == [f"left out: 2 files of other kinds (1 .heic, 1 .txt) below {tmp_path}/album"]
-    put(tmp_path / "none", {"c.heic": b"x"})
-    with pytest.raises(UserError, match=r"/none holds no images \(found 1 \.heic\): their names end in \.jpg, "):
+    assert images.notes == [f"left out: 2 files of other kinds (1 .psd, 1 .txt) below {tmp_path}/album"]
+    put(tmp_path / "none", {"c.psd": b"x"})
+    with pytest.raises(UserError, match=r"/none holds no images \(found 1 \.psd\): their names end in \.jpg, "):
         find_images([str(tmp_path / "none")])
 
 

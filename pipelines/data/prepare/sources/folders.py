@@ -6,6 +6,7 @@ An unclear layout is refused; the error shows the expected one. Files that are l
 from __future__ import annotations
 
 import difflib
+import re
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from pipelines.data.prepare.sources.splits import (
 EXPECTS = "class folders (CLASS/*.jpg, or train/CLASS/*.jpg and val/CLASS/*.jpg)"
 
 _MOST_NAMED = 3
+_WNID = re.compile(r"n\d{8}")  # class folders of ImageNet, whose published results come from stored pixels
 
 
 def open_folders(place: Place, choice: SplitChoice) -> Source | None:
@@ -61,6 +63,7 @@ def open_folders(place: Place, choice: SplitChoice) -> Source | None:
         description=f"image files in class folders of {place.name} ({layout})",
         side=0,
         channels=3,
+        pixels="stored" if all(map(_WNID.fullmatch, class_names)) else "displayed",
         load=lambda: contents,
     )
 

@@ -49,6 +49,7 @@ def open_imagenet(place: Place, choice: SplitChoice) -> Source | None:
         description="ImageNet's archives (ILSVRC2012; the validation images are the test split)",
         side=0,
         channels=3,
+        pixels="stored",  # as in the training that published results come from
         listing=listing,
         load=lambda: kept_contents(choice.keep, listing, place.store, lambda: _index(place)),
     )

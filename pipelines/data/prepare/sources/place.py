@@ -16,11 +16,11 @@ from pathlib import Path, PurePosixPath
 
 from infra.errors import UserError
 from infra.storage import LocalStore, Store, open_store
-from pipelines.data.images.formats import FORMATS
 
 _JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp", ".mpo")
 _OTHER_SUFFIXES = (".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm")
-IMAGE_SUFFIXES = (*_JPEG_SUFFIXES, *_OTHER_SUFFIXES, *((".avif", ".avifs") if "AVIF" in FORMATS else ()))
+IMAGE_SUFFIXES = (*_JPEG_SUFFIXES, *_OTHER_SUFFIXES, ".avif", ".avifs", ".heic", ".heif", ".hif")
+"""Suffixes of image files. Reading AVIF or HEIC may need another package, which the error then names."""
 
 _JUNK = ("__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini")
 """Names of files and folders that operating systems create, in lower case."""

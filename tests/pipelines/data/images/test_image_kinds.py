@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import io
 import random
 import re
@@ -40,12 +41,13 @@ from tests.pipelines.conftest import written
 from tests.pipelines.data.conftest import encoded, picture
 from tests.pipelines.data.deep_files import png, ppm, tiff
 from tests.pipelines.data.hostile import forged
+from tests.pipelines.data.icc_profiles import P3_PRIMARIES, SRGB_PRIMARIES, grey_profile, p3_in_srgb, rgb_profile
 from tests.pipelines.data.images.test_crops import assert_alike
 
 PAGE = Path(__file__).parents[4] / "docs" / "bad-data.md"
 SHADES = np.linspace(0, 1, 40 * 32).reshape(32, 40)
 PHOTO = picture(60, 40)
-SIDES = {form: Stored(form=form, size=16, quality=90, channels=3) for form in ("raw", "jpeg")}
+SIDES = {form: Stored(form=form, size=16, quality=90, channels=3, pixels="displayed") for form in ("raw", "jpeg")}
 
 
 def grey(bits: int) -> npt.NDArray[np.uint16]:
@@ -103,10 +105,40 @@ def deep(bits: int) -> list[Expected]:
     ]
 
 
-def turned() -> bytes:
+def turned(form: str = "JPEG", **options: object) -> Expected:
+    """A photo that viewers turn clockwise."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(PHOTO, exif=exif)
+    stored = Image.open(io.BytesIO(encoded(PHOTO, form, **options))).convert("RGB")
+    return encoded(PHOTO, form, exif=exif, **options), np.rot90(np.asarray(stored), -1), ["EXIF-rotated"]
+
+
+def in_colours(profile: bytes, form: str = "JPEG", **options: object) -> tuple[bytes, npt.NDArray[np.uint8]]:
+    """A file with an ICC profile, and its pixels without."""
+    file = encoded(PHOTO, form, icc_profile=profile, **options)
+    return file, np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+
+
+def wide_gamut(form: str) -> Expected:
+    """A photo in Display P3."""
+    file, pixels = in_colours(rgb_profile(P3_PRIMARIES), form)
+    return file, np.rint(p3_in_srgb(pixels)).astype(np.uint8), ["ICC profile"]
+
+
+def heic(image: Image.Image, **options: object) -> bytes:
+    """A HEIC file without loss but the rounding of its colours."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return encoded(image, "HEIF", quality=-1, chroma=444, **options)
+
+
+def from_a_phone() -> list[Expected]:
+    """Upright, and turned by the file's own box `irot`, as iPhones do."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.asarray(PHOTO)
+    return [(heic(PHOTO), pixels, []), (heic(PHOTO, exif=exif.tobytes()), np.rot90(pixels, -1), [])]
 
 
 def with_segment(data: bytes, marker: int, content: bytes) -> bytes:
@@ -123,6 +155,10 @@ HALF = (grey(12) // 2).astype(np.uint16)
 UNIT = SHADES.astype(np.float32)
 WHOLE = np.rint(SHADES * 200).astype(np.int32)
 FRAMES = [picture(12, 10, seed).convert("P") for seed in range(3)]
+TRANSLUCENT = Image.merge("RGBA", (*PHOTO.split(), Image.linear_gradient("L").resize(PHOTO.size)))
+HEIF = importlib.util.find_spec("pillow_heif") is not None
+LOSSY = {"HEIC, with the extra `heic`": 2, "ICC profile": 1}
+"""Levels of 255 by which pixels may differ: HEIC codes YCbCr, and colours are converted in whole numbers."""
 AVIF = [by_pillow(encoded(PHOTO, "AVIF"))] if features.check("avif") else []
 
 READ: dict[str, list[Expected]] = {
@@ -136,12 +172,34 @@ READ: dict[str, list[Expected]] = {
         by_pillow(encoded(PHOTO.convert("1"), "PNG"), "grey"),
     ],
     "palette": [by_pillow(encoded(PHOTO.convert("P"), "PNG"), "palette")],
-    "transparent": [by_pillow(encoded(PHOTO.convert("RGBA"), "PNG"), "transparent")],
+    "transparent": [
+        (encoded(TRANSLUCENT, "PNG"), np.asarray(PHOTO), ["transparent"]),
+        (encoded(TRANSLUCENT, "WEBP", lossless=True, exact=True), np.asarray(PHOTO), ["transparent"]),
+        (encoded(FRAMES[0], "PNG", transparency=7), np.asarray(FRAMES[0].convert("RGB")), ["palette", "transparent"]),
+        (encoded(PHOTO.convert("LA"), "PNG"), np.asarray(PHOTO.convert("L").convert("RGB")), ["grey", "transparent"]),
+    ],
     "CMYK": [by_pillow(encoded(PHOTO.convert("CMYK")), "CMYK")],
-    "EXIF rotation": [by_pillow(turned(), "EXIF-rotated")],
+    "EXIF rotation": [turned(), turned("PNG"), turned("TIFF"), turned("WEBP", lossless=True)],
+    "HEIC, with the extra `heic`": from_a_phone() if HEIF else [],
+    "ICC profile": [wide_gamut(form) for form in ("JPEG", "PNG", "TIFF")],
+    "ICC profile of sRGB, damaged, or for other images": [
+        (*in_colours(rgb_profile(SRGB_PRIMARIES)), []),
+        (*in_colours(b"damaged"), []),
+        (*in_colours(grey_profile(1.8)), []),
+    ],
     "several frames": [
         by_pillow(encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "palette", "multi-frame"),
-        by_pillow(encoded(PHOTO, "MPO", save_all=True, append_images=[PHOTO]), "multi-frame"),
+        by_pillow(encoded(PHOTO, "MPO", save_all=True, append_images=[FRAMES[0].convert("RGB")]), "multi-frame"),
+        (
+            encoded(PHOTO, "PNG", save_all=True, append_images=[PHOTO.transpose(Image.Transpose.ROTATE_180)]),
+            np.asarray(PHOTO),
+            ["multi-frame"],
+        ),
+        (
+            encoded(PHOTO, "WEBP", save_all=True, append_images=[Image.new("RGB", PHOTO.size)], lossless=True),
+            np.asarray(PHOTO),
+            ["multi-frame"],
+        ),
     ],
     "metadata that Pillow cannot read": [
         (with_short_jfif(encoded(PHOTO)), decode_rgb(encoded(PHOTO)), ["damaged metadata"]),
@@ -185,8 +243,10 @@ def as_frame(marker: int, bits: int) -> bytes:
     return bytes(data)
 
 
-def box(brand: str) -> bytes:
-    return struct.pack(">I", 24) + b"ftyp" + brand.encode() + bytes(12) + bytes(100)
+def box(brand: str, compatible: str = "") -> bytes:
+    """The first box of a file, and nothing that belongs into the others."""
+    brands = brand.encode() + bytes(4) + compatible.encode()
+    return struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands + bytes(100)
 
 
 CONVERT = ", which is not read here: convert it to JPEG or PNG, 8 bits a sample"
@@ -217,7 +277,6 @@ REFUSED: dict[str, dict[str, bytes]] = {
         "a JPEG-LS image of 8 bits a sample": as_frame(0xF7, 8),
     },
     "another format": {
-        "a HEIC image" + CONVERT: box("heic"),
         "a video": box("isom"),
         "a JPEG 2000 image": b"\x00\x00\x00\x0cjP  \r\n\x87\n" + bytes(100),
         "a JPEG XL image": b"\xff\x0a" + bytes(100),
@@ -246,6 +305,7 @@ REFUSED: dict[str, dict[str, bytes]] = {
     "anything else": {"not an image (5 bytes)": b"hello", "not an image (0 bytes)": b""},
 }
 ELSEWHERE = {
+    "HEIC or AVIF, without its package": "test_what_is_missing_to_read_avif_and_heic_is_named",
     "long and thin": "test_a_long_thin_image_takes_the_memory_of_its_crop",
     "long and thin, at several scales": "test_a_long_thin_image_is_refused_at_several_scales",
     "more than 25 million pixels": "test_photographs_of_48_megapixels",
@@ -263,12 +323,15 @@ def test_the_page_has_a_row_for_each_kind() -> None:
 
 @pytest.mark.parametrize("row", READ)
 def test_a_kind_that_is_read(row: str) -> None:
+    if not READ[row]:
+        pytest.skip("the extra heic is not installed")
     for data, pixels, kinds in READ[row]:
-        decoded = decode_rgb(data)
-        assert decoded.dtype == np.uint8
-        assert np.array_equal(decoded, pixels), (kinds, np.unique(decoded).tolist())
+        decoded = decode_rgb(data, displayed=True)
+        assert (decoded.dtype, decoded.shape) == (np.uint8, pixels.shape)
+        assert np.abs(decoded.astype(int) - pixels).max() <= LOSSY.get(row, 0), (kinds, np.unique(decoded).tolist())
         assert kinds_of(data, "x.jpg" if row.startswith("content") else "x") == kinds
-        assert_alike(data, CropConfig(image_size=24, eval_resize=30))  # predict and training decide as prepare does
+        for stored in (IMAGE_FILE, dataclasses.replace(IMAGE_FILE, pixels="displayed")):
+            assert_alike(data, CropConfig(image_size=24, eval_resize=30), stored=stored)  # training and predict agree
         assert len(encode(sample(data), SIDES["raw"])) == 16 * 16 * 3
 
 
@@ -286,10 +349,25 @@ def test_a_kind_that_is_refused_says_what_it_is(row: str, decoder: Decoder) -> N
             assert "\n" not in str(refused.value)
 
 
-def test_without_support_avif_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("brand", "compatible"), [("avif", ""), ("mif1", "mif1avif"), ("heic", ""), ("mif1", "heic")])
+def test_what_is_missing_to_read_avif_and_heic_is_named(
+    brand: str, compatible: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = box(brand, compatible)
+    kind = "an AVIF image" if "avif" in brand + compatible else "a HEIC image"
+    if kind == "an AVIF image" or HEIF:
+        with pytest.raises(DecodeError, match=f"^{kind} that is damaged$"):
+            decode_rgb(data)
     monkeypatch.setattr(formats, "FORMATS", ("JPEG", "PNG"))
-    with pytest.raises(DecodeError, match=r"^an AVIF image, which is not read here"):
-        decode_rgb(box("avif"))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it was not installed
+    formats._heif_plugin.cache_clear()
+    needed = {
+        "an AVIF image": "which needs Pillow 11.3 or later with AVIF: pip install --upgrade pillow",
+        "a HEIC image": "which needs the extra heic: pip install pillow-heif",
+    }
+    with pytest.raises(DecodeError, match=f"^{kind}, {needed[kind]}$"):
+        decode_rgb(data)
+    formats._heif_plugin.cache_clear()
 
 
 # Metadata that libjpeg skips and Pillow fails on

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from pipelines.data.prepare.source import SourceSample
 from pipelines.data.prepare.sources import open_source
 from pipelines.data.shards.manifest import Manifest, load_manifest
 from pipelines.data.shards.reader import read_rows
+from pipelines.training.preview import data_warnings
 from tests.pipelines.data.conftest import encoded, picture
 
 CONFIG = PrepareConfig(min_shards=3)
@@ -172,6 +174,54 @@ def test_a_data_set_of_an_earlier_version_has_no_validation_split_and_stays_usab
         find_prepared(open_source(str(folder), validation=0.1), store, CONFIG)
 
 
+def rotated(folder: Path) -> Path:
+    """A photo that viewers turn, among others."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (folder / "a" / "turned.jpg").write_bytes(encoded(picture(60, 40), exif=exif))
+    return folder
+
+
+def test_a_data_set_of_an_earlier_version_keeps_its_stored_pixels(folder: Path, store: LocalStore) -> None:
+    """`auto` finds it; its text and so its digest have no `pixels`, as they had before there was the setting."""
+    source = open_source(str(rotated(folder)), validation=0.1)
+    earlier = prepare(source, store, dataclasses.replace(CONFIG, pixels="stored"))
+    assert json.loads(store.read("manifest.json"))["stored"] == {
+        "form": "original",
+        "size": 0,
+        "quality": 0,
+        "channels": 3,
+    }
+    assert earlier.stored.displayed is False
+    assert find_prepared(source, store, CONFIG) == earlier
+    with pytest.raises(UserError, match=r"\(prepare.pixels = stored there, displayed now\)"):
+        find_prepared(source, store, dataclasses.replace(CONFIG, pixels="displayed"))
+    assert data_warnings(store, earlier)[-1].startswith("warning: 1 EXIF-rotated images are used as they are stored")
+
+
+def test_a_run_that_an_earlier_version_began_is_finished_with_stored_pixels(folder: Path, store: LocalStore) -> None:
+    source = open_source(str(rotated(folder)), validation=0.1)
+    finished = prepare(source, store, dataclasses.replace(CONFIG, pixels="stored"))
+    settings = {name: value for name, value in finished.prepare.items()} | {"form": "original", "size": 0, "quality": 0}
+    job = {"source": source.description, "fingerprint": source.fingerprint, "settings": settings}
+    store.delete("manifest.json")
+    store.write("_progress/job.json", json.dumps(job).encode())
+    assert prepare(source, store, CONFIG) == finished
+
+
+def test_new_data_sets_say_that_files_are_as_viewers_show_them(folder: Path, store: LocalStore) -> None:
+    source = open_source(str(rotated(folder)), validation=0.1)
+    manifest = prepare(source, store, CONFIG)
+    assert (manifest.stored.pixels, manifest.stored.displayed, manifest.stored.file_pixels) == (
+        "displayed",
+        True,
+        "displayed",
+    )
+    assert load_manifest(store) == manifest
+    assert find_prepared(source, store, CONFIG) == manifest
+    assert not any("EXIF" in line for line in data_warnings(store, manifest))
+
+
 def test_the_validation_split_has_its_own_ids_between_the_others(folder: Path, store: LocalStore) -> None:
     source = open_source(str(folder), validation=0.1)
     manifest = prepare(source, store, CONFIG)
@@ -228,7 +278,7 @@ def test_raw_and_jpeg_forms(folder: Path, tmp_path: Path) -> None:
     source = open_source(str(folder))
     raw = LocalStore(uri=str(tmp_path / "raw"))
     manifest = prepare(source, raw, PrepareConfig(form="raw", size=12))
-    assert manifest.stored == Stored(form="raw", size=12, quality=0, channels=3)
+    assert manifest.stored == Stored(form="raw", size=12, quality=0, channels=3, pixels="displayed")
     table = read_rows(raw, manifest.shards[0], [0])
     assert {len(record) for record in table["image"].to_pylist()} == {12 * 12 * 3}
     assert {image.shape for image in to_rgb(table, manifest.stored)} == {(12, 12, 3)}

@@ -300,12 +300,12 @@ def test_what_is_left_out_is_said_in_the_report(tmp_path: Path) -> None:
     counts = {"train": 6, "val": 2}
     names = [(f"{split}/{name}", counts[split]) for split in counts for name in ("green", "red")]
     files = {f"{folder}/{n}.jpg": jpeg(n) for folder, count in names for n in range(count)}
-    root, store = put(tmp_path / "in", {**files, "train/red/x.heic": b"x"}), store_at(tmp_path / "out")
+    root, store = put(tmp_path / "in", {**files, "train/red/x.psd": b"x"}), store_at(tmp_path / "out")
     for path in (root / "val" / "red").iterdir():
         path.write_bytes(b"")
     manifest = prepare(open_source(str(root)), store, PrepareConfig(max_bad_images=2))
     assert manifest.splits == {"train": 12, "test": 2}
     assert report_lines(store)[:2] == [
-        "left out: 1 file of other kinds (1 .heic)",
+        "left out: 1 file of other kinds (1 .psd)",
         "left out: every test image of 1 of the classes (red)",
     ]

@@ -15,7 +15,8 @@ from PIL import Image
 
 from infra.errors import UserError
 from infra.storage import LocalStore
-from pipelines.data.images.formats import FORMATS
+from pipelines.config.prepare import PrepareConfig
+from pipelines.data.prepare.shard_plan import stored_form
 from pipelines.data.prepare.source import Source
 from pipelines.data.prepare.sources import open_source
 from pipelines.data.shards.manifest import MANIFEST, check_shards
@@ -120,19 +121,29 @@ def test_pictures_are_known_by_all_usual_suffixes_and_others_are_counted(tmp_pat
     png = io.BytesIO()
     Image.new("RGB", (8, 8)).save(png, "PNG")
     files = {f"red/{name}": jpeg(n) for n, name in enumerate(names)} | {"red/a.apng": png.getvalue()}
-    others = {"red/a.heic": b"x", "red/b.HEIC": b"x", "red/notes.txt": b"x", "readme": b"x", "red/Thumbs.db": b"x"}
+    others = {"red/a.psd": b"x", "red/b.PSD": b"x", "red/notes.txt": b"x", "readme": b"x", "red/Thumbs.db": b"x"}
     source = opened(tmp_path, {**files, **others, "stray.jpg": jpeg(1)}, holdout=0)
     assert source.rows == {"train": 8}
     assert source.notes == (
         "left out: 1 image in no class folder (stray.jpg)",
-        "left out: 4 files of other kinds (2 .heic, 1 .txt, 1 without a suffix)",
+        "left out: 4 files of other kinds (2 .psd, 1 .txt, 1 without a suffix)",
     )
-    refused(tmp_path / "only", {"red/a.heic": b"x"}, "/red holds no images (found 1 .heic; read are .jpg, ")
+    refused(tmp_path / "only", {"red/a.psd": b"x"}, "/red holds no images (found 1 .psd; read are .jpg, ")
 
 
-@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow does not read AVIF")
-def test_avif_is_read_where_it_can_be_decoded(tmp_path: Path) -> None:
-    assert opened(tmp_path, {"red/a.avif": b"x"}, holdout=0).rows == {"train": 1}
+def test_avif_and_heic_count_as_images_whatever_is_installed(tmp_path: Path) -> None:
+    files = {"red/a.avif": b"x", "red/b.HEIC": b"x", "red/c.heif": b"x"}
+    assert opened(tmp_path, files, holdout=0).rows == {"train": 3}
+
+
+def test_imagenet_in_class_folders_keeps_its_stored_pixels(tmp_path: Path) -> None:
+    photos = opened(tmp_path / "photos", {"n01/a.jpg": b"x", "n01440764/a.jpg": b"x"}, holdout=0)
+    imagenet = opened(tmp_path / "imagenet", {"n01440764/a.jpg": b"x", "n01443537/a.jpg": b"x"}, holdout=0)
+    assert (photos.pixels, imagenet.pixels) == ("displayed", "stored")
+    assert stored_form(imagenet, PrepareConfig()).displayed is False
+    assert stored_form(imagenet, PrepareConfig(pixels="displayed")).displayed is True
+    assert stored_form(photos, PrepareConfig()).displayed is True
+    assert stored_form(photos, PrepareConfig(pixels="stored")).displayed is False
 
 
 def test_what_operating_systems_leave_is_not_a_class(tmp_path: Path) -> None:
