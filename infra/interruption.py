@@ -22,6 +22,7 @@ from typing import NoReturn
 STATUS = 130
 AGAIN = "Ctrl-C again ends at once"
 _EVERY_S, _ECHO_S = 0.1, 0.3
+_ANSWER_S = 10.0
 _LINE_START, _CURSOR = "\r\x1b[K", "\x1b[?25h"  # overwrite "^C" and a live line; show the cursor that a live line hides
 
 
@@ -88,7 +89,9 @@ def asking(stop: Callable[[], bool], *signals: signal.Signals) -> Iterator[threa
     """Call `stop` on a thread at the first of `signals` in the block; the second acts as before the block.
 
     `stop` returns whether the block ends by itself; if not, KeyboardInterrupt is raised in the block. The yielded event
-    is set as soon as a signal arrives. Outside the main thread nothing happens, nor for a signal that is ignored.
+    is set as soon as a signal arrives. If the block ends meanwhile, its end waits until `stop` has returned, ten seconds
+    at most: what `stop` prints comes before what follows the block. Outside the main thread nothing happens, nor for a
+    signal that is ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield threading.Event()
@@ -105,7 +108,7 @@ class _Asking:
 
     def __init__(self, stop: Callable[[], bool], signals: Iterable[signal.Signals]) -> None:
         found = {each: signal.getsignal(each) for each in signals}
-        self.came, self._wake = threading.Event(), threading.Event()
+        self.came, self._wake, self._answered = threading.Event(), threading.Event(), threading.Event()
         self._stop = stop
         self._before = {each: handler for each, handler in found.items() if handler is not signal.SIG_IGN}
         self._must_raise = False  # KeyboardInterrupt, at the next signal
@@ -116,7 +119,9 @@ class _Asking:
         threading.Thread(target=self._call_stop, name="stop", daemon=True).start()
 
     def close(self) -> None:
-        """Restore the previous handlers; the thread sends no signal from now on."""
+        """Wait for a `stop` that was called, and restore the previous handlers; the thread sends no signal then."""
+        if self.came.is_set():
+            self._answered.wait(_ANSWER_S)
         self._closed.acquire()
         for each, handler in self._before.items():
             signal.signal(each, handler)
@@ -143,7 +148,13 @@ class _Asking:
     def _call_stop(self) -> None:
         """Call `stop`, on a thread, because the handler may have interrupted Ray in the middle of anything."""
         self._wake.wait()
-        if self._closed.locked() or self._stop():
+        if self._closed.locked():
+            return
+        try:
+            ends = self._stop()
+        finally:
+            self._answered.set()
+        if ends:
             return
         self._must_raise = True
         while self._must_raise and self._closed.acquire(blocking=False):

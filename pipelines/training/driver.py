@@ -313,8 +313,8 @@ def _fit(
         cause = StopReason.STOPPED if reporting and reporting.enter(queue) else StopReason.PREEMPTED
         while cause == StopReason.PREEMPTED:  # resume on the other nodes from the checkpoint just committed
             cause = launch(recipe, placement, stream, start_uri(recipe.model), queue, reporting)
-        if cause == StopReason.STOPPED or stopped.is_set():
-            raise KeyboardInterrupt
+    if cause == StopReason.STOPPED or stopped.is_set():
+        raise KeyboardInterrupt
 
 
 def _code_version() -> dict[str, str]:

@@ -155,6 +155,16 @@ def test_whoever_knows_a_better_way_to_stop_is_asked(tmp_path: Path, then: str) 
         assert after(terminal, "working") == ["asked", "interrupted at step 7"]
 
 
+def test_what_is_asked_has_its_say_before_the_end(tmp_path: Path) -> None:
+    """The block may end before the function that ended it."""
+    slowly = "left.set(); time.sleep(0.3); print('committing', flush=True); return True"
+    with script(tmp_path, ASKING.format(then=slowly)) as terminal:
+        terminal.wait_for(r"working\n")
+        terminal.press()
+        assert terminal.ended() == 130
+        assert after(terminal, "working") == ["asked", "committing", "interrupted at step 7"]
+
+
 def test_the_second_does_not_wait_for_whoever_was_asked(tmp_path: Path) -> None:
     with script(tmp_path, ASKING.format(then="return True")) as terminal:
         terminal.wait_for(r"working\n")
