@@ -89,8 +89,8 @@ def asking(stop: Callable[[], bool], *signals: signal.Signals) -> Iterator[threa
     """Call `stop` on a thread at the first of `signals` in the block; the second acts as before the block.
 
     `stop` returns whether the block ends by itself; if not, KeyboardInterrupt is raised in the block. The yielded event
-    is set as soon as a signal arrives. If the block ends meanwhile, its end waits until `stop` has returned, ten seconds
-    at most: what `stop` prints comes before what follows the block. Outside the main thread nothing happens, nor for a
+    is set as soon as a signal arrives. If the block ends meanwhile, its end waits at most ten seconds until `stop` has
+    returned, so that the output of `stop` precedes what follows. Outside the main thread nothing happens, nor for a
     signal that is ignored.
     """
     if threading.current_thread() is not threading.main_thread():
