@@ -88,6 +88,7 @@ def _columns(ids: Sequence[int], labels: Sequence[int]) -> Rows:
     return {
         "label": np.asarray(labels, dtype=np.int64),
         "id": np.asarray(ids, dtype=np.int64),
+        "draw": np.asarray(ids, dtype=np.int64),
         "epoch": np.zeros(count, dtype=np.int32),
         "base": np.zeros(count, dtype=np.int64),
         **dict.fromkeys(("read_s", "decode_s", "made_at"), nothing),

@@ -78,6 +78,15 @@ class Paired:
         return -_tango_low(self.losses, self.wins, self.count, level)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resampled:
+    """The difference of a measure between a new model and an old one, with its lower bound from resamples."""
+
+    measure: str
+    difference: float  # new minus old, -1 to 1
+    bound: float  # one-sided, at `CONFIDENCE`
+
+
 def _tango_low(wins: int, losses: int, count: int, level: float) -> float:
     """Return the lowest difference that the score test at this one-sided level does not reject."""
     from scipy.optimize import brentq

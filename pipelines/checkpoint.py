@@ -213,8 +213,8 @@ class RunFolder:
         return self._first_whole(reversed(self.steps()), warn, only)
 
     def best(self, warn: Warn) -> Checkpoint | None:
-        """Return the most accurate checkpoint, the later one of equals; the newest if none was evaluated."""
-        return self._first_whole([*self._by_accuracy(), *reversed(self.steps())], warn)
+        """Return the best checkpoint by `run.metric`, the later one of equals; the newest if none was evaluated."""
+        return self._first_whole([*self._by_metric(), *reversed(self.steps())], warn)
 
     def write(self, checkpoint: Checkpoint, *, keep_best: int) -> None:
         """Commit a checkpoint, then remove those that are neither new nor among the best."""
@@ -222,18 +222,20 @@ class RunFolder:
         for name, data in checkpoint.files.items():
             self.store.write(f"{folder}/{name}", data)
         self.store.write(f"{folder}/{COMMIT}", checkpoint.commit())
-        kept = {*self.steps()[-NEWEST_KEPT:], *self._by_accuracy()[:keep_best]}
+        kept = {*self.steps()[-NEWEST_KEPT:], *self._by_metric()[:keep_best]}
         for step in self.steps():
             if step not in kept:
                 self._drop(step)
 
-    def _by_accuracy(self) -> list[int]:
+    def _by_metric(self) -> list[int]:
+        """Return the steps of the evaluated checkpoints, best first; the newest one's recipe names the metric."""
+        heads = {step: head for step in self.steps() if (head := self.head(step))}
+        metric = heads[max(heads)]["recipe"].get("run.metric", "accuracy") if heads else ""
         scored = []
-        for step in self.steps():
-            head = self.head(step)
-            accuracy = held_out(head["metrics"], "accuracy") if head else None
-            if accuracy is not None:
-                scored.append((accuracy, step))
+        for step, head in heads.items():
+            value = held_out(head["metrics"], metric)
+            if value is not None:
+                scored.append((value, step))
         return [step for _, step in sorted(scored, reverse=True)]
 
     def _drop(self, step: int) -> None:

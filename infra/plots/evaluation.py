@@ -79,6 +79,27 @@ def class_changes(names: Sequence[str], differences: Sequence[float], significan
     return figure
 
 
+def class_scores(
+    names: Sequence[str], precision: Sequence[float], recall: Sequence[float], f1: Sequence[float]
+) -> Figure:
+    """Plot precision, recall and F1 of each class (0 to 1), from the lowest F1 to the highest."""
+    order = np.argsort(f1, kind="stable")[:_MOST_CLASSES]
+    figure = new_figure(7.5, 1.4 + 0.32 * len(order))
+    axis = figure.subplots()
+    places = np.arange(len(order))
+    axis.barh(places, [100 * f1[place] for place in order], color=_BETTER, alpha=0.35, height=0.68, label="F1")
+    for values, mark, name in ((precision, "|", "precision"), (recall, "o", "recall")):
+        axis.scatter([100 * values[place] for place in order], places, marker=mark, color=INK, s=36, label=name)
+    axis.set_yticks(places, [short(names[place]) for place in order], fontsize=8)
+    axis.set_xlim(0, 101)
+    frame(axis, "percent", "")
+    axis.grid(visible=False)
+    axis.legend(fontsize=8, loc="lower right")
+    if len(names) > _MOST_CLASSES:
+        axis.set_title(f"{_MOST_CLASSES} of {len(names):,} classes: those with the lowest F1", fontsize=10, color=INK)
+    return figure
+
+
 def flips(sheet: Sequence[Flip]) -> Figure:
     """Show images that only one of two models gets right, each titled with its class and the wrong answer."""
     titles = [f"{short(flip.label)}\n{'was' if flip.gained else 'now'}: {short(flip.wrong)}" for flip in sheet]

@@ -12,12 +12,25 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Self
+from typing import Literal, NamedTuple, Self, get_args
 
-from infra.proportions import CONFIDENCE, Paired
+from infra.proportions import CONFIDENCE, Paired, Resampled
 
+OverClasses = Literal["balanced_accuracy", "macro_f1"]
+"""Measures in which every class has the same weight."""
+Measure = Literal["accuracy"] | OverClasses
+OVER_CLASSES = get_args(OverClasses)
 MARGIN = 0.01
 """Accuracy, 0 to 1: the default of the recipe's run.gate_margin."""
+
+
+class Rule(NamedTuple):
+    """What the gate asks of a challenger."""
+
+    margin: float = MARGIN  # loss of the measure that the images must rule out, 0 to 1
+    measure: Measure = "accuracy"
+
+
 VERDICT = "gate_decision"
 """Tag with the decision: promote the challenger, or keep the champion."""
 _PROMOTE, _KEEP = "promote", "keep"
@@ -31,6 +44,8 @@ class Score:
     loss: float  # mean over the samples
     count: int  # samples
     data_digest: str  # of the data set's manifest
+    balanced_accuracy: float | None = None  # mean recall of the classes, 0 to 1; None in old versions
+    macro_f1: float | None = None  # mean over classes, 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +57,7 @@ class Decision:
     champion: str = ""  # URI of the version that the challenger was compared with, if any
     margin: float | None = None
     paired: Paired | None = None
+    resampled: Resampled | None = None  # None = the measure is the accuracy, and `paired` decided
 
     @property
     def tags(self) -> dict[str, str]:
@@ -58,6 +74,12 @@ class Decision:
                 "gate_lower_bound": f"{self.paired.lower_bound():.6f}",
                 "gate_p_value": f"{self.paired.p_value:.6g}",
             }
+        if self.resampled is not None:
+            reasons |= {
+                "gate_measure": self.resampled.measure,
+                "gate_difference": repr(self.resampled.difference),
+                "gate_lower_bound": repr(self.resampled.bound),
+            }
         return {**reasons, VERDICT: _PROMOTE if self.promote else _KEEP}
 
     @classmethod
@@ -73,14 +95,24 @@ class Decision:
             champion=tags["gate_champion"],
             margin=float(tags["gate_margin"]) if "gate_margin" in tags else None,
             paired=Paired(wins=int(wins), losses=int(losses), count=int(count)) if wins and losses and count else None,
+            resampled=_resampled(tags),
         )
 
 
-def decide(paired: Paired, *, champion: str, margin: float = MARGIN, split: str = "test") -> Decision:
+def decide(
+    paired: Paired, *, champion: str, margin: float = MARGIN, split: str = "test", resampled: Resampled | None = None
+) -> Decision:
     """Decide whether the challenger (`new`) replaces the champion (`old`) with this URI.
 
-    `split` names the images in the reason.
+    Args:
+        paired: the two models on the same images.
+        champion: URI of the champion.
+        margin: loss that the images must rule out, 0 to 1.
+        split: name of the images in the reason.
+        resampled: the difference of the measure to decide by; None = the accuracy, from `paired`.
     """
+    if resampled is not None:
+        return _decided(resampled, paired, champion, margin, split)
     behind, risk = paired.difference < 0, paired.lower_bound() <= -margin
     images = f"{paired.count:,} {split} images"
     measured, bound = points(paired.difference), short_points(paired.lower_bound())
@@ -102,6 +134,34 @@ def decide(paired: Paired, *, champion: str, margin: float = MARGIN, split: str 
             f"confidence ({counted})"
         )
     return Decision(promote=not (behind or risk), reason=reason, champion=champion, margin=margin, paired=paired)
+
+
+def _decided(found: Resampled, paired: Paired, champion: str, margin: float, split: str) -> Decision:
+    """Apply the rule of `decide` to another measure than the accuracy."""
+    behind, risk = found.difference < 0, found.bound <= -margin
+    name, images = found.measure.replace("_", " "), f"{paired.count:,} {split} images"
+    measured, bound = points(found.difference), short_points(found.bound)
+    if behind:
+        reason = f"lower {name} than {champion}: {measured} on {images}"
+    elif risk:
+        reason = (
+            f"{images} are too few to rule out a loss of {_counted_points(margin)} of {name} (measured "
+            f"{short_points(found.difference)}, could be {bound} at {CONFIDENCE:.0%} confidence)"
+        )
+    else:
+        reason = (
+            f"{name} as high as that of {champion} or higher: {measured} on {images}, at least {bound} at "
+            f"{CONFIDENCE:.0%} confidence"
+        )
+    promote = not (behind or risk)
+    return Decision(promote=promote, reason=reason, champion=champion, margin=margin, paired=paired, resampled=found)
+
+
+def _resampled(tags: Mapping[str, str]) -> Resampled | None:
+    if "gate_measure" not in tags:
+        return None
+    difference, bound = float(tags["gate_difference"]), float(tags["gate_lower_bound"])
+    return Resampled(measure=tags["gate_measure"], difference=difference, bound=bound)
 
 
 def least_images(margin: float = MARGIN, differing: float = 0.0) -> int:

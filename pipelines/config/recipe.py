@@ -34,6 +34,7 @@ from resnet_core.config import (
     AugmentConfig,
     ComputeConfig,
     CurriculumConfig,
+    LossWeightsConfig,
     ModelConfig,
     OptimConfig,
     ScheduleConfig,
@@ -68,6 +69,7 @@ class Recipe(BaseModel):
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     optim: OptimConfig = OptimConfig()
+    loss: LossWeightsConfig = LossWeightsConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     curriculum: CurriculumConfig = CurriculumConfig()
     compute: ComputeConfig = ComputeConfig()

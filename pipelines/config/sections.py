@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-from infra.registry.gate import MARGIN
+from infra.registry.gate import MARGIN, Measure
 from pipelines.config.crop import CropConfig, DecodeOn
 from resnet_core.config import Location
 from resnet_core.plateau import HeldOut
 
 Source = str
 """Path or URI, or the word for images that come with a package."""
+Sampling = Literal["uniform", "balanced"]
 NodeFolder = str
 """Folder on a node's own disk."""
 
@@ -66,6 +67,15 @@ class DataConfig(CropConfig):
     """Keep the whole training split on every worker's device, without data tasks; raw pixels only."""
     ordered: bool = False
     """Give each step the next rows of the plan, for any number of workers and restarts (docs/plan.md)."""
+    sampling: Sampling = "uniform"
+    """Draws of an epoch: uniform = every image once; balanced = by class, so images of rare classes are repeated
+    (docs/imbalance.md)."""
+    sampling_power: float = 0.0
+    """Power q of "balanced": a class of n images gets draws in proportion to n^q; 0 = all classes alike, 1 = as they
+    are."""
+    sampling_passes: int = 8
+    """Most passes over the shards in an epoch of "balanced": more passes spread the repetitions of an image better, and
+    read the shards more often."""
 
     def __post_init__(self) -> None:
         CropConfig.__post_init__(self)
@@ -73,6 +83,9 @@ class DataConfig(CropConfig):
         _require(self.task_mb >= 1, "data.task_mb", "must be at least 1", self.task_mb)
         _require(self.max_bad_samples >= 0, "data.max_bad_samples", "must be at least 0", self.max_bad_samples)
         _require(0 < self.cache_gb < math.inf, "data.cache_gb", "must be above 0", self.cache_gb)
+        _require(self.sampling in get_args(Sampling), "data.sampling", 'must be "uniform" or "balanced"', self.sampling)
+        _require(0 <= self.sampling_power <= 1, "data.sampling_power", "must be in [0, 1]", self.sampling_power)
+        _require(self.sampling_passes >= 1, "data.sampling_passes", "must be at least 1", self.sampling_passes)
         _require(self.decode_on in get_args(DecodeOn), "data.decode_on", 'must be "host" or "device"', self.decode_on)
         host = self.decode_on == "host"
         _require(host or not self.policy, "data.policy", 'must be "" where data.decode_on = "device"', self.policy)
@@ -91,7 +104,7 @@ class DataConfig(CropConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
-    """Place, hardware and bookkeeping of a run. Only `seed` changes the result."""
+    """Place, hardware and bookkeeping of a run. Only `seed` changes the weights, and `metric` which are best."""
 
     name: str = ""
     """Folder of the run under `home`, and name of the MLflow run; "" = the recipe's name and digest."""
@@ -102,7 +115,7 @@ class RunConfig:
     register_as: str = ""
     """Registered model to which the best checkpoint is added as a version; "" = do not register."""
     gate_margin: float = MARGIN
-    """Loss of accuracy, 0 to 1, that the test images must rule out at 95 % confidence before a challenger becomes
+    """Loss of run.metric, 0 to 1, that the test images must rule out at 95 % confidence before a challenger becomes
     champion (docs/decisions/0016-the-gate.md); 1 = always champion."""
     seed: int = 0
     """Seed of all randomness: weights, order, crops, mixing."""
@@ -124,8 +137,11 @@ class RunConfig:
     """Times of evaluations, in schedule.unit, instead of `eval_every_epochs`; the end always has one."""
     checkpoint_every_steps: int = 0
     """Steps between two checkpoints, in addition to those at evaluations; 0 = only at evaluations."""
+    metric: Measure = "accuracy"
+    """Metric of the held-out images that chooses the best checkpoint, and that the gate compares models by
+    (docs/imbalance.md)."""
     keep_best: int = 1
-    """Checkpoints kept for their accuracy, in addition to the newest two."""
+    """Checkpoints kept for their run.metric, in addition to the newest two."""
     relative_to: str = ""
     """Set by the command: the folder in which a relative model.init_from begins. The run keeps its name when that
     folder moves."""
@@ -146,6 +162,12 @@ class RunConfig:
         _require(0 < self.gate_margin <= 1, "run.gate_margin", "must be above 0 and at most 1", self.gate_margin)
         rises = all(low < high for low, high in pairwise((0.0, *self.eval_at, math.inf)))
         _require(rises, "run.eval_at", "must be positive and strictly increasing", self.eval_at)
+        _require(
+            self.metric in get_args(Measure),
+            "run.metric",
+            f"must be one of {', '.join(get_args(Measure))}",
+            self.metric,
+        )
         _require(self.use_gpu in ("auto", True, False), "run.use_gpu", 'must be "auto", true or false', self.use_gpu)
         cpus = self.cpus_per_worker
         held = cpus >= 1 if isinstance(cpus, int) else cpus == "auto"

@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import UserError
-from infra.proportions import Paired
+from infra.proportions import CONFIDENCE, Paired, Resampled
+from infra.registry.gate import OverClasses
 from pipelines.evaluation.predictions import Predictions, to_parquet
 
+_RESAMPLES, _SEED = 2000, 0
+_ADDED = 0.5  # images added to each cell of a class
 FALSE_DISCOVERIES = 0.05
 """Expected fraction of unchanged classes among those that are reported as changed."""
 
@@ -67,6 +70,21 @@ class Comparison:
         """Rows that only the old model gets right, sorted by the new model's probability, highest first."""
         return _most_confident(self.old.correct & ~self.new.correct, self.new)
 
+    def resampled(self, measure: OverClasses) -> Resampled:
+        """Return the difference of a measure over classes with its bound (docs/decisions/0039).
+
+        The bound is that of a paired bootstrap: the images of each class are drawn anew, with the answers of both
+        models. Each class gets two more images, half of one in each cell of right and wrong (Agresti and Min 2005), so
+        that the bound does not collapse where the models hardly ever differ.
+        """
+        count = np.bincount(self.new.label, minlength=len(self.class_names))
+        new, old = (_counts(each, len(self.class_names)) for each in (self.new, self.old))
+        observed = _measure(count, new, measure) - _measure(count, old, measure)
+        drawn_new, drawn_old = _resamples(self.new, self.old, len(self.class_names))
+        differences = _measure(count, drawn_new, measure) - _measure(count, drawn_old, measure)
+        bound = float(np.quantile(differences, 1 - CONFIDENCE, method="lower"))
+        return Resampled(measure=measure, difference=float(observed), bound=bound)
+
     def class_changes(self) -> list[ClassChange]:
         """Return the change of every class that has images, in the order of the classes."""
         from scipy.stats import false_discovery_control
@@ -87,6 +105,44 @@ class Comparison:
         for name, one in (("old", self.old), ("new", self.new)):
             columns |= {f"{name}_predicted": one.predicted, f"{name}_probability": one.probability}
         return to_parquet(columns)
+
+
+_Counts = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+"""Images put into each class, and those of them that belong there, [..., K] each."""
+
+
+def _counts(predictions: Predictions, classes: int) -> _Counts:
+    right = predictions.predicted[predictions.correct]
+    return np.bincount(predictions.predicted, minlength=classes), np.bincount(right, minlength=classes)
+
+
+def _measure(count: npt.NDArray[np.int64], counts: _Counts, measure: OverClasses) -> npt.NDArray[np.float64]:
+    import torch
+
+    from resnet_core.evaluation.class_scores import ClassScores
+
+    predicted, correct = (torch.from_numpy(each) for each in counts)
+    scores = ClassScores(count=torch.from_numpy(count).expand_as(correct), predicted=predicted, correct=correct)
+    return scores.means()[measure].numpy()
+
+
+def _resamples(new: Predictions, old: Predictions, classes: int) -> tuple[_Counts, _Counts]:
+    """Return the counts of both models in each resample, [R, K]. A wrong answer that was added is in no class."""
+    rng = np.random.default_rng(_SEED)
+    zeros = np.zeros((2, 2, _RESAMPLES, classes + 1), dtype=np.int64)  # by model, predicted or correct
+    for label in np.unique(new.label).tolist():
+        rows = new.label == label
+        added = np.array([[label, label], [label, classes], [classes, label], [classes, classes]])
+        answers = np.concatenate([np.stack([new.predicted[rows], old.predicted[rows]], axis=1), added])
+        weights = np.concatenate([np.ones(int(rows.sum())), np.full(len(added), _ADDED)])
+        cells, place = np.unique(answers, axis=0, return_inverse=True)
+        chances = np.bincount(place.ravel(), weights)
+        drawn = rng.multinomial(int(rows.sum()), chances / chances.sum(), size=_RESAMPLES)
+        for model in (0, 1):
+            np.add.at(zeros[model, 0].T, cells[:, model], drawn.T)
+            zeros[model, 1, :, label] = drawn[:, cells[:, model] == label].sum(axis=1)
+    first, second = zeros[..., :classes]
+    return (first[0], first[1]), (second[0], second[1])
 
 
 def _paired(new: npt.NDArray[np.bool_], old: npt.NDArray[np.bool_]) -> Paired:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _SHOWN_CLASSES = 20  # if there are more: those with the lowest accuracy; --json has all
 _SHOWN_PAIRS = 10
 _SHEET = 24  # images
+_OVER_CLASSES = ("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +63,12 @@ class EvaluationReport:
             "top5_accuracy_interval": bounds(evaluated.top5_accuracy),
             "calibration_error": score.calibration_error,
             "calibration_error_interval": bounds(evaluated.calibration_error),
+            **{name: getattr(score, name) for name in _OVER_CLASSES},
             "class_counts": dict(zip(names, score.class_counts, strict=True)),
             "class_accuracy": dict(zip(names, score.class_accuracy, strict=True)),
             "class_accuracy_interval": dict(zip(names, map(bounds, evaluated.class_accuracy), strict=True)),
+            "class_precision": dict(zip(names, score.class_precision, strict=True)),
+            "class_f1": dict(zip(names, score.class_f1, strict=True)),
             "confused": [
                 {"label": names[label], "predicted": names[predicted], "images": count}
                 for label, predicted, count in self._confused
@@ -77,12 +81,12 @@ class EvaluationReport:
         return self.evaluated.predictions.to_parquet()
 
     def figures(self) -> Mapping[str, Figure]:
-        """Return the plots by name: confusion, reliability, mistakes."""
+        """Return the plots by name: confusion, classes, reliability, mistakes."""
         from infra.plots import evaluation as evaluation_plots
         from infra.plots import training as plots
         from resnet_core.evaluation.exact import CALIBRATION_BINS
 
-        predictions, names = self.evaluated.predictions, self.target.class_names
+        predictions, names, score = self.evaluated.predictions, self.target.class_names, self.evaluated.score
         worst = self.evaluated.mistakes.rows(slice(_SHEET))
         shown = pictures(self.target.data, worst.id.tolist())
         columns = zip(worst.id.tolist(), worst.label, worst.predicted, worst.probability, strict=True)
@@ -94,6 +98,9 @@ class EvaluationReport:
         ]
         return {
             "confusion": plots.confusion_of_pairs(predictions.pairs(), names),
+            "classes": evaluation_plots.class_scores(
+                names, score.class_precision, [rate or 0.0 for rate in score.class_accuracy], score.class_f1
+            ),
             "reliability": evaluation_plots.reliability(
                 predictions.probability, predictions.correct, bins=CALIBRATION_BINS
             ),
@@ -110,6 +117,10 @@ class EvaluationReport:
             "loss": f"{score.loss:.4f}  (95 %: {loss.low:.4f} to {loss.high:.4f})",
             "top-1": f"{score.accuracy:.2%}  (95 %: {evaluated.accuracy})",
             "top-5": f"{score.top5_accuracy:.2%}  (95 %: {evaluated.top5_accuracy})",
+            "balanced": f"{score.balanced_accuracy:.2%} mean accuracy of the classes",
+            "macro F1": (
+                f"{score.macro_f1:.2%}  (precision {score.macro_precision:.2%}, recall {score.macro_recall:.2%})"
+            ),
             "calibration": f"{score.calibration_error:.2%} expected error  (95 %: {evaluated.calibration_error})",
         }
 
@@ -121,14 +132,16 @@ class EvaluationReport:
 
     def _class_table(self) -> Table:
         score, intervals = self.evaluated.score, self.evaluated.class_accuracy
-        rows = list(zip(self.target.class_names, score.class_counts, score.class_accuracy, intervals, strict=True))
+        names, rates = self.target.class_names, (score.class_precision, score.class_f1)
+        rows = list(zip(names, score.class_counts, score.class_accuracy, intervals, *rates, strict=True))
         title = "class"
         if len(rows) > _SHOWN_CLASSES:
             title = f"lowest {_SHOWN_CLASSES} of {len(rows):,} classes"
             rows = sorted((row for row in rows if row[1]), key=lambda row: row[2] or 0.0)[:_SHOWN_CLASSES]
-        found = table(title, "images", "top-1", "95 %")
-        for name, count, accuracy, interval in rows:
-            found.add_row(name, f"{count:,}", "-" if accuracy is None else f"{accuracy:.2%}", str(interval or "-"))
+        found = table(title, "images", "top-1", "95 %", "precision", "F1")
+        for name, count, accuracy, interval, precision, f1 in rows:
+            shown = "-" if accuracy is None else f"{accuracy:.2%}"
+            found.add_row(name, f"{count:,}", shown, str(interval or "-"), f"{precision:.2%}", f"{f1:.2%}")
         return found
 
     def _confused_table(self) -> Table:

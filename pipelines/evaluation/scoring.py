@@ -184,6 +184,9 @@ class SplitScore(Score):
     calibration_error: float  # expected, 0 to 1
     class_counts: tuple[int, ...]  # images of each class
     class_correct: tuple[int, ...]  # correctly predicted images of each class
+    class_predicted: tuple[int, ...]  # images that are put into each class
+    macro_precision: float  # means over classes, 0 to 1
+    macro_recall: float
 
     @classmethod
     def of(cls, sums: EvalSums, data: EvalData) -> Self:
@@ -193,6 +196,7 @@ class SplitScore(Score):
             data_digest=data.manifest.digest,
             class_counts=tuple(sums.class_counts.tolist()),
             class_correct=tuple(sums.class_correct.tolist()),
+            class_predicted=tuple(sums.class_predicted.tolist()),
             **sums.metrics(),
         )
 
@@ -202,6 +206,18 @@ class SplitScore(Score):
         return tuple(
             right / count if count else None for right, count in zip(self.class_correct, self.class_counts, strict=True)
         )
+
+    @property
+    def class_precision(self) -> tuple[float, ...]:
+        """Precision of each class, 0 to 1; 0 for a class that is never predicted."""
+        pairs = zip(self.class_correct, self.class_predicted, strict=True)
+        return tuple(right / max(1, predicted) for right, predicted in pairs)
+
+    @property
+    def class_f1(self) -> tuple[float, ...]:
+        """F1 of each class, 0 to 1."""
+        columns = zip(self.class_correct, self.class_counts, self.class_predicted, strict=True)
+        return tuple(2 * right / max(1, count + predicted) for right, count, predicted in columns)
 
 
 def window_of(world_size: int, worker_cpus: float) -> int:

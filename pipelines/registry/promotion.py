@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from infra.registry.champion import MOST_RACES, ROLLED_BACK, move, record, restless, settle
-from infra.registry.gate import Decision, decide
+from infra.registry.gate import Decision, Rule, decide
 from infra.registry.version import Version, read_file
 from infra.registry.versions import fetch
 from infra.tracking.client import Tracking
@@ -33,7 +33,7 @@ def challenge(
     predictions: Predictions,
     data: EvalData,
     *,
-    margin: float,
+    rule: Rule,
     placement: InferencePlacement = HERE,
 ) -> Decision:
     """Let the gate decide on a version, store the decision in its tags, and move the alias if the gate says so.
@@ -50,7 +50,7 @@ def challenge(
         present = standing.champion
         if present and present.number == version.number:
             return present.decision or Decision(promote=True, reason="it is the champion already")
-        decision = _decide(tracking, version, present, _GateInputs(predictions, data, margin, placement))
+        decision = _decide(tracking, version, present, _GateInputs(predictions, data, rule, placement))
         record(tracking, version, decision)
         if not decision.promote or move(tracking, version, standing, "gate"):
             return decision
@@ -60,25 +60,26 @@ def challenge(
 class _GateInputs(NamedTuple):
     predictions: Predictions  # the challenger's
     data: EvalData
-    margin: float
+    rule: Rule
     placement: InferencePlacement
 
 
 def _decide(tracking: Tracking, version: Version, present: Version | None, inputs: _GateInputs) -> Decision:
-    predictions, data, margin, placement = inputs
+    predictions, data, rule, placement = inputs
     if when := version.tags.get(ROLLED_BACK):
         promote_command = command(
             "register", "--promote", version.name, str(version.number), *database_option(tracking)
         )
         return Decision(promote=False, reason=f"it was rolled back at {when}; to promote it anyway: {promote_command}")
     if present is None:
-        return Decision(promote=True, reason="there is no champion yet", margin=margin)
+        return Decision(promote=True, reason="there is no champion yet", margin=rule.margin)
     champion_predictions = _recorded(tracking, present, data) or _scored_anew(tracking, present, data, placement)
     if champion_predictions is None:
         reason = f"the champion {present.uri} has other classes: register under another name"
         return Decision(promote=False, reason=reason, champion=present.uri)
     comparison = Comparison(new=predictions, old=champion_predictions, class_names=data.manifest.class_names)
-    return decide(comparison.paired, champion=present.uri, margin=margin, split=data.split)
+    resampled = None if rule.measure == "accuracy" else comparison.resampled(rule.measure)
+    return decide(comparison.paired, champion=present.uri, margin=rule.margin, split=data.split, resampled=resampled)
 
 
 def _recorded(tracking: Tracking, version: Version, data: EvalData) -> Predictions | None:

@@ -11,7 +11,7 @@ from rich.console import Console
 import infra.cluster
 from infra.errors import UserError
 from infra.registry.champion import check_movable
-from infra.registry.gate import Decision
+from infra.registry.gate import Decision, Rule
 from infra.registry.version import Version, read_file
 from infra.registry.versions import Candidate, register, registered
 from infra.storage import open_store
@@ -89,8 +89,10 @@ def register_checkpoint(
             _register(tracking, checkpoint, data, evaluated, run_id=run_id, name=name),
             evaluated.predictions,
         )
-    margin = recipe_of(checkpoint).run.gate_margin if terms.margin is None else terms.margin
-    return version, challenge(tracking, version, predictions, data, margin=margin, placement=terms.choice)
+    run = recipe_of(checkpoint).run
+    margin = run.gate_margin if terms.margin is None else terms.margin
+    rule = Rule(margin, run.metric)
+    return version, challenge(tracking, version, predictions, data, rule=rule, placement=terms.choice)
 
 
 def register_run(request: RegisterRequest, console: Console) -> tuple[Version, Decision, str]:

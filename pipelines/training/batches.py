@@ -84,7 +84,7 @@ class _Account:
     """Marks, bad samples, warnings and times that belong to rows of the stream."""
 
     marks: list[npt.NDArray[np.int64]] = field(default_factory=list)
-    """(epoch, id) [n, 2] of samples."""
+    """(epoch, draw) [n, 2] of samples."""
     bad: list[tuple[int, int, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     times: DataTimes = field(default_factory=DataTimes)
@@ -152,7 +152,10 @@ class RankBatches:
                 yield step.batch
 
     def drain_marks(self) -> npt.NDArray[np.int64]:
-        """Return (epoch, id) [n, 2] of the samples handed out since the last call."""
+        """Return (epoch, draw) [n, 2] of the samples handed out since the last call.
+
+        A draw is the sample's id, or its number in the epoch (`pipelines.data.order.plan.Drawn`).
+        """
         marks, self._handed_out.marks = self._handed_out.marks, []
         return np.concatenate(marks) if marks else np.zeros((0, 2), dtype=np.int64)
 
@@ -195,7 +198,7 @@ class RankBatches:
         microbatches: list[Microbatch] = []
         limit = self._steps.microbatch_size or self._steps.images_per_rank
         for same_size in _by_image_size(blocks):
-            self._found.marks += [np.stack([_int64(rows["epoch"]), _int64(rows["id"])], axis=1) for rows in same_size]
+            self._found.marks += [np.stack([_int64(rows["epoch"]), _int64(rows["draw"])], axis=1) for rows in same_size]
             kept = self._good([(rows, rows["bad"]) for rows in same_size])
             while kept:
                 try:

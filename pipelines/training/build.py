@@ -133,14 +133,16 @@ def _synchronized(model: nn.Module, world_size: int) -> nn.Module:
         raise UserError(str(error)) from error
 
 
-def step_config(recipe: Recipe, mean_image_HWC: Tensor | None = None) -> StepConfig:
-    """Return the settings of a step from the `decided` recipe; the mean image is on the device."""
+def step_config(
+    recipe: Recipe, mean_image_HWC: Tensor | None = None, class_weights_K: Tensor | None = None
+) -> StepConfig:
+    """Return the settings of a step from the `decided` recipe; the tensors are on the device."""
     precision = recipe.compute.precision
     assert precision != "auto"
     return StepConfig(
         augment=recipe.augment,
         mean_image_HWC=mean_image_HWC,
-        loss=LossConfig.of(recipe.optim),
+        loss=LossConfig.of(recipe.optim, recipe.loss, class_weights_K),
         clip_norm=recipe.optim.clip_norm,
         sam_rho=recipe.optim.sam_rho,
         sam_every=recipe.optim.sam_every,

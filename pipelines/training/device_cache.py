@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from infra.storage import open_store
 from pipelines.checkpoint import RunFolder
 from pipelines.data.images.pillow import raw_pixels
 from pipelines.data.order.ledger import Ledger
-from pipelines.data.order.plan import FILLER, eval_items, item_order, plan_items
+from pipelines.data.order.plan import FILLER, Drawn, eval_items, plan_items
 from pipelines.data.shards.reader import Reader
 from pipelines.data.shards.stored_images import StoredImages, no_labels
 from pipelines.data.shards.work_item import WorkItem
@@ -94,8 +94,8 @@ def device_cache_blocks(stream: Stream, cache: DeviceCache, steps: Steps, rank: 
     if not rest:
         yield _filler(stream, base)
     step_rows, last, done = steps.global_batch_size // steps.repeats, steps.total_steps - 1 - base, 0
-    for item, ids in _ordered(stream, ledger):
-        begin, end = done, done + len(ids)
+    for item, drawn in _ordered(stream, ledger):
+        begin, end = done, done + len(drawn.row)
         while done < end:
             step = min(done // step_rows, last)
             first, rows = step * step_rows, step_rows if step < last else rest - last * step_rows
@@ -106,14 +106,17 @@ def device_cache_blocks(stream: Stream, cache: DeviceCache, steps: Steps, rank: 
             else:
                 low, high = (first + place * rows // steps.world_size for place in (rank, rank + 1))
             stop = min(end, first + rows)
-            own = ids[max(low, done) - begin : max(min(high, stop) - begin, 0)]
-            if len(own):
+            own = drawn.part(max(low, done) - begin, max(min(high, stop) - begin, 0))
+            if len(own.row):
                 yield _block(stream, cache, item, own, base)
             done = stop
 
 
-def _ordered(stream: Stream, ledger: Ledger) -> Iterator[tuple[WorkItem, npt.NDArray[np.int64]]]:
-    """Yield the work items that the ledger leaves of the plan, with their ids in the order of a data task."""
+def _ordered(stream: Stream, ledger: Ledger) -> Iterator[tuple[WorkItem, Drawn]]:
+    """Yield the work items that the ledger leaves of the plan, with their samples in the order of a data task.
+
+    `Drawn.row` has ids here.
+    """
     manifest = stream.manifest
     shard, group, rows = manifest.columns.groups_of(stream.split)
     ends = np.cumsum(rows, dtype=np.int64) + manifest.split_start(stream.split)
@@ -122,20 +125,24 @@ def _ordered(stream: Stream, ledger: Ledger) -> Iterator[tuple[WorkItem, npt.NDA
     }
     for item in plan_items(stream.plan, ledger):
         ids = np.concatenate([ids_of[piece] for piece in item.pieces])
-        order = item_order(stream.seed, item.epoch, ids)
-        yield item, ids[order[item.kept(len(ids))[order]]]
+        drawn = Drawn.of(item, ids, stream.seed)
+        yield item, replace(drawn, row=ids[drawn.row])
 
 
-def _block(stream: Stream, cache: DeviceCache, item: WorkItem, ids: npt.NDArray[np.int64], base: int) -> Rows:
+def _block(stream: Stream, cache: DeviceCache, item: WorkItem, drawn: Drawn, base: int) -> Rows:
+    ids = drawn.row
     clock, count, side = StageClock(), len(ids), stream.manifest.stored.size
     config = TaskConfig(crop=stream.crop, train=True, seed=stream.seed, rows_per_block=count)
     windows_of, places = sampler(item, config), ids - cache.first_id
     return {
         "place": places,
-        "window": np.stack([windows_of(side, side, sample_id) for sample_id in ids.tolist()]),
+        "window": np.stack(
+            [windows_of(side, side, *each) for each in zip(ids.tolist(), drawn.copy.tolist(), strict=True)]
+        ),
         **_columns(count, size=item.image_size, epoch=item.epoch, base=base),
         "label": cache.labels[places],
         "id": ids,
+        "draw": drawn.draw,
         **clock.columns(count),
     }
 
@@ -145,7 +152,8 @@ def _filler(stream: Stream, base: int) -> Rows:
     nothing = np.zeros(1, dtype=np.int64)
     columns = {**_columns(1, size=1, epoch=FILLER, base=base), **StageClock().columns(1)}
     windows, label = np.zeros((1, stream.crop.repeats * 8)), no_labels(1, stream.manifest)
-    return {"place": nothing, "window": windows, **columns, "label": label, "id": nothing + FILLER}
+    filler = {"id": nothing + FILLER, "draw": nothing + FILLER}
+    return {"place": nothing, "window": windows, **columns, "label": label, **filler}
 
 
 def _columns(count: int, *, size: int, epoch: int, base: int) -> dict[str, npt.NDArray[Any]]:

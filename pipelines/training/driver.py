@@ -32,6 +32,7 @@ from pipelines.data.prepare.report import report_lines
 from pipelines.data.prepare.sources import open_source
 from pipelines.data.shards.manifest import MANIFEST, Manifest, check_shards, load_manifest
 from pipelines.registry.description import folder_name
+from pipelines.training.imbalance import check_class_names, class_balance
 from pipelines.training.placement import Placement, place
 from pipelines.training.preview import summary, warnings
 from pipelines.training.recipe_for_data import check_own_data
@@ -103,7 +104,7 @@ def _train(
     with tracker.finished_after(DELIVERY_TIMEOUT_S):
         if newest is None or newest.step != _steps(recipe, manifest):
             data_cpus = reporting.data_cpus if reporting else math.inf
-            stream = _stream(recipe, placement, manifest, folder, data_cpus)
+            stream = _stream(recipe, placement, manifest, folder, data_cpus, console)
             progress = _progress_line(recipe, manifest, console, newest.step if newest else 0)
             _fit(recipe, placement, stream, tracker, progress, reporting)
         outcome = conclude(recipe, manifest, folder, tracker, console, scores_test=reporting is None)
@@ -183,6 +184,7 @@ def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
             f"optim.global_batch_size = {batch} cannot be divided among {among}{crops}: use a multiple of "
             f"{max(1, most) * recipe.data.repeats}"
         )
+    check_class_names(recipe, manifest)
     decided = {"model.num_classes": classes, "data.eval_split": evaluated}
     recipe = build_recipe({}, {**recipe.flat(), **decided}, where=recipe.name)
     samples = manifest.splits[recipe.data.train_split]
@@ -242,10 +244,15 @@ def _steps(recipe: Recipe, manifest: Manifest) -> int:
     return total_steps(recipe.schedule, manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size)
 
 
-def _stream(recipe: Recipe, placement: Placement, manifest: Manifest, folder: RunFolder, cpus: float) -> Stream:
+def _stream(
+    recipe: Recipe, placement: Placement, manifest: Manifest, folder: RunFolder, cpus: float, console: Console
+) -> Stream:
     """Return the stream that the run's workers receive."""
     from pipelines.training.stream import Stream
 
+    balance = class_balance(recipe, manifest, folder.store)
+    for line in balance.lines:
+        console.print(line)
     samples, batch = manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size
     repeats = recipe.data.repeats
     return Stream(
@@ -264,6 +271,8 @@ def _stream(recipe: Recipe, placement: Placement, manifest: Manifest, folder: Ru
         decode_on=recipe.data.decode_on,
         cache=recipe.data.cache,
         tolerant=recipe.data.max_bad_samples > 0,
+        balanced=balance.balanced,
+        class_weights=balance.class_weights,
         cpus=cpus,
         worker_cpus=placement.held_cpus,
         evaluation_cpus=evaluation_cpus(),

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from infra.errors import UserError
 from infra.proportions import wilson
+from infra.registry.gate import OVER_CLASSES
 from infra.storage import open_store
 from infra.tracking.curves import CurveNames
 from infra.tracking.tracker import MetricPoint, Tracker
@@ -28,8 +29,11 @@ from pipelines.training.data_stalls import data_limit, retries
 from resnet_core.plateau import held_out
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
+    from matplotlib.figure import Figure
 
     from infra.registry.gate import Score
 
@@ -48,6 +52,9 @@ class Outcome:
     chosen_on: str = "test"  # split that chose the best checkpoint
     chosen_accuracy: float = 0.0  # of the best checkpoint on that split
     chosen_images: int = 0
+    metric: str = "accuracy"  # run.metric, which chose the best checkpoint
+    value: float = 0.0  # of the metric, on the split of `accuracy`
+    chosen_value: float = 0.0  # of the metric, on the split that chose the checkpoint
     model: str = ""  # models:/NAME/VERSION, or "" if none was registered
     champion: bool = False
     reason: str = ""
@@ -68,10 +75,14 @@ class Outcome:
         interval = wilson(round(self.accuracy * self.images), self.images)
         tested = f"test accuracy    {self.accuracy:.2%} (95 %: {interval}) on {self.images:,} images"
         where = f"step {self.best_step} of {self.step}"
+        measured = [] if self.metric == "accuracy" else [f"test {self.metric.replace('_', ' ')} {self.value:.2%}"]
         if self.chosen_on == "test":
-            return [f"{tested}, at {where}, which the test split itself chose: there is no validation split"]
-        chosen = f"{self.chosen_accuracy:.2%} on {self.chosen_images:,} images of the {self.chosen_on} split"
-        return [f"best checkpoint  {where}: {chosen}", f"{tested}, scored once"]
+            line = f"{tested}, at {where}, which the test split itself chose: there is no validation split"
+            return [line, *measured]
+        found = self.chosen_accuracy if self.metric == "accuracy" else self.chosen_value
+        name = "" if self.metric == "accuracy" else f"{self.metric.replace('_', ' ')} "
+        chosen = f"{name}{found:.2%} on {self.chosen_images:,} images of the {self.chosen_on} split"
+        return [f"best checkpoint  {where}: {chosen}", f"{tested}, scored once", *measured]
 
     def to_json(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.__slots__}
@@ -93,6 +104,7 @@ def conclude(
         raise UserError(f"{folder.store.description} has no undamaged checkpoint: run the same command again")
     steps_per_epoch = manifest.splits[recipe.data.train_split] / recipe.optim.global_batch_size
     _draw(tracker, newest.records, best.scored, manifest, steps_per_epoch)
+    metric = recipe.run.metric
     chosen = held_out(best.metrics, "accuracy") or 0.0
     outcome = partial(
         Outcome,
@@ -102,6 +114,8 @@ def conclude(
         chosen_on="test" if recipe.data.held_out == "test" else recipe.data.eval_split,
         chosen_accuracy=chosen,
         chosen_images=manifest.splits[recipe.data.eval_split],
+        metric=metric,
+        chosen_value=held_out(best.metrics, metric) or 0.0,
         data_limit=data_limit(newest.records, recipe.optim.global_batch_size),
         retries=retries(newest.records),
         bad_samples=len(Quarantine.from_parquet(newest.files[QUARANTINE])) if QUARANTINE in newest.files else 0,
@@ -110,11 +124,12 @@ def conclude(
     choice = choose("auto" if recipe.run.use_gpu else False, setting=KEY)  # the run has released its GPUs
     if not recipe.run.register_as:
         if not scores_test or recipe.data.held_out == "test":
-            return outcome(accuracy=chosen, images=manifest.splits[recipe.data.eval_split])
+            value = held_out(best.metrics, metric) or 0.0
+            return outcome(accuracy=chosen, images=manifest.splits[recipe.data.eval_split], value=value)
         with console.status("scoring the best checkpoint on the test split"):
             score = _scored(best, data, choice)
         _record(tracker, best.step, score)
-        return outcome(accuracy=score.accuracy, images=score.count)
+        return outcome(accuracy=score.accuracy, images=score.count, value=getattr(score, metric))
     if not tracker.drain(DELIVERY_TIMEOUT_S):
         raise tracker.away()
 
@@ -127,6 +142,7 @@ def conclude(
     return outcome(
         accuracy=version.score.accuracy,
         images=version.score.count,
+        value=getattr(version.score, metric),
         model=version.uri,
         champion=decision.promote,
         reason=decision.reason,
@@ -147,6 +163,7 @@ def _scored(checkpoint: Checkpoint, data: EvalData, choice: InferencePlacement) 
 def _record(tracker: Tracker, step: int, score: Score) -> None:
     """Log the test split's score, at the step of the checkpoint that has it."""
     metrics = {"test/accuracy": score.accuracy, "test/loss": score.loss}
+    metrics |= {f"test/{name}": value for name in OVER_CLASSES if (value := getattr(score, name)) is not None}
     tracker.log(MetricPoint(step=step, time_ms=time.time_ns() // 1_000_000, metrics=metrics))
 
 
@@ -175,6 +192,7 @@ def _draw(
         return
     names = manifest.class_names
     few = "confusion" in scored  # see pipelines.training.checkpoint_writer.details
+    tracker.figure("plots/classes.png", _class_figure(scored, names))
     confusion = plots.confusion(scored["confusion"], names) if few else plots.confusion_of_pairs(scored["pairs"], names)
     tracker.figure("plots/confusion.png", confusion)
     columns = zip(scored["images"], scored["labels"], scored["predicted"], scored["probability"], strict=True)
@@ -183,6 +201,32 @@ def _draw(
         for image, label, predicted, probability in columns
     ]
     tracker.figure("plots/mistakes.png", plots.mistakes(sheet))
+
+
+def _class_figure(scored: dict[str, Any], names: Sequence[str]) -> Figure:
+    """Return the plot of precision, recall and F1 of each class, from an evaluation's counts of pairs of classes."""
+    import numpy as np
+    import torch
+
+    from infra.plots.evaluation import class_scores
+    from resnet_core.evaluation.class_scores import ClassScores
+
+    pairs = scored["pairs"] if "pairs" in scored else _pairs(scored["confusion"])
+    right = pairs[pairs[:, 0] == pairs[:, 1]]
+    columns = {"count": (pairs, 0), "predicted": (pairs, 1), "correct": (right, 0)}
+    sums = {
+        name: torch.from_numpy(np.bincount(rows[:, place], rows[:, 2], minlength=len(names)))
+        for name, (rows, place) in columns.items()
+    }
+    scores = ClassScores(**sums)
+    return class_scores(names, scores.precision.tolist(), scores.recall.tolist(), scores.f1.tolist())
+
+
+def _pairs(confusion: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    import numpy as np
+
+    labels, predicted = np.nonzero(confusion)
+    return np.stack([labels, predicted, confusion[labels, predicted]], axis=1).astype(np.int64)
 
 
 _TOP = 5  # of top5_accuracy, which is always 1 with at most 5 classes

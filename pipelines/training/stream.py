@@ -26,6 +26,7 @@ from infra.storage import open_store
 from pipelines.checkpoint import RunFolder, Warn
 from pipelines.config.crop import CropConfig, DecodeOn
 from pipelines.config.sections import CacheConfig
+from pipelines.data.order.draws import Balanced
 from pipelines.data.order.ledger import Ledger
 from pipelines.data.order.plan import FILLER, Plan, Sizes, plan_tasks, rows_within
 from pipelines.data.shards.disk_cache import open_cache
@@ -76,6 +77,8 @@ class Stream:
     tolerant: bool = False  # bad samples become rows that name them, not errors
     cpus: float = math.inf  # most CPUs of data tasks at once
     worker_cpus: float = 0.0  # CPUs of the cluster that each worker holds
+    balanced: Balanced | None = None  # None = every image once an epoch
+    class_weights: tuple[float, ...] = ()  # of the loss, by class; empty = all 1
     evaluation_cpus: float = 0.0  # of each evaluation task; a data task holds 1 minus this (infra.capacity)
 
     @property
@@ -91,6 +94,7 @@ class Stream:
             item_rows=task_rows(self.step_rows, wanted) if self.ordered else wanted,
             exact=self.ordered,
             sizes=self.sizes,
+            balanced=self.balanced,
         )
 
     @property
@@ -246,6 +250,7 @@ def _filler_block(stream: Stream, item: WorkItem, config: TaskConfig) -> Block:
         **images,
         "label": no_labels(rows, stream.manifest),
         "id": np.full(rows, FILLER, dtype=np.int64),
+        "draw": np.full(rows, FILLER, dtype=np.int64),
         "epoch": np.full(rows, FILLER, dtype=np.int32),
         "bad": _first(rows, ""),
     }

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
@@ -54,7 +55,6 @@ from resnet_core.schedule import LrSchedule
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     import numpy.typing as npt
     from ray.actor import ActorHandle
     from torch import Tensor
@@ -140,7 +140,8 @@ class _Worker:
         state = build_state(self.recipe, self.device, self.world_size, samples, self.job.start_uri)
         writer = self._resume(state)
         recipe = self.recipe
-        step = step_config(recipe, None if writer.mean_image is None else self._tensor(writer.mean_image))
+        weights = np.array(stream.class_weights, dtype=np.float32)
+        step = step_config(recipe, self._tensor(writer.mean_image), self._tensor(weights if len(weights) else None))
         precision = recipe.compute.precision
         text = f"training on {self.world_size} worker(s) in {precision} from step {state.step}"
         self._send_from_rank_0(Event(text=text, training=True))
@@ -232,8 +233,8 @@ class _Worker:
         count = sum_over_ranks_(torch.tensor(part.count))
         return ImageSum(total=total, count=int(count)).mean()
 
-    def _tensor(self, values: npt.NDArray[Any]) -> Tensor:
-        return torch.tensor(values, device=self.device)
+    def _tensor(self, values: npt.NDArray[Any] | None) -> Tensor | None:
+        return None if values is None else torch.tensor(values, device=self.device)
 
     def _evaluate(self, state: TrainState, step: StepConfig) -> Evaluation:
         began = time.monotonic()

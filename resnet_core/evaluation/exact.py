@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from resnet_core.distributed import concatenate_ranks, gather_rows, max_over_ranks_, share_buffers, sum_over_ranks_
+from resnet_core.evaluation.class_scores import ClassScores
 from resnet_core.step import StepConfig, eval_step
 
 TOP = 5
@@ -92,8 +93,18 @@ class EvalSums:
         pairs_P3 = self.pairs
         return self._by_class(pairs_P3[pairs_P3[:, 0] == pairs_P3[:, 1]])
 
-    def _by_class(self, pairs_P3: Tensor) -> Tensor:
-        return pairs_P3.new_zeros(self.num_classes).index_add_(0, pairs_P3[:, 0], pairs_P3[:, 2])
+    @property
+    def class_predicted(self) -> Tensor:
+        """Return the number of images that are put into each class, int64 K."""
+        return self._by_class(self.pairs, 1) if self._matrix is None else self._matrix.sum(dim=0)
+
+    @property
+    def classes(self) -> ClassScores:
+        """Return precision, recall and F1 of the classes."""
+        return ClassScores(count=self.class_counts, predicted=self.class_predicted, correct=self.class_correct)
+
+    def _by_class(self, pairs_P3: Tensor, column: int = 0) -> Tensor:
+        return pairs_P3.new_zeros(self.num_classes).index_add_(0, pairs_P3[:, column], pairs_P3[:, 2])
 
     def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
         ranked = logits_BK.topk(min(TOP, self.num_classes), dim=1).indices
@@ -119,16 +130,19 @@ class EvalSums:
             sum_over_ranks_(self._matrix)
 
     def metrics(self) -> dict[str, float]:
-        """Return means over the images: "loss", "accuracy", "top5_accuracy", "calibration_error".
+        """Return means over the images, and over the classes (`ClassScores.means`).
 
-        The last is the expected calibration error in equal bins (Guo et al. 2017, arXiv 1706.04599, Equation 3).
+        Those over the images are "loss", "accuracy", "top5_accuracy" and "calibration_error": the expected calibration
+        error in equal bins (Guo et al. 2017, arXiv 1706.04599, Equation 3).
         This waits for the device.
 
         Raises:
             ValueError: no image was evaluated.
         """
         gap = self.calibration.abs().sum()
-        loss, top1, top5, gap, count = torch.stack([self.loss, self.top1, self.top5, gap, self.count]).tolist()
+        over_classes = self.classes.means()
+        sums = torch.stack([self.loss, self.top1, self.top5, gap, self.count, *over_classes.values()])
+        loss, top1, top5, gap, count, *means = sums.tolist()
         if not count:
             raise ValueError("nothing was scored: the split has no images")
         return {
@@ -136,6 +150,7 @@ class EvalSums:
             "accuracy": top1 / count,
             "top5_accuracy": top5 / count,
             "calibration_error": gap / count,
+            **dict(zip(over_classes, means, strict=True)),
         }
 
     def class_accuracy(self) -> Tensor:

@@ -326,6 +326,11 @@ def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(
         calibration_error=0.1,
         class_counts=(0, *[10] * 29),
         class_correct=(0, *(number % 10 for number in range(1, 30))),
+        class_predicted=(0, *[10] * 29),
+        macro_precision=0.5,
+        macro_recall=0.5,
+        balanced_accuracy=0.5,
+        macro_f1=0.5,
     )
     names = tuple(f"class{number}" for number in range(30))
     model = RunModel.of(colours.checkpoint({}, {}))  # which nobody opens

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
-from resnet_core.config import OptimConfig
+from resnet_core.config import Loss, LossWeightsConfig, OptimConfig
 from resnet_core.losses import LossConfig, dense_targets, sum_loss
 from resnet_core.mixed_labels import MixedLabels
 
@@ -80,4 +81,43 @@ def test_a_hit_is_the_class_with_the_larger_share() -> None:
 
 def test_the_recipe_s_keys_reach_the_loss() -> None:
     config = OptimConfig(loss="bce", label_smoothing=0.1, bce_threshold=0.2)
-    assert LossConfig.of(config) == LossConfig(loss="bce", label_smoothing=0.1, bce_threshold=0.2)
+    expected = LossConfig(loss="bce", label_smoothing=0.1, bce_threshold=0.2, focal_gamma=2.0, class_weights_K=None)
+    assert LossConfig.of(config, LossWeightsConfig(focal_gamma=2.0)) == expected
+
+
+WEIGHTS = torch.tensor([0.5, 2.0, 1.0, 4.0, 0.25])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_cross_entropy_is_torchs(smoothing: float) -> None:
+    config = LossConfig(label_smoothing=smoothing, class_weights_K=WEIGHTS)
+    theirs = F.cross_entropy(LOGITS, LABELS, WEIGHTS, reduction="sum", label_smoothing=smoothing)
+    assert torch.equal(sum_loss(LOGITS, PLAIN, config), theirs)
+    terms = -smoothed(MIXED, smoothing) * LOGITS.double().log_softmax(dim=1) * WEIGHTS
+    assert float(sum_loss(LOGITS, MIXED, config)) == pytest.approx(float(terms.sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("targets", [PLAIN, MIXED])
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_loss_follows_its_formula_with_weights_and_smoothing(targets: MixedLabels, gamma: float) -> None:
+    logs = LOGITS.double().log_softmax(dim=1)
+    terms = -smoothed(targets, 0.1) * logs * (1 - logs.exp()) ** gamma * WEIGHTS
+    config = LossConfig(label_smoothing=0.1, focal_gamma=gamma, class_weights_K=WEIGHTS)
+    assert float(sum_loss(LOGITS, targets, config)) == pytest.approx(float(terms.sum()), rel=1e-5)
+
+
+def test_binary_focal_loss_is_torchvisions() -> None:
+    hot = F.one_hot(LABELS, K).float()
+    theirs = sigmoid_focal_loss(LOGITS, hot, alpha=-1, gamma=2.0)
+    torch.testing.assert_close(sum_loss(LOGITS, PLAIN, LossConfig(loss="bce_sum", focal_gamma=2.0)), theirs.sum())
+    weighted = LossConfig(loss="bce_sum", focal_gamma=2.0, class_weights_K=WEIGHTS)
+    expected = (theirs * WEIGHTS[LABELS][:, None]).sum()
+    torch.testing.assert_close(sum_loss(LOGITS, PLAIN, weighted), expected)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_the_focal_gradient_stays_finite_where_the_network_is_certain(loss: Loss) -> None:
+    logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]], requires_grad=True)
+    targets = MixedLabels(labels_B=torch.tensor([0, 0]))
+    sum_loss(logits, targets, LossConfig(loss=loss, focal_gamma=0.5)).backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()

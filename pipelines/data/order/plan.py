@@ -4,6 +4,9 @@ An epoch is a permutation of all row groups by (seed, epoch), cut into work item
 shuffles all rows of its item together, so batches mix row groups differently in every epoch. The bounds of an item and
 the order of its rows do not depend on the ledger. A resume therefore follows the same plan, minus the consumed samples.
 Only one epoch is in memory at a time, as arrays.
+
+With balanced sampling (`pipelines.data.order.draws`), an epoch goes over the row groups several times, and takes the
+draws of one pass from each. A part of a row group then has the draws of one pass; ordinals are numbers of draws.
 """
 
 from __future__ import annotations
@@ -17,10 +20,11 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
+from pipelines.data.order.draws import Balanced, EpochDraws
 from pipelines.data.order.ledger import Ledger
 from pipelines.data.order.rng import Purpose, permutation, stream
 from pipelines.data.shards.manifest import Manifest
-from pipelines.data.shards.work_item import Mask, WorkItem
+from pipelines.data.shards.work_item import Mask, WorkItem, packed_draws, unpacked_draws
 
 FILLER = -1
 """Id and epoch of a filler row, which is not a sample."""
@@ -44,6 +48,7 @@ class Plan:
     exact: bool = False
     """Items have exactly `item_rows` rows, counted from the run's first row. Cuts may lie inside row groups."""
     sizes: Sizes
+    balanced: Balanced | None = None  # None = every image once an epoch
 
     def size_at(self, sample: int) -> int:
         """Return the side of the crop at the run's sample number `sample`."""
@@ -52,20 +57,39 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Groups:
-    """The row groups of a split in id order, stored as columns."""
+    """The row groups of a split in id order, or their draws in each pass, stored as columns."""
 
     shard: npt.NDArray[np.int32]
     group: npt.NDArray[np.int32]
     rows: npt.NDArray[np.int32]
     first: Ints  # ordinal of the group's first row
     total: int  # rows of the split
+    split_start: int  # id of the split's first row
+    passes: Ints  # ends of the passes: numbers of groups
 
     @classmethod
     def of(cls, manifest: Manifest, split: str) -> _Groups:
         manifest.require_split(split)
         shard, group, rows = manifest.columns.groups_of(split)
         ends = np.cumsum(rows, dtype=np.int64)
-        return cls(shard=shard, group=group, rows=rows, first=ends - rows, total=int(ends[-1]))
+        return cls(
+            shard=shard,
+            group=group,
+            rows=rows,
+            first=ends - rows,
+            total=int(ends[-1]),
+            split_start=manifest.split_start(split),
+            passes=np.array([len(rows)]),
+        )
+
+    def order(self, seed: int, epoch: int) -> Ints:
+        """Return the order of the groups in an epoch: a permutation of those of each pass."""
+        begins = np.concatenate([[0], self.passes[:-1]])
+        parts = [
+            begin + permutation(stream(seed, Purpose.EPOCH, epoch, index), end - begin)
+            for index, (begin, end) in enumerate(zip(begins.tolist(), self.passes.tolist(), strict=True))
+        ]
+        return np.concatenate(parts)
 
     def ordinals(self, members: Ints) -> Ints:
         """Return the ordinals of the rows of these groups, group after group."""
@@ -79,7 +103,48 @@ class _Groups:
         total = int(self.rows[members].sum())
         kept = total if keep is None else int(np.count_nonzero(keep))
         skip = b"" if keep is None or kept == total else np.packbits(~keep).tobytes()
-        return WorkItem(epoch=epoch, pieces=pieces, skip=skip, rows=kept, image_size=image_size)
+        draws = self.draws(members)
+        return WorkItem(epoch=epoch, pieces=pieces, skip=skip, rows=kept, image_size=image_size, draws=draws)
+
+    def draws(self, members: Ints) -> bytes:
+        """Return the draws of these groups (`packed_draws`); b"" for rows that are read once."""
+        return b""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _DrawGroups(_Groups):
+    """The draws of an epoch by pass and row group."""
+
+    whole: _Groups  # the row groups of the split
+    source: Ints  # index of the row group in `whole`
+    table: EpochDraws
+
+    @classmethod
+    def drawn(cls, whole: _Groups, table: EpochDraws) -> _DrawGroups:
+        count = len(whole.rows)
+        turn = np.searchsorted(table.ends, np.arange(len(table.row)), side="right")
+        places = turn * count + np.searchsorted(whole.first, table.row, side="right") - 1
+        found, rows = np.unique(places, return_counts=True)
+        source = found % count
+        return cls(
+            shard=whole.shard[source],
+            group=whole.group[source],
+            rows=rows.astype(np.int32),
+            first=np.cumsum(rows) - rows,
+            total=whole.total,
+            split_start=whole.split_start,
+            passes=np.searchsorted(found, count * np.arange(1, len(table.ends) + 1)),
+            whole=whole,
+            source=source,
+            table=table,
+        )
+
+    def draws(self, members: Ints) -> bytes:
+        numbers, source = self.ordinals(members), self.source[members]
+        ends = np.cumsum(self.whole.rows[source], dtype=np.int64)
+        begins = ends - self.whole.rows[source] - self.whole.first[source]  # of the pieces' rows in the item
+        row = self.table.row[numbers] + np.repeat(begins, self.rows[members])
+        return packed_draws(row, self.table.copy[numbers], numbers + self.split_start)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,8 +190,29 @@ def rows_within(size_bytes: int, image_size: int, *, least: int, most: int) -> i
 
 
 def item_order(seed: int, epoch: int, ids: Ints) -> Ints:
-    """Return the permutation that a task applies to all rows of its item, skipped rows included."""
+    """Return the permutation that a task applies to all rows (or draws) of its item, skipped ones included."""
     return permutation(stream(seed, Purpose.ITEM, epoch, int(ids[0])), len(ids))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawn:
+    """The samples that a task yields of an item, in its order; each column is int64 [n]."""
+
+    row: Ints  # index in the item's rows
+    draw: Ints  # the id, or with balanced sampling the number of the draw: the ledger marks it
+    copy: Ints  # repetitions of the image in the epoch before this one
+
+    @classmethod
+    def of(cls, item: WorkItem, ids: Ints, seed: int, *, shuffled: bool = True) -> Drawn:
+        """Return the samples of an item whose rows have these ids. Evaluation reads rows in id order instead."""
+        row, copy, draw = unpacked_draws(item.draws) if item.draws else (np.arange(len(ids)), np.zeros_like(ids), ids)
+        order = item_order(seed, item.epoch, draw) if shuffled else np.arange(len(draw))
+        order = order[item.kept(len(draw))[order]]
+        return cls(row=row[order], draw=draw[order], copy=copy[order])
+
+    def part(self, begin: int, end: int) -> Drawn:
+        """Return the samples from `begin` up to `end`."""
+        return Drawn(row=self.row[begin:end], draw=self.draw[begin:end], copy=self.copy[begin:end])
 
 
 def plan_items(plan: Plan, ledger: Ledger) -> Iterator[WorkItem]:
@@ -164,7 +250,8 @@ def _located_items(plan: Plan, ledger: Ledger) -> Iterator[tuple[int, WorkItem]]
     if ledger.rows != groups.total:
         raise ValueError(f"the ledger has {ledger.rows} rows, split {plan.split} has {groups.total}")
     for epoch in range(ledger.complete, -(-plan.total_samples // groups.total)):
-        yield from _Epoch(plan=plan, groups=groups, ledger=ledger, number=epoch).items()
+        drawn = _DrawGroups.drawn(groups, plan.balanced.epoch(plan.seed, epoch)) if plan.balanced else groups
+        yield from _Epoch(plan=plan, groups=drawn, ledger=ledger, number=epoch).items()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +272,7 @@ class _Epoch:
         """Yield (sample, item) for the rows of this epoch that the ledger has not marked."""
         limit = min(self.groups.total, self.plan.total_samples - self.first)
         left = limit - self.ledger.count(self.number)
-        order = permutation(stream(self.plan.seed, Purpose.EPOCH, self.number), len(self.groups.rows))
+        order = self.groups.order(self.plan.seed, self.number)
         marked = self._marked(order)
         for cut in _cuts(self.groups, order, self._edges(order)):
             if left <= 0:
@@ -220,7 +307,7 @@ class _Epoch:
             yield self.groups.item(cut.members, keep, epoch=self.number, image_size=self.plan.size_at(begin))
             return
         ordinals = self.groups.ordinals(cut.members)
-        ids = ordinals + self.plan.manifest.split_start(self.plan.split)
+        ids = ordinals + self.groups.split_start
         rows = item_order(self.plan.seed, self.number, ids)
         rows = rows[(rows >= cut.offset) & (rows < cut.offset + cut.rows)]
         fresh = ~self.ledger.marked(self.number, ordinals[rows])

@@ -19,17 +19,22 @@ class Purpose(enum.IntEnum):
     EPOCH = 1  # order of the row groups in an epoch
     ITEM = 2  # order of the rows in a work item
     CROP = 3  # crop of one sample in one epoch
+    DRAW = 4  # balanced sampling: order of the images of a class
+    PASS = 5  # balanced sampling: pass of an epoch in which an image is drawn first
 
 
-def stream(seed: int, purpose: Purpose, epoch: int = 0, index: int = 0) -> np.random.Philox:
-    """Return the stream's bit generator. Any other (epoch, index) of the same seed and purpose is 2^128 draws away."""
+def stream(seed: int, purpose: Purpose, epoch: int = 0, index: int = 0, copy: int = 0) -> np.random.Philox:
+    """Return the stream's bit generator.
+
+    Any other (epoch, index) of the same seed and purpose is 2^128 draws away, and any other `copy` 2^64.
+    """
     key = np.array([seed, purpose], dtype=np.uint64)
-    return np.random.Philox(key=key, counter=np.array([0, 0, epoch, index], dtype=np.uint64))
+    return np.random.Philox(key=key, counter=np.array([0, copy, epoch, index], dtype=np.uint64))
 
 
-def generator(seed: int, purpose: Purpose, epoch: int = 0, index: int = 0) -> np.random.Generator:
+def generator(seed: int, purpose: Purpose, epoch: int = 0, index: int = 0, copy: int = 0) -> np.random.Generator:
     """Return a `Generator` over `stream`. Construction takes about 10 µs."""
-    return np.random.Generator(stream(seed, purpose, epoch, index))
+    return np.random.Generator(stream(seed, purpose, epoch, index, copy))
 
 
 def permutation(bits: np.random.Philox, n: int) -> npt.NDArray[np.int64]:

@@ -172,7 +172,7 @@ def _rows(shard: Shard, group: int, footer: memoryview | Fault, data: memoryview
         return data
     _footers.keep(shard.footer.sha256, footer)
     metadata = pq.read_metadata(pa.BufferReader(footer))
-    with pq.ParquetFile(pa.PythonFile(_Window(data, span.start), mode="r"), metadata=metadata) as file:
+    with pq.ParquetFile(pa.PythonFile(ByteWindow(data, span.start), mode="r"), metadata=metadata) as file:
         return file.read_row_groups([group], use_threads=False)
 
 
@@ -192,7 +192,7 @@ def _unread(first_id: int, count: int, manifest: Manifest) -> pa.Table:
     return pa.table(columns, schema=schema(manifest.multi_label))
 
 
-class _Window(io.RawIOBase):
+class ByteWindow(io.RawIOBase):
     """A file with only some bytes of a shard. Parquet's offsets stay valid, and nothing is copied."""
 
     def __init__(self, data: memoryview, start: int) -> None:

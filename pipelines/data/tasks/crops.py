@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from pipelines.config.sections import CacheConfig
 from pipelines.data.images.crops import eval_view, train_views, whole_views
 from pipelines.data.images.pillow import EncodedImage
 from pipelines.data.images.stored import Stored
-from pipelines.data.order.plan import item_order
+from pipelines.data.order.plan import Drawn
 from pipelines.data.order.rng import Purpose, generator
 from pipelines.data.shards.disk_cache import open_cache
 from pipelines.data.shards.manifest import Manifest
@@ -33,8 +34,13 @@ if TYPE_CHECKING:
 
 Block = dict[str, npt.NDArray[np.generic]]
 Pixels = npt.NDArray[np.uint8]
-Crop = Callable[[EncodedImage, int], Pixels]
-"""Function that makes the crops of a sample from its encoded image and its id."""
+
+
+class Crop(Protocol):
+    """Function that makes the crops of a sample; `copy` counts the repetitions of the image in its epoch."""
+
+    def __call__(self, encoded: EncodedImage, sample_id: int, *, copy: int) -> Pixels:
+        """Return the crops, of the shape `TaskConfig.image_shape`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +74,8 @@ def load_item(
     `ahead` has the item's rows if a fetch of them has started already.
 
     Yields:
-        Blocks of at most `rows_per_block` rows: image uint8 [n,S,S,3], label int64 [n], id int64 [n], epoch int32 [n].
+        Blocks of at most `rows_per_block` rows: image uint8 [n,S,S,3], label int64 [n], id int64 [n], epoch int32 [n],
+        draw int64 [n] (`Drawn.draw`).
         label is uint8 [n,classes] if the data set is multi-label: 1 for each class of the image.
         In training with r > 1 repeats, image has r crops per sample: [n,r,S,S,3]. bad object [n]: "" for a good row,
         else the fault (`bad_records.Fault.note`) of a row whose image is zeros.
@@ -79,17 +86,23 @@ def load_item(
     """
     stored_images = fetch_records(store, manifest, item, config, clock, ahead)
     ids, labels = stored_images.ids, stored_images.labels
-    order = item_order(config.seed, item.epoch, ids) if config.train else np.arange(len(ids))
-    order = order[item.kept(len(ids))[order]]
+    drawn = Drawn.of(item, ids, config.seed, shuffled=config.train)
     crop = _cropper(item, config, manifest.stored)
-    for begin in range(0, len(order), config.rows_per_block):
-        rows = order[begin : begin + config.rows_per_block]
+    for begin in range(0, len(drawn.row), config.rows_per_block):
+        part = slice(begin, begin + config.rows_per_block)
+        rows = drawn.row[part]
         images = np.empty((len(rows), *config.image_shape(item.image_size)), dtype=np.uint8)
-        for place, row in enumerate(rows.tolist()):
-            pixels = stored_images.use(row, crop)
+        for place, (row, copy) in enumerate(zip(rows.tolist(), drawn.copy[part].tolist(), strict=True)):
+            pixels = stored_images.use(row, partial(crop, copy=copy))
             images[place] = 0 if pixels is None else pixels
-        epochs = np.full(len(rows), item.epoch, dtype=np.int32)
-        yield {"image": images, "label": labels[rows], "id": ids[rows], "epoch": epochs, "bad": stored_images.bad(rows)}
+        yield {
+            "image": images,
+            "label": labels[rows],
+            "id": ids[rows],
+            "draw": drawn.draw[part],
+            "epoch": np.full(len(rows), item.epoch, dtype=np.int32),
+            "bad": stored_images.bad(rows),
+        }
 
 
 def fetch_records(
@@ -117,12 +130,14 @@ def _cropper(item: WorkItem, config: TaskConfig, stored: Stored) -> Crop:
     """
     crop = config.crop.at(item.image_size)
     if not config.train:
-        return lambda encoded, _: eval_view(encoded, stored, crop)
+        return lambda encoded, sample_id, *, copy: eval_view(encoded, stored, crop)
     change = _policy(crop)
 
-    def crops(encoded: EncodedImage, sample_id: int) -> Pixels:
-        first = item.epoch * crop.repeats  # how often the sample was used before
-        streams = [generator(config.seed, Purpose.CROP, first + repeat, sample_id) for repeat in range(crop.repeats)]
+    def crops(encoded: EncodedImage, sample_id: int, *, copy: int) -> Pixels:
+        first = item.epoch * crop.repeats  # crops of the sample in earlier epochs
+        streams = [
+            generator(config.seed, Purpose.CROP, first + repeat, sample_id, copy) for repeat in range(crop.repeats)
+        ]
         cropped = train_views(encoded, stored, crop, streams)
         changed = [change(pixels, rng) for pixels, rng in zip(cropped, streams, strict=True)]
         return np.stack(changed) if crop.repeats > 1 else changed[0]

@@ -17,7 +17,7 @@ from pipelines.data.images.display import Display, display_of_jpeg
 from pipelines.data.images.jpeg import JpegHeader, read_header
 from pipelines.data.images.pillow import EncodedImage, open_record, raw_pixels
 from pipelines.data.images.stored import Stored
-from pipelines.data.order.plan import item_order
+from pipelines.data.order.plan import Drawn
 from pipelines.data.order.rng import Purpose, generator
 from pipelines.data.shards.manifest import Manifest
 from pipelines.data.shards.work_item import WorkItem
@@ -52,7 +52,7 @@ def load_undecoded(
     """Fetch and verify an item, and draw the crops of its samples from the same streams as `load_item` does.
 
     Yields:
-        Blocks with the columns label, id, epoch and bad of `load_item`.
+        Blocks with the columns label, id, draw, epoch and bad of `load_item`.
         window float64 [n, r * 8]: the windows of the r crops of each sample (`pipelines.data.images.crop_boxes`).
         size int32 [n]: side of the crops, the same in all rows.
         If the data set stores raw pixels, image uint8 [n,H,W,C].
@@ -63,37 +63,41 @@ def load_undecoded(
         BadSample: a header cannot be read, or a label is not a class. Only if `config.tolerant` is False.
     """
     stored_images = fetch_records(store, manifest, item, config, clock, ahead)
-    order = item_order(config.seed, item.epoch, stored_images.ids)
-    order = order[item.kept(len(order))[order]]
+    drawn = Drawn.of(item, stored_images.ids, config.seed)
     windows_of = sampler(item, config)
-    for begin in range(0, len(order), config.rows_per_block):
-        rows = order[begin : begin + config.rows_per_block]
+    for begin in range(0, len(drawn.row), config.rows_per_block):
+        part = slice(begin, begin + config.rows_per_block)
+        rows = drawn.row[part]
         samples = [
             stored_images.use(row, lambda encoded, _: look(encoded, manifest.stored)) or _placeholder(manifest.stored)
             for row in rows.tolist()
         ]
         ids = stored_images.ids[rows]
+        places = zip(samples, ids.tolist(), drawn.copy[part].tolist(), strict=True)
         yield {
             **_columns(samples, manifest.stored),
-            "window": np.stack([windows_of(s.width, s.height, int(i)) for s, i in zip(samples, ids, strict=True)]),
+            "window": np.stack([windows_of(each.width, each.height, i, copy) for each, i, copy in places]),
             "size": np.full(len(rows), item.image_size, dtype=np.int32),
             "label": stored_images.labels[rows],
             "id": ids,
+            "draw": drawn.draw[part],
             "epoch": np.full(len(rows), item.epoch, dtype=np.int32),
             "bad": stored_images.bad(rows),
         }
 
 
-def sampler(item: WorkItem, config: TaskConfig) -> Callable[[int, int, int], Window]:
-    """Return a function from a sample's width, height and id to the windows of all its crops, float64 [r * 8].
+def sampler(item: WorkItem, config: TaskConfig) -> Callable[[int, int, int, int], Window]:
+    """Return a function from a sample's width, height, id and copy to the windows of all its crops, float64 [r * 8].
 
     The windows come from the sample's own random streams, like the crops of `load_item`.
     """
     crop = config.crop.at(item.image_size)
-    first = item.epoch * crop.repeats  # how often each sample was used before
+    first = item.epoch * crop.repeats  # crops of each sample in earlier epochs
 
-    def windows_of(width: int, height: int, sample_id: int) -> Window:
-        streams = (generator(config.seed, Purpose.CROP, first + repeat, sample_id) for repeat in range(crop.repeats))
+    def windows_of(width: int, height: int, sample_id: int, copy: int) -> Window:
+        streams = (
+            generator(config.seed, Purpose.CROP, first + repeat, sample_id, copy) for repeat in range(crop.repeats)
+        )
         return np.concatenate([train_window(width, height, crop, rng).ravel() for rng in streams])
 
     return windows_of

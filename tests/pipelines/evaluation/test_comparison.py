@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from infra.errors import UserError
 from infra.proportions import Paired, wilson
+from infra.registry.gate import Decision, OverClasses, decide
 from pipelines.evaluation.classifier import ServedClassifier
 from pipelines.evaluation.comparison import Comparison
 from pipelines.evaluation.predictions import Predictions
@@ -117,6 +120,9 @@ def evaluated(predictions: Predictions, calibration_error: float) -> Evaluated:
         calibration_error=calibration_error,
         class_counts=tuple(counts.tolist()),
         class_correct=tuple(right.tolist()),
+        class_predicted=tuple(np.bincount(predictions.predicted, minlength=3).tolist()),
+        macro_precision=0.0,
+        macro_recall=0.0,
     )
     return Evaluated(score=score, predictions=predictions)
 
@@ -174,3 +180,60 @@ def test_pictures_are_found_by_id(colours: Coloured) -> None:
     for sample, image in found.items():
         np.testing.assert_array_equal(image, rows["image"][sample - 30])
     assert pictures(colours.data, []) == {}
+
+
+def over_classes(label: np.ndarray, old: np.ndarray, new: np.ndarray, classes: int) -> Comparison:
+    def answers(predicted: np.ndarray) -> Predictions:
+        sure = np.full(len(label), 0.9, np.float32)
+        return Predictions(
+            id=np.arange(len(label)), label=label.astype(np.int32), predicted=predicted.astype(np.int32),
+            probability=sure, label_probability=sure, top5=np.ones(len(label), dtype=bool),
+        )  # fmt: skip
+
+    return Comparison(new=answers(new), old=answers(old), class_names=tuple(map(str, range(classes))))
+
+
+def test_the_difference_over_classes_is_scikit_learns_and_its_bound_is_below() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.choice(4, 400, p=[0.7, 0.2, 0.08, 0.02])
+    old, new = (np.where(rng.random(400) < right, label, rng.integers(0, 4, 400)) for right in (0.5, 0.8))
+    found = over_classes(label, old, new, 5)
+    pairs: list[tuple[OverClasses, Callable[..., float]]] = [
+        ("balanced_accuracy", balanced_accuracy_score),
+        ("macro_f1", macro_f1),
+    ]
+    for measure, score in pairs:
+        resampled = found.resampled(measure)
+        assert resampled == found.resampled(measure)  # the seed is fixed
+        assert resampled.difference == pytest.approx(score(label, new) - score(label, old), abs=1e-12)
+        assert -1 < resampled.bound < resampled.difference
+
+
+def macro_f1(label: np.ndarray, predicted: np.ndarray) -> float:
+    return float(f1_score(label, predicted, average="macro", zero_division=0))
+
+
+@pytest.mark.parametrize("measure", ["balanced_accuracy", "macro_f1"])
+def test_few_images_of_a_class_rule_out_little_even_if_the_models_never_differ(measure: OverClasses) -> None:
+    def bound(rare: int) -> float:
+        label = np.repeat([0, 1], [2000, rare])
+        resampled = over_classes(label, label, label, 2).resampled(measure)
+        assert resampled.difference == 0
+        return resampled.bound
+
+    assert bound(10) < -0.02 < bound(1000) < 0
+
+
+def test_the_gate_decides_by_the_measure_that_it_is_given() -> None:
+    label = np.repeat([0, 1], [950, 50])
+    old = np.zeros(1000, dtype=int)  # 95 % accurate, and blind to the rare class
+    new = np.where(label == 1, np.where(np.arange(1000) % 5, 1, 0), np.where(np.arange(1000) % 12, 0, 1))
+    found = over_classes(label, old, new, 2)
+    assert not decide(found.paired, champion="models:/m/1").promote
+    decision = decide(found.paired, champion="models:/m/1", resampled=found.resampled("balanced_accuracy"))
+    assert decision.promote
+    assert decision.reason.startswith("balanced accuracy as high as that of models:/m/1 or higher: +35.79")
+    assert Decision.from_tags(decision.tags) == decision
+    back = over_classes(label, new, old, 2)
+    worse = decide(back.paired, champion="models:/m/1", resampled=back.resampled("macro_f1"))
+    assert not worse.promote and worse.reason.startswith("lower macro f1 than models:/m/1: -")

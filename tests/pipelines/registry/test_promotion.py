@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from infra.errors import UserError
 from infra.registry.champion import champion, roll_back, settle
 from infra.registry.exported_program import file_sha256s
-from infra.registry.gate import Decision, Score
+from infra.registry.gate import Decision, Rule, Score
 from infra.registry.version import FILES_TAG, Version, find_version
 from infra.registry.versions import Candidate, load, register
 from infra.tracking.client import Tracking, connect, resolve_tracking
@@ -80,7 +80,7 @@ def offer(tracking: Tracking, data: EvalData, run_id: str, number: int, point: s
         kill_at(point)
     found = answers(1000 + 20 * number)
     version = register(tracking, candidate(run_id, data, number, found))
-    return version, challenge(tracking, version, found, data, margin=0.01)
+    return version, challenge(tracking, version, found, data, rule=Rule(0.01))
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_a_deleted_log_stops_the_gate_before_it_writes(tracking: Tracking, colou
     challenger = register(tracking, candidate(run_id, colours.data, 5, found))
     client.delete_run(client.get_registered_model(NAME).tags["champion_log"])
     with pytest.raises(UserError, match="was deleted: `mlflow runs restore --run-id"):
-        challenge(tracking, challenger, found, colours.data, margin=0.01)
+        challenge(tracking, challenger, found, colours.data, rule=Rule(0.01))
     assert "gate_decision" not in numbered(tracking, challenger.number).tags
     present = champion(tracking, NAME)
     assert present is not None
@@ -259,7 +259,7 @@ def test_a_comparison_is_of_the_same_images(tracking: Tracking, colours: Coloure
         top5=np.ones(len(rows["id"]), dtype=bool),
     )
     challenger = register(tracking, candidate(run_id, other, 9, perfect))
-    decision = challenge(tracking, challenger, perfect, other, margin=1.0)
+    decision = challenge(tracking, challenger, perfect, other, rule=Rule(1.0))
     assert decision.promote
     assert decision.paired is not None
     assert decision.paired.count == 30  # not the two thousand that the champion was registered with

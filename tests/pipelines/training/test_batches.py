@@ -38,6 +38,7 @@ def block(ids, *, base=0, side=2, epoch=0, spent=(0.0, 0.0)):
         "id": ids,
         "epoch": np.where(ids == FILLER, FILLER, epoch).astype(np.int32),
         "base": np.full(len(ids), base, dtype=np.int64),
+        "draw": np.array(ids, dtype=np.int64),
         "read_s": spent[0] * (np.arange(len(ids)) == 0),
         "decode_s": spent[1] * (np.arange(len(ids)) == 0),
         "made_at": np.zeros(len(ids)),
