@@ -16,8 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.data.order.draws import Balanced
 from pipelines.data.order.ledger import Ledger
-from pipelines.data.order.plan import Plan, item_order, plan_items, plan_tasks
+from pipelines.data.order.plan import Drawn, Plan, plan_items, plan_tasks
 from pipelines.data.shards.manifest import Manifest
 from pipelines.data.shards.work_item import WorkItem
 from pipelines.training.batches import Steps
@@ -27,7 +28,7 @@ from tests.pipelines.data.conftest import layout_only
 FILLER = -1
 WORLD_SIZES = (1, 2, 3, 4, 5, 6)
 DIVIDING = (1, 2, 3, 4, 6)  # a batch, so that every worker has as much of each step
-Row = tuple[int, int, int]  # epoch, id, side of the image
+Row = tuple[int, int, int]  # epoch, id (of a balanced plan: number of the draw), side of the image
 LAYOUTS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=6), min_size=1, max_size=6)
 
 
@@ -43,10 +44,8 @@ def ids_of(manifest: Manifest, item: WorkItem) -> list[int]:
 
 def rows_of(plan: Plan, item: WorkItem) -> list[Row]:
     """What `load_item` yields for an item, in order."""
-    ids = ids_of(plan.manifest, item)
-    kept = item.kept(len(ids))
-    order = item_order(plan.seed, item.epoch, np.array(ids))
-    rows = [(item.epoch, ids[row], item.image_size) for row in order if kept[row]]
+    drawn = Drawn.of(item, np.array(ids_of(plan.manifest, item)), plan.seed)
+    rows = [(item.epoch, draw, item.image_size) for draw in drawn.draw.tolist()]
     assert len(rows) == item.rows
     return rows
 
@@ -200,6 +199,11 @@ def filler(rows: int, side: int) -> dict[str, np.ndarray]:
     return {"epoch": nothing, "id": nothing, "size": np.full(rows, side), "image": np.zeros((rows, 1, 1, 3))}
 
 
+def _balanced(rows: int) -> Balanced:
+    """Three classes, of which one has a tenth of the images."""
+    return Balanced(labels=np.random.default_rng(rows).choice(3, rows, p=[0.6, 0.3, 0.1]), passes=3)
+
+
 @st.composite
 def plans(draw: st.DrawFn, global_batch: int) -> Plan:
     """Any shards, row groups, seeds and curricula; the run ends wherever it does."""
@@ -213,6 +217,7 @@ def plans(draw: st.DrawFn, global_batch: int) -> Plan:
         split="train",
         seed=draw(st.integers(0, 2**32)),
         total_samples=total,
+        balanced=draw(st.sampled_from([None, _balanced(rows)])),
         item_rows=draw(st.integers(1, 100)),
         sizes=sizes,
     )
