@@ -45,10 +45,11 @@ _TITLES = {
     "data": "which data set, and how a stored image becomes an input",
     "augment": "random changes of training images, by batch",
     "optim": "batch size, learning rate, optimizer, loss, averages of weights",
+    "loss": "weights of classes and of hard images",
     "schedule": "length of the training, and the learning rate over time",
     "curriculum": "image sizes and depths that change during training",
     "compute": "precision and speed",
-    "run": "place, hardware, logging; only `seed` changes the result",
+    "run": "place, hardware, logging; only `seed` changes the weights",
 }
 _EXAMPLES: dict[str, Any] = {
     "model.in_channels": 3,
@@ -93,6 +94,10 @@ _EXAMPLES: dict[str, Any] = {
     "optim.ema_decay": 0.9999,
     "augment.mean": [0.5, 0.5, 0.5],
     "augment.std": [0.25, 0.25, 0.25],
+    "loss.class_weights": "auto",
+    "loss.focal_gamma": 2.0,
+    "data.sampling_power": 0.5,
+    "data.sampling_passes": 4,
     "curriculum.until": [60, 120],
     "curriculum.image_size": [128, 160, 192],
     "curriculum.model": ["resnet18", "resnet34", "resnet34"],

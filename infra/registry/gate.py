@@ -18,7 +18,7 @@ from infra.proportions import CONFIDENCE, Paired, Resampled
 
 OverClasses = Literal["balanced_accuracy", "macro_f1"]
 """Measures in which every class has the same weight."""
-Measure = Literal["accuracy"] | OverClasses
+Measure = Literal["accuracy", OverClasses]
 OVER_CLASSES = get_args(OverClasses)
 MARGIN = 0.01
 """Accuracy, 0 to 1: the default of the recipe's run.gate_margin."""
