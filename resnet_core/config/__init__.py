@@ -5,9 +5,8 @@ A value that no run can use raises ValueError with the field's name in the recip
 
 from resnet_core.config.augment import IMAGENET_MEAN, IMAGENET_STD, AugmentConfig, Rgb
 from resnet_core.config.compute import ComputeConfig, Precision
-from resnet_core.config.loss import LossWeightsConfig
 from resnet_core.config.model import DropPathShape, Family, Location, ModelConfig
-from resnet_core.config.optim import Loss, MomentumForm, OptimConfig, OptimizerName
+from resnet_core.config.optim import Loss, LossWeightsConfig, MomentumForm, OptimConfig, OptimizerName
 from resnet_core.config.schedule import CurriculumConfig, ScheduleConfig, Shape, Unit, WarmupShape
 from resnet_core.config.variants import VARIANTS, CifarName, ImageNetName, ModelName, Variant
 

@@ -1,4 +1,4 @@
-"""Section `optim` of a recipe: the optimizer, the loss and the average of the weights."""
+"""Sections `optim` and `loss` of a recipe: the optimizer, the loss, the average of the weights; weights of classes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from resnet_core.config.check import require, require_choice
 OptimizerName = Literal["sgd", "lars", "lamb", "adamw"]
 MomentumForm = Literal["torch", "caffe"]
 Loss = Literal["cross_entropy", "bce", "bce_sum"]
+ClassWeights = Literal["", "auto"] | dict[str, float]
 
 _WITH_MOMENTUM = ("sgd", "lars")
 
@@ -103,3 +104,25 @@ class OptimConfig:
     def peak_lr(self) -> float:
         """Return the learning rate at the end of the warm-up."""
         return self.lr_per_256 * self.global_batch_size / 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossWeightsConfig:
+    """Weights of classes and of hard images in the training loss; the loss itself is `optim.loss`."""
+
+    class_weights: ClassWeights = ""
+    """Weights of the classes: auto = N / (K n) for a class with n of the N training images of K classes; a table of
+    class names = those weights, and 1 for other classes; "" = none."""
+    focal_gamma: float = 0.0
+    """Exponent of the focal loss, which weighs an image by (1 - p)^gamma, with p the probability of its class (Lin et
+    al. 2017); 0 = off."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.focal_gamma < math.inf, "loss.focal_gamma", "finite, at least 0", self.focal_gamma)
+        if isinstance(self.class_weights, dict):
+            require(bool(self.class_weights), "loss.class_weights", '"auto", "" or a table of weights', {})
+            for name, weight in self.class_weights.items():
+                require(0 < weight < math.inf, f"loss.class_weights.{name}", "positive and finite", weight)
+        else:
+            choices = '"auto", "" or a table of weights'
+            require(self.class_weights in ("", "auto"), "loss.class_weights", choices, self.class_weights)
