@@ -41,7 +41,12 @@ def main() -> None:
     store = open_store(arguments.dest)
     store.check_access(write=True)
     source = open_source(
-        arguments.source, holdout=config.holdout, validation=config.validation, seed=config.seed, keep=store
+        arguments.source,
+        holdout=config.holdout,
+        validation=config.validation,
+        seed=config.seed,
+        keep=store,
+        columns=config,
     )
     console = cli.console()
     manifest = find_prepared(source, store, config)

@@ -35,12 +35,32 @@ class PrepareConfig:
     """Share of each class's training images that becomes the validation split if the source has none; 0 = none. The
     split has at most 10,000 images; every class with three or more training images gives at least one."""
     max_bad_images: int = 0
-    """Images that may be skipped because they do not decode; rejected.parquet lists them. One more stops prepare."""
+    """Images that may be skipped because they do not decode, or because their row of a table has no file or no label;
+    rejected.parquet lists them. One more stops prepare."""
     max_megapixels: int = MAX_MEGAPIXELS
     """Largest image, millions of pixels; larger images count as bad. Decoding needs 7 bytes per pixel, 0.7 GB for 100.
     The forms jpeg and raw decode a JPEG of more than 25 at reduced size; only they allow more than 100."""
     seed: int = 0
     """Seed that decides which images are held out and how samples are spread over the shards."""
+    root: str = ""
+    """Folder or s3://bucket/prefix in which a table's paths begin; "" = the table's folder, or, if all paths are
+    absolute, their common folder."""
+    path_column: str = ""
+    """Column of a table that has the paths of the images; "" = guessed by name."""
+    label_column: str = ""
+    """Column of a table that has the labels, words or numbers; "" = guessed by name."""
+    label_columns: tuple[str, ...] = ()
+    """Columns of a table with 0 or 1, one for each class: multi-label. ["*"] = all columns that have no other use."""
+    label_separator: str = ""
+    """Text between the labels of one image, such as "|": multi-label; "" = the column has one label."""
+    multi_label: bool = False
+    """Rows of the same image are joined: it has the labels of all of them. Separator and 0/1 columns need no true."""
+    split_column: str = ""
+    """Column of a table with train, val or test; "" = guessed by name, "none" = the table has none."""
+    group_column: str = ""
+    """Column of a table, such as a patient: all images of one group are in the same split."""
+    classes: tuple[str, ...] = ()
+    """Class names in the wanted order; () = words in alphabetical order, numbers by value."""
 
     def __post_init__(self) -> None:
         forms = ("auto", "original", "jpeg", "raw")
@@ -58,6 +78,9 @@ class PrepareConfig:
         _require(self.max_bad_images >= 0, "max_bad_images", "must be at least 0", self.max_bad_images)
         _require(self.max_megapixels >= 1, "max_megapixels", "must be at least 1", self.max_megapixels)
         _require(self.seed >= 0, "seed", "must be at least 0", self.seed)
+        alone = not self.label_columns or not (self.label_column or self.label_separator)
+        _require(alone, "label_columns", "replaces prepare.label_column and label_separator", self.label_columns)
+        _require(len(set(self.classes)) == len(self.classes), "classes", "must name each class once", self.classes)
 
 
 def _require(condition: bool, field: str, what: str, value: object) -> None:

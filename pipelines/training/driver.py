@@ -138,7 +138,12 @@ def find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
     if recipe.data.source and not store.exists(MANIFEST):
         made = recipe.prepare
         source = open_source(
-            recipe.data.source, holdout=made.holdout, validation=made.validation, seed=made.seed, keep=store
+            recipe.data.source,
+            holdout=made.holdout,
+            validation=made.validation,
+            seed=made.seed,
+            keep=store,
+            columns=made,
         )
         console.print(f"preparing {source.description} at {store.description}")
         infra.cluster.connect(min_cpus=1)

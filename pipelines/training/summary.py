@@ -11,7 +11,7 @@ from pipelines.cli.next_command import command, home_option, setting, ui_command
 from pipelines.cli.verdict import promote_command, registered
 from pipelines.config.paths import shown
 from pipelines.config.recipe import SPACES
-from pipelines.data.prepare.report import report_lines
+from pipelines.data.prepare.report import read_report, report_lines
 from pipelines.data.prepare.source import TEST
 from pipelines.data.shards.bad_records import QUARANTINE
 from pipelines.data.shards.manifest import Manifest
@@ -80,6 +80,9 @@ def summarise_data_set(console: Console, store: Store, manifest: Manifest, dest:
     splits = ", ".join(f"{rows:,} {split}" for split, rows in manifest.splits.items())
     size = f"{len(manifest.shards)} shards, {manifest.total_bytes / 1e6:,.1f} MB"
     console.print(f"data set {manifest.name}: {splits} images of {len(manifest.class_names)} classes in {size}")
+    report = read_report(store)
+    for line in report.class_lines(manifest.class_names) if report else ():
+        console.print(line)
     for line in report_lines(store):
         console.print(line)
     for line in data_warnings(store, manifest):

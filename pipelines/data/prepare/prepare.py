@@ -279,12 +279,13 @@ class _Writing:
                 f"all {len(members):,} training images of class {name} cannot be used: {_named(members)}. {_REPAIR}"
             )
         images = sorted((image for each in bad.values() for image in each), key=lambda image: image.key)
-        if len(images) <= self.config.max_bad_images:
+        unusable = len(self.source.contents.unusable)  # rows of a table
+        if len(images) + unusable <= self.config.max_bad_images:
             return
         raise UserError(
             f"{len(images):,} of {self.source.total_rows:,} images cannot be used: {_named(images)}. Repair or remove "
             f"them, empty {self.store.description}, and run again; or leave them out with --set "
-            f"prepare.max_bad_images={len(images)}"
+            f"prepare.max_bad_images={len(images) + unusable}"
         )
 
     def _emptied(self, bad: Bad, split: str) -> dict[str, list[BadImage]]:

@@ -2,7 +2,8 @@
 
 report.json         counts: images, odd images by kind, duplicates, images left out
 duplicates.parquet  images with the same bytes as an earlier one: id, split, key, first_id, first_split, first_key
-rejected.parquet    images left out: split, key, reason
+rejected.parquet    images left out: split, key, reason; split is "" for a table's row without file or label
+unlabelled.parquet  images that no row of a table names: key
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ if TYPE_CHECKING:
     from pipelines.data.prepare.source import Samples, Source
 
 REPORT = "report.json"
-DUPLICATES, REJECTED = REPORTS
+DUPLICATES, REJECTED, UNLABELLED = REPORTS
 
 Ids = npt.NDArray[np.int64]
+_MOST_CLASSES = 20  # rows of the printed table
+_WIDEST = 40  # characters of a class name in it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +46,27 @@ class PrepareReport:
     listing: str  # digest of the source's files at that time, if the source has one
     classes: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # images of each class, by split
     notes: Sequence[str] = ()  # lines for users about other files and images that were left out
+
+    def class_lines(self, names: Sequence[str]) -> list[str]:
+        """Return a table of the images of each class and split; of many classes, the largest and the smallest."""
+        splits = list(self.classes)
+        counts = np.array([self.classes[split] for split in splits], dtype=np.int64).T
+        if counts.shape != (len(names), len(splits)) or not splits:  # of an earlier version
+            return []
+        order = list(range(len(names)))
+        shown: list[int | None] = [*order]
+        if len(names) > _MOST_CLASSES:
+            ranked = sorted(order, key=lambda label: (-int(counts[label].sum()), label))
+            shown = [*ranked[: _MOST_CLASSES // 2], None, *ranked[-_MOST_CLASSES // 2 :]]
+        rest = f"{len(names) - _MOST_CLASSES:,} classes in between"
+        width = min(_WIDEST, max(len(names[label]) if label is not None else len(rest) for label in shown))
+        head = "  ".join(f"{split:>10}" for split in splits)
+        lines = [f"{'class':<{width}}  {head}"]
+        for label in shown:
+            cells = ["…"] * len(splits) if label is None else [f"{count:,}" for count in counts[label].tolist()]
+            name = rest if label is None else names[label]
+            lines.append(f"{name[:width]:<{width}}  {'  '.join(f'{cell:>10}' for cell in cells)}")
+        return lines
 
     def lines(self) -> list[str]:
         """Return the lines to print; none if nothing is unusual."""
@@ -100,6 +124,8 @@ def write_report(
     rejected = [
         {"split": split, "key": image.key, "reason": image.reason} for split, images in bad.items() for image in images
     ]
+    rejected += [{"split": "", "key": key, "reason": reason} for key, reason in source.contents.unusable]
+    _write_table(store, UNLABELLED, {"key": list(source.contents.unlabelled)})
     _write_table(store, REJECTED, {name: [row[name] for row in rejected] for name in ("split", "key", "reason")})
     kinds = sum((Counter(each.kinds) for each in written), Counter[str]())
     report = PrepareReport(

@@ -67,6 +67,8 @@ class Contents:
     fingerprint: str  # sha256 of names, sizes and labels, or of the data; independent of the source's location
     notes: tuple[str, ...] = ()  # lines for users about files that are left out
     label_sets: LabelSets | None = None  # of a multi-label source; None = each sample has one class
+    unlabelled: Sequence[str] = ()  # images that no row of a table names
+    unusable: Sequence[tuple[str, str]] = ()  # (path, reason) of rows of a table without file or label
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: `contents` is a cached property

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["MANIFEST", "Form", "Manifest", "RowGroup", "Shard", "Span", "Stored", "check_shards", "load_manifest"]
 
 MANIFEST = "manifest.json"
-REPORTS = ("duplicates.parquet", "rejected.parquet")
+REPORTS = ("duplicates.parquet", "rejected.parquet", "unlabelled.parquet")
 """Tables that prepare writes next to the shards."""
 FORMAT_VERSION = 1
 NAME_LENGTH = 16

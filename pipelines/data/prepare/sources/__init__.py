@@ -12,11 +12,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from infra.errors import UserError
+from pipelines.config.prepare import PrepareConfig
 from pipelines.data.prepare.source import Source
-from pipelines.data.prepare.sources import cifar, folders, idx, imagenet, parquet, webdataset
+from pipelines.data.prepare.sources import cifar, folders, idx, imagenet, parquet, table, webdataset
 from pipelines.data.prepare.sources.mnist5k import MNIST5K, open_mnist5k
 from pipelines.data.prepare.sources.place import IMAGE_SUFFIXES, Place, by_suffix, counted, find_place, require_utf8
 from pipelines.data.prepare.sources.splits import SplitChoice, with_validation
+from pipelines.data.prepare.sources.table_file import SUFFIXES
 from pipelines.data.shards.manifest import is_dataset
 
 if TYPE_CHECKING:
@@ -36,14 +38,20 @@ _KINDS: tuple[tuple[str, _Open], ...] = (
 )
 """Kinds of source, in the order in which they are tried: the most specific first."""
 
-_TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".txt")
+_TABLES = (".xlsx", ".xls", ".ods", ".json", ".txt", *SUFFIXES)
 _ARCHIVES = (".zip", ".rar", ".7z", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".gz")
 
-EXPECTS = "; ".join((*(expects for expects, _ in _KINDS), f"the word {MNIST5K}"))
+EXPECTS = "; ".join((*(expects for expects, _ in _KINDS), table.EXPECTS, f"the word {MNIST5K}"))
 
 
 def open_source(
-    text: str, *, holdout: float = 0.1, validation: float = 0.0, seed: int = 0, keep: Store | None = None
+    text: str,
+    *,
+    holdout: float = 0.1,
+    validation: float = 0.0,
+    seed: int = 0,
+    keep: Store | None = None,
+    columns: PrepareConfig | None = None,
 ) -> Source:
     """List a source. Nothing is decoded, and archives are not opened yet.
 
@@ -53,17 +61,21 @@ def open_source(
         validation: fraction of each class's training images that becomes the validation split, if the source has none.
         seed: decides which images are held out.
         keep: store for the index of archives until the data set is finished (`_progress/`); None = not kept.
+        columns: the columns and the root of a table; None = guessed.
 
     Raises:
         UserError: the source does not exist or is incomplete.
     """
-    choice = SplitChoice(holdout=holdout, validation=validation, seed=seed, keep=keep)
+    named = columns or PrepareConfig()
+    choice = SplitChoice(holdout=holdout, validation=validation, seed=seed, keep=keep, table=named)
     if text == MNIST5K:
         return with_validation(open_mnist5k(seed), choice)
     place = find_place(text)
     require_utf8(place)
     if not place.is_file and is_dataset(place.store):
         raise UserError(f"source {text} is a data set that prepare wrote: train on it, or name its original source")
+    if (listed := table.open_table(place, choice)) is not None:
+        return listed
     for _, open_kind in _KINDS:
         source = open_kind(place, choice)
         if source is not None:
@@ -77,11 +89,17 @@ def _found(place: Place) -> str:
     tables = place.ending(*_TABLES)
     archives = place.ending(*_ARCHIVES)
     if place.is_file:
-        kinds = (("one image", images), ("a table", tables), ("an archive that is not read: unpack it", archives))
+        kinds = (
+            ("one image", images),
+            ("a table of another kind: save it as CSV", tables),
+            ("an archive that is not read: unpack it", archives),
+        )
         return f"source {place.text} is {next((kind for kind, found in kinds if found), 'a file of no known kind')}"
     if images:
-        table = f"; the table {tables[0]} is not read" if tables else ""
-        return f"source {place.text} holds {counted(len(images), 'image')} but no class folders{table}"
+        readable = [path for path in tables if path.lower().endswith(SUFFIXES)]
+        text = f"; the table {tables[0]} is not read" if tables else ""
+        text = f"; for labels in a table, name {place.text}/{readable[0]}" if readable else text
+        return f"source {place.text} holds {counted(len(images), 'image')} but no class folders{text}"
     if archives:
         return f"source {place.text} holds {archives[0]}, an archive that is not read: unpack it"
     return f"source {place.text} holds no supported files ({by_suffix(place.files)})"

@@ -89,6 +89,17 @@ def _image_leaf(schema: pa.Schema, name: str, where: str) -> str:
     return name
 
 
+def holds_bytes(schema: pa.Schema) -> bool:
+    """Return whether a column can hold encoded images: binary, or a struct with a field `bytes`."""
+    import pyarrow as pa
+
+    def is_bytes(kind: pa.DataType) -> bool:
+        inner = pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        return bool(inner or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    return any(is_bytes(field.type) for field in schema)
+
+
 def require_bytes(file: pq.ParquetFile, column: str, where: str) -> None:
     """Raise UserError if Hugging Face's struct has the paths of the images but not their bytes."""
     if "." not in column or not file.metadata.num_rows:

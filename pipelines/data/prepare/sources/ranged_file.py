@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infra.storage import Store
@@ -35,6 +35,12 @@ class RangedFile(io.RawIOBase):
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.length}[whence]
         self._position = base + offset
         return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill `buffer` as far as the bytes reach, for `io.BufferedReader`; return how many were filled."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
 
     def read(self, size: int = -1) -> bytes:
         """Read up to `size` bytes; fewer only at the end."""

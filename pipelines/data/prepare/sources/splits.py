@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import UserError
+from pipelines.config.prepare import PrepareConfig
 from pipelines.data.prepare.source import SPLITS, TEST, TRAIN, VALIDATION, Contents, Labels, Samples, Source, held_out
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _WORDS = {
 """Words that sources use for their splits; upper and lower case do not matter."""
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # "imagenet1k-train", "imagenetTrain"
 _WHOLE = re.compile(r"([a-z]+?)[ _-]?(?:set|split|data|dataset|images?|imgs?|[0-9]+)?", re.IGNORECASE)
-_MOST_VALIDATION = 10_000  # images; more make an evaluation slower but hardly more precise
+MOST_VALIDATION = 10_000  # images; more make an evaluation slower but hardly more precise
 _LEAST_FOR_VALIDATION = 3  # training images of a class, so that at least two remain
 
 _Kind = TypeVar("_Kind", bound=Samples)
@@ -39,6 +40,7 @@ class SplitChoice:
     validation: float  # fraction of each class's training images for the validation split, if the source has none
     seed: int  # decides which samples are held out
     keep: Store | None = None  # store for the index of archives until the data set is finished
+    table: PrepareConfig = field(default_factory=PrepareConfig)  # columns and root, if the source is a table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +161,7 @@ def hold_out(samples: _Kind, choice: SplitChoice) -> dict[str, _Kind]:
     def count(members: int) -> int:
         return min(max(1, round(choice.holdout * members)), members - 1) if choice.holdout else 0
 
-    return _parted(samples, TEST, _chosen(samples, count, choice.seed))
+    return parted(samples, TEST, _chosen(samples, count, choice.seed))
 
 
 def with_validation(source: Source, choice: SplitChoice) -> Source:
@@ -176,7 +178,7 @@ def with_validation(source: Source, choice: SplitChoice) -> Source:
 
 
 def _hold_out_validation(samples: _Kind, choice: SplitChoice) -> dict[str, _Kind]:
-    most = _MOST_VALIDATION / len(samples)
+    most = MOST_VALIDATION / len(samples)
 
     def count(members: int) -> int:
         if members < _LEAST_FOR_VALIDATION:
@@ -184,7 +186,7 @@ def _hold_out_validation(samples: _Kind, choice: SplitChoice) -> dict[str, _Kind
         wanted = choice.validation * members if choice.validation <= most else int(most * members)
         return min(max(1, round(wanted)), members - 1)
 
-    return _parted(samples, VALIDATION, _chosen(samples, count, choice.seed))
+    return parted(samples, VALIDATION, _chosen(samples, count, choice.seed))
 
 
 def _chosen(samples: Samples, count: Callable[[int], int], seed: int) -> npt.NDArray[np.bool_]:
@@ -203,7 +205,7 @@ def _by_class(labels: Labels) -> list[npt.NDArray[np.int64]]:
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(labels) else []
 
 
-def _parted(samples: _Kind, split: str, mask: npt.NDArray[np.bool_]) -> dict[str, _Kind]:
+def parted(samples: _Kind, split: str, mask: npt.NDArray[np.bool_]) -> dict[str, _Kind]:
     """Split the training samples: those in the mask, if any, become split `split`."""
     if not mask.any():
         return {TRAIN: samples}

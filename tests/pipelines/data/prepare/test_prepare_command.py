@@ -31,16 +31,22 @@ def test_command_prepares_once_and_then_says_so(command, folder: Path, tmp_path:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "preparing image files in class folders of images (0.2 of each class held out)"
     assert lines[1].startswith("0 of 90 images, 0.0 MB")
-    assert lines[-5].startswith("90 of 90 images")
-    assert re.fullmatch(r"wrote at [\d,]+ images/s, [\d.]+ MB/s", lines[-4])
+    assert lines[-9].startswith("90 of 90 images")
+    assert re.fullmatch(r"wrote at [\d,]+ images/s, [\d.]+ MB/s", lines[-8])
     assert lines[-2] == "odd images, read as RGB like all others: 1 PNG named JPEG"
-    assert lines[-3].split(": ", 1)[1].startswith("65 train, 7 validation, 18 test images of 3 classes in 6 shards, ")
+    assert [line.split() for line in lines[-6:-2]] == [
+        ["class", "train", "validation", "test"],
+        ["a", "14", "2", "4"],
+        ["b", "22", "2", "6"],
+        ["c", "29", "3", "8"],
+    ]
+    assert lines[-7].split(": ", 1)[1].startswith("65 train, 7 validation, 18 test images of 3 classes in 6 shards, ")
     sizes = "--set data.image_size=22 --set data.eval_resize=22"  # the largest shorter side among the pictures
     next_line = f" my_small_images --set data.uri={dest} --set run.register_as=out {sizes}"
     assert lines[-1].startswith("next: ") and lines[-1].endswith(f"pipelines/train.py{next_line}")
     command(str(folder), dest, "--set", "prepare.min_shards=2", "--set", "prepare.holdout=0.2")
     again = capsys.readouterr().out.splitlines()
-    assert again == [f"{dest} is already prepared: nothing to do", *lines[-3:]]
+    assert again == [f"{dest} is already prepared: nothing to do", *lines[-7:]]
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,13 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path: Path) -> None:
         (
             {"flat/a.jpg": b"", "flat/labels.csv": b""},
             "flat",
-            ("holds 1 image but no class folders; the table labels.csv is not read",),
+            ("holds 1 image but no class folders; for labels in a table, name ",),
         ),
-        ({"labels.csv": b"a,b"}, "labels.csv", ("is a table: expected SOURCE/CLASS/*.jpg",)),
+        (
+            {"labels.xlsx": b"a,b"},
+            "labels.xlsx",
+            ("is a table of another kind: save it as CSV: expected SOURCE/CLASS/*.jpg",),
+        ),
         ({"a.jpg": b""}, "a.jpg", ("is one image: expected SOURCE/CLASS/*.jpg",)),
         ({"a.zip": b""}, "a.zip", ("is an archive that is not read: unpack it",)),
         ({"in/a.zip": b""}, "in", ("holds a.zip, an archive that is not read: unpack it",)),

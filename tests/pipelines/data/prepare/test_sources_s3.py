@@ -10,6 +10,7 @@ import pytest
 from infra.errors import UserError
 from infra.s3_server import S3Server, serve_s3
 from infra.storage import LocalStore, open_store
+from pipelines.config.prepare import PrepareConfig
 from pipelines.data.prepare.source import Source, SourceSample
 from pipelines.data.prepare.sources import open_source
 from pipelines.data.prepare.sources.parquet import ParquetRows
@@ -62,6 +63,22 @@ def plain(source: Source) -> list[tuple[object, ...]]:
         return sample.split, sample.key, sample.label, image
 
     return [row(sample) for samples in source.splits.values() for sample in samples.read()]
+
+
+def test_a_table_and_its_images_on_s3_are_the_same_as_locally(server: S3Server, tmp_path: Path) -> None:
+    files = {f"photos/{index:02d}.jpg": built.jpeg(index) for index in range(8)}
+    files["labels.csv"] = "".join(["path,label\n", *(f"{path},{path[8:9]}\n" for path in files)]).encode()
+    store = open_store(f"s3://{server.bucket}/tables/one")
+    for name, data in files.items():
+        store.write(name, data)
+    local = open_source(str(put(tmp_path / "one", files) / "labels.csv"))
+    assert len(local.class_names) == 8
+    assert plain(open_source(f"{store.uri}/labels.csv")) == plain(local)
+    other = put(tmp_path / "other", {"labels.csv": files["labels.csv"]}) / "labels.csv"
+    assert plain(open_source(str(other), columns=PrepareConfig(root=store.uri))) == plain(local)
+    uris = files["labels.csv"].replace(b"photos/", f"{store.uri}/photos/".encode())
+    named = put(tmp_path / "uris", {"labels.csv": uris}) / "labels.csv"
+    assert [row[2:] for row in plain(open_source(str(named)))] == [row[2:] for row in plain(local)]
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
