@@ -8,10 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import UserError
+from infra.storage import LocalStore
 from pipelines.config.prepare import PrepareConfig
+from pipelines.data.prepare.report import PrepareReport, read_report, write_report
+from pipelines.data.prepare.shard_plan import plan_shards, stored_form
+from pipelines.data.prepare.shard_writer import write_shard
 from pipelines.data.prepare.source import Source
 from pipelines.data.prepare.sources import open_source
 from tests.pipelines.data.built import jpeg, parquet_bytes, put
@@ -100,7 +105,6 @@ def test_the_order_of_the_rows_decides_nothing(photos: Path) -> None:
 
 def test_a_parquet_of_paths_is_a_table_and_one_of_images_is_not(photos: Path) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     paths, labels = zip(*rows(), strict=True)
     pq.write_table(pa.table({"image": paths, "label": labels}), photos / "labels.parquet")
@@ -171,7 +175,6 @@ MULTI = [("ant",), (), ("ant", "crab"), ("bee", "crab"), ("crab",)]
 @pytest.mark.parametrize("form", ["separator", "json", "parquet", "columns", "every column", "rows"])
 def test_several_labels_per_image(photos: Path, form: str) -> None:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     sets = {path: MULTI[index % 5] for index, (path, _) in enumerate(rows())}
     match form:
@@ -211,6 +214,36 @@ def test_rows_without_file_or_label_can_be_left_out_and_are_reported(photos: Pat
     assert list(source.contents.unlabelled) == ["photos/29.jpg"]
     assert "left out: 1 image that no row names (photos/29.jpg): see unlabelled.parquet" in source.notes
     assert "guessed by name: prepare.path_column=path, prepare.label_column=label" in source.notes
+
+
+def test_the_report_has_every_row_and_image_that_was_left_out(photos: Path, tmp_path: Path) -> None:
+    content = csv(lines=[*rows(25), ("photos/x.jpg", "ant"), ("photos/00.jpg", "ant")])
+    put(photos, {"photos/24.jpg": jpeg(0)})  # as 00.jpg
+    source, store = opened(photos, content, max_bad_images=1), LocalStore(uri=str(tmp_path / "data"))
+    config = PrepareConfig(min_shards=1)
+    jobs = plan_shards(source, stored_form(source, config), config)
+    shards = [write_shard(store, job, source.splits[job.split], source.label_sets) for job in jobs]
+    write_report(store, source, {}, jobs, shards)
+    report = read_report(store)
+    assert report is not None
+    assert (report.images, report.rejected, report.leaked + report.repeated) == (25, 1, 1)
+    assert report.classes == {"train": [7, 6, 6], "test": [2, 2, 2]}
+    assert [line.split() for line in report.class_lines(source.class_names)][1] == ["ant", "7", "2"]
+    left = pq.read_table(Path(store.uri, "unlabelled.parquet")).to_pydict()
+    assert left == {"key": [f"photos/{index}.jpg" for index in range(25, 30)]}
+    rejected = pq.read_table(Path(store.uri, "rejected.parquet")).to_pylist()
+    assert rejected == [{"split": "", "key": "photos/x.jpg", "reason": "row 27 of the table names no file"}]
+
+
+def test_of_many_classes_the_report_shows_the_largest_and_the_smallest(photos: Path) -> None:
+    report = PrepareReport(
+        images=0, kinds={}, leaked=0, repeated=0, rejected=0, listing="", classes={"train": [*range(100)]}
+    )
+    lines = [line.split() for line in report.class_lines([f"c{index}" for index in range(100)])]
+    assert lines[0] == ["class", "train"]
+    assert [line[0] for line in lines[1:4]] == ["c99", "c98", "c97"]
+    assert lines[11] == ["80", "classes", "in", "between", "…"]
+    assert [line[0] for line in lines[-2:]] == ["c1", "c0"]
 
 
 def test_rows_that_repeat_another_are_counted(photos: Path) -> None:
