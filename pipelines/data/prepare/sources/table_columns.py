@@ -10,7 +10,20 @@ from infra.nearest import nearest
 from pipelines.config.prepare import PrepareConfig
 from pipelines.data.prepare.sources.place import IMAGE_SUFFIXES
 
-_PATHS = ("path", "file", "filename", "filepath", "image", "img", "imagepath", "imgpath", "imagefile", "imagename")
+_PATHS = (
+    "path",
+    "file",
+    "filename",
+    "filepath",
+    "image",
+    "img",
+    "imagepath",
+    "imgpath",
+    "imagefile",
+    "imagename",
+    "photo",
+    "picture",
+)
 _IDS = ("imageid", "id", "name", "uri", "url")  # only if no column has one of the names above
 _LABELS = ("label", "labels", "class", "classes", "classname", "category", "target", "tag", "tags")
 _SPLITS = ("split", "subset", "partition", "set")
@@ -43,12 +56,13 @@ def choose_columns(columns: Sequence[str], config: PrepareConfig, where: str) ->
     """
     if any(name.lower().endswith(IMAGE_SUFFIXES) for name in columns):
         raise UserError(f"{where} has no header: its first line must name the columns, such as path,label")
+    _require_named(columns, config, where)
     guessed: list[str] = []
 
     def chosen(key: str, usual: Sequence[str], besides: Collection[str], last: Sequence[str] = ()) -> str:
         asked: str = getattr(config, key)
         if asked:
-            return _existing(asked, columns, key, where)
+            return asked
         rest = [name for name in columns if name not in besides]
         found = _called(rest, usual) or _called(rest, last)
         if not found and key == "label_column" and len(rest) == 1:
@@ -65,7 +79,7 @@ def choose_columns(columns: Sequence[str], config: PrepareConfig, where: str) ->
         )
 
     named = {config.path_column, config.label_column, config.split_column, config.group_column, *config.label_columns}
-    group = _existing(config.group_column, columns, "group_column", where) if config.group_column else ""
+    group = config.group_column
     path = chosen("path_column", _PATHS, named, _IDS)
     taken = {*named, path}
     split = "" if config.split_column == NO_SPLIT else chosen("split_column", _SPLITS, taken)
@@ -84,6 +98,14 @@ def choose_columns(columns: Sequence[str], config: PrepareConfig, where: str) ->
         group=group,
         guessed=tuple(guessed),
     )
+
+
+def _require_named(columns: Sequence[str], config: PrepareConfig, where: str) -> None:
+    """Raise UserError if a column that the user names does not exist."""
+    for key in ("path_column", "label_column", "split_column", "group_column"):
+        asked: str = getattr(config, key)
+        if asked and not (key == "split_column" and asked == NO_SPLIT):
+            _existing(asked, columns, key, where)
 
 
 def _existing(name: str, columns: Sequence[str], key: str, where: str) -> str:

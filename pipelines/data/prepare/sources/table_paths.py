@@ -111,7 +111,10 @@ def find_root(table: Place, asked: str, paths: Iterable[str]) -> TablePaths:
     """
     common, absolute = _common(paths)
     if asked:
-        place = find_place(asked)
+        try:
+            place = find_place(asked)
+        except UserError as error:
+            raise UserError(f"prepare.root: {error}") from error
         if place.is_file:
             raise UserError(f"prepare.root must be a folder or s3://bucket/prefix, got the file {asked}")
         return TablePaths(place, place.files)

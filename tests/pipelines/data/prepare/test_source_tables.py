@@ -257,6 +257,8 @@ BAD: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {"label_column": "lable"},
         r"no column 'lable' \(did you mean label\?\): it has path, label",
     ),
+    "no such column, and no guess": (csv("a,b"), {"label_column": "c"}, r"prepare.label_column: .* no column 'c'"),
+    "no such root": (csv(), {"root": "phots"}, r"prepare.root: source .*phots does not exist \(did you mean .*photos"),
     "no paths": (
         csv("a,b"),
         {},
