@@ -1,4 +1,4 @@
-"""Test of the model in benchmarks/scaling.py on one and two nodes of one core each: `python -m benchmarks.nodes`.
+"""Test of the scaling model on one and two nodes of one core each: `python -m benchmarks.nodes`.
 
 The nodes are simulated by `ray.cluster_utils.Cluster`, and the kernel pins each to one core. Ray's head and the driver,
 of which a cluster has one, are not pinned. A node decodes and trains on the same core, so the times of the stages add
@@ -35,8 +35,8 @@ import torch.distributed as dist
 from benchmarks.overhead import run_pipeline, steady
 from benchmarks.peers.ours import blocks, photograph_stream, prepared
 from benchmarks.photographs import write_photographs
-from benchmarks.scaling import Job, Node, images_per_second
 from pipelines.config.recipe import Recipe, build_recipe
+from pipelines.estimate.scaling import Job, Node, images_per_second
 from pipelines.training.build import build_state, decided, step_config
 from resnet_core.augment import step_generator
 from resnet_core.compute import configure

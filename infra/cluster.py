@@ -33,7 +33,7 @@ from infra.ray_start import check_head, ray_folder, use_own_token
 from infra.storage import environment_of_s3
 
 # Ray counts one CPU per core by default. Data tasks need CPUs next to the workers even on the smallest machine.
-_LEAST_LOCAL_CPUS = 4
+LEAST_LOCAL_CPUS = 4
 # Monitoring that a Ray of one command does not need: no dashboard reads it, and no cloud takes its node away. On two
 # cores it slows the training down (docs/results.md, overhead).
 _UNWATCHED = {
@@ -132,7 +132,7 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
         try:
             ray.init(
                 address="local",
-                num_cpus=max(_LEAST_LOCAL_CPUS, os.cpu_count() or 1),
+                num_cpus=max(LEAST_LOCAL_CPUS, os.cpu_count() or 1),
                 include_dashboard=False,
                 logging_level="ERROR",
                 log_to_driver=False,

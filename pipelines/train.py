@@ -1,8 +1,8 @@
 """Train: `python pipelines/train.py [RECIPE] [--set section.key=value …]`.
 
 RECIPE is a TOML file or the name of a shipped one (`--list`); the default is the embedded demo. `--show` prints a
-recipe with all its keys, `--keys` the meaning of each key. After an interruption, the same command resumes from the
-last checkpoint, in the same MLflow run; once the run is finished, it does nothing and says so.
+recipe with all its keys, `--keys` the meaning of each key, `--dry-run` what a run would take. After an interruption,
+the same command resumes in the same MLflow run; once the run is finished, it does nothing and says so.
 """
 
 from __future__ import annotations
@@ -25,12 +25,19 @@ def main() -> None:
     if _shown(arguments):
         return
     console = cli.console()
-    console.print(f"starting {arguments.recipe}")  # before the imports, which take seconds on a busy machine
+    verb = "estimating" if arguments.dry_run else "starting"
+    console.print(f"{verb} {arguments.recipe}")  # before the imports, which take seconds on a busy machine
     from pipelines.config.recipe import load_recipe, parse_overrides
+
+    recipe = load_recipe(arguments.recipe, parse_overrides(arguments.settings))
+    if arguments.dry_run:
+        from pipelines.estimate.dry_run import dry_run, request_of
+
+        dry_run(recipe, request_of(arguments), console)
+        return
     from pipelines.training.driver import train
     from pipelines.training.summary import summarise
 
-    recipe = load_recipe(arguments.recipe, parse_overrides(arguments.settings))
     summarise(console, recipe, train(recipe, console))
 
 
@@ -41,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     text = "show the recipe with --set and all defaults, as TOML that train.py reads; train nothing"
     instead.add_argument("--show", action="store_true", help=text)
     instead.add_argument("--keys", action="store_true", help="show every key with its meaning (docs/recipe-keys.md)")
+    text = "show steps, memory, storage, time and cost, and make every check of a run; start nothing"
+    instead.add_argument("--dry-run", action="store_true", help=text)
+    cli.add_estimate(parser)
     return parser
 
 

@@ -52,6 +52,15 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_estimate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `--dry-run`."""
+    group = parser.add_argument_group("with --dry-run")
+    group.add_argument("--instance", default="", metavar="TYPE", help="AWS instance type (default: this machine)")
+    group.add_argument("--price", type=float, metavar="DOLLARS", help="price of a machine's hour")
+    group.add_argument("--images", type=int, default=0, help="training images, if the data set is not there yet")
+    group.add_argument("--classes", type=int, default=0, help="classes, if the data set is not there yet")
+
+
 def add_use_gpu(parser: argparse.ArgumentParser) -> None:
     """Add `--use-gpu auto|true|false`, with the values of `run.use_gpu`."""
     text = "use GPUs; auto (default): if the cluster has any or may get them"

@@ -82,7 +82,7 @@ def _train(
         console.print(f"trained on  {trained_on(folder) or 'a data set that is not recorded'}")
         return Outcome.from_json(done)
     manifest = find_data(recipe, store, console)
-    recipe = _fitted(recipe, manifest)
+    recipe = fitted(recipe, manifest)
     check_same_run(folder, recipe, manifest)
     for line in (*summary(recipe, manifest), *warnings(recipe, store, manifest)):
         console.print(line)
@@ -159,7 +159,7 @@ def find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
     return manifest
 
 
-def _fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
+def fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     """Return the recipe with the values that the data set decides, and check the recipe against the data set."""
     manifest.require_single_label("training")
     evaluated = recipe.data.eval_split

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.scaling import GPU_NODE, IMAGENET_JOB, Job, Node, expected_maximum, images_per_second, step_seconds
+from benchmarks.scaling import GPU_NODE, IMAGENET_JOB
+from pipelines.estimate.scaling import Job, Node, expected_maximum, images_per_second, step_seconds
 
 NODE = Node(device_images_per_s=1000, decode_cores=4, decode_images_per_core_s=100, network_bytes_per_s=1e9)
 JOB = Job(images_per_gpu_step=100, stored_bytes=1e5, decoded_bytes=1.5e5, gradient_bytes=1e8, overlapped=0.5)

@@ -120,6 +120,7 @@ def test_the_first_version_is_the_champion(
         "eval_resize": SIZE,
         "interpolation": "bilinear",
         "decoder": "fast",
+        "pixels": "displayed",
         "data_uri": colours.store.uri,
         "data_digest": colours.manifest.digest,
         "split": "test",
