@@ -54,6 +54,7 @@ _TITLES = {
 _EXAMPLES: dict[str, Any] = {
     "model.in_channels": 3,
     "model.init_from": "weights/resnet50.safetensors",
+    "model.freeze": "layer2",
     "model.depths": [3, 3, 3],
     "model.drop_path": 0.1,
     "model.dropout": 0.2,
@@ -83,6 +84,9 @@ _EXAMPLES: dict[str, Any] = {
     "augment.mix_prob": 0.8,
     "augment.erase_area": [0.02, 0.2],
     "augment.erase_aspect": [0.5, 2.0],
+    "optim.head_lr_factor": 10.0,
+    "optim.layer_decay": 0.75,
+    "optim.head_first": 1,
     "optim.beta1": 0.95,
     "optim.beta2": 0.99,
     "optim.trust_coefficient": 0.002,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from resnet_core.distributed import sum_over_ranks_
+from resnet_core.models import frozen_modules
 from resnet_core.step import StepConfig, eval_step
 
 
@@ -33,7 +34,7 @@ def synchronize(model: nn.Module, world_size: int) -> nn.Module:
 
 @torch.no_grad()
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], config: StepConfig) -> None:
-    """Replace the moving averages of every BatchNorm by the exact statistics over `batches`, uint8 B x H x W x C.
+    """Replace the moving averages of every BatchNorm that is not frozen by the exact statistics over `batches`, uint8 B x H x W x C.
 
     Each batch is normalized by its own statistics, as in training; everything else is as in evaluation. The layer gets
     the mean and the unbiased variance over the positions of all batches of all ranks. Every rank must call this.
@@ -43,7 +44,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], config: St
     Raises:
         ValueError: no rank has a batch.
     """
-    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    frozen = frozen_modules(model)
+    trained = [module for module in model.modules() if module not in frozen]
+    norms = [norm for norm in trained if isinstance(norm, _BatchNorm) and norm.track_running_stats]
     pools = [_Pool(norm) for norm in norms]
     hooks = [norm.register_forward_pre_hook(pool.take) for norm, pool in zip(norms, pools, strict=True)]
     was_training = model.training

@@ -21,7 +21,7 @@ from resnet_core.compute import autocast, memory_format
 from resnet_core.config import AugmentConfig, Precision
 from resnet_core.distributed import max_of_hosts, sum_over_ranks_
 from resnet_core.losses import LossConfig, sum_loss
-from resnet_core.optim.optimizer import climbed
+from resnet_core.optim.optimizer import climbed, set_rates
 from resnet_core.state import TrainState
 
 
@@ -118,8 +118,7 @@ def train_step(
     matter. A sharpness-aware step computes a second gradient at the weights that the first gradient leads to, from the
     same images with the same random draws.
     """
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
+    set_rates(state.optimizer, lr)
     draws = generator.get_state()
     sums = _accumulate_gradients(state, batch, config, generator)
     if config.climbs(state.step):

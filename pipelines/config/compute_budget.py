@@ -21,6 +21,7 @@ _IN_SCHEDULE_UNIT = (
     "schedule.points",
     "schedule.drop_path_ramp",
     "optim.average_from",
+    "optim.head_first",
     "curriculum.until",
     "run.eval_at",
 )

@@ -140,6 +140,24 @@ class Recipe(BaseModel):
             )
         return start
 
+    def head_steps(self, samples_per_epoch: int) -> int:
+        """Return the number of steps of `optim.head_first`.
+
+        Raises:
+            UserError: the run ends before, or the network does not start from weights or grows.
+        """
+        batch, first = self.optim.global_batch_size, self.optim.head_first
+        steps = to_steps(first, self.schedule.unit, samples_per_epoch, batch)
+        if steps >= total_steps(self.schedule, samples_per_epoch, batch):
+            raise UserError(f"{self.name}: optim.head_first = {first} leaves no step before schedule.length")
+        if first and not self.model.init_from:
+            raise UserError(f"{self.name}: optim.head_first must be 0 without model.init_from, got {first}")
+        changed = {"optim.head_first": first, "optim.layer_decay": self.optim.layer_decay}
+        for key, value in {**changed, "model.freeze": self.model.freeze}.items():
+            if self.curriculum.model and value != DEFAULTS[key]:
+                raise UserError(f"{self.name}: {key} must be {DEFAULTS[key]!r} with curriculum.model, got {value!r}")
+        return steps
+
     def check_batch_norm(self, samples_per_epoch: int) -> None:
         """Raise UserError if a worker would pass a single image whose last features are 1 x 1.
 

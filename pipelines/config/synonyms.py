@@ -8,6 +8,7 @@ _NAMES = {
     "model.init_from": "pretrained weights checkpoint ckpt pretrained_weights init initial_checkpoint finetune "
     "checkpoint_path pretrained_model",
     "model.new_head": "reset_head reset_classifier replace_head",
+    "model.freeze": "freeze_at freeze_layers frozen_stages freeze_backbone trainable_backbone_layers freeze_encoder",
     "model.drop_path": "drop_path_rate stochastic_depth survival_prob",
     "model.dropout": "drop drop_rate dropout_rate",
     "model.activation": "act act_layer activation_function",
@@ -31,6 +32,9 @@ _NAMES = {
     "optim.global_batch_size": "batch_size batch bs batchsize train_batch_size per_device_train_batch_size "
     "mini_batch_size",
     "optim.lr_per_256": "lr learning_rate base_lr lr0 max_lr peak_lr initial_lr init_lr lr_base",
+    "optim.head_lr_factor": "head_lr head_lr_mult lr_mult_head",
+    "optim.layer_decay": "layer_wise_decay llrd layer_lr_decay layerwise_lr_decay discriminative_lr",
+    "optim.head_first": "freeze_epochs unfreeze_epoch head_epochs freeze_until",
     "optim.optimizer": "opt optimiser algorithm",
     "optim.weight_decay": "wd decay l2 l2_regularization",
     "optim.label_smoothing": "smoothing label_smooth",

@@ -23,11 +23,13 @@ from resnet_core.losses import LossConfig
 from resnet_core.models import (
     ResNet,
     build_model,
+    freeze,
+    freeze_all_but_head,
     grow,
     set_drop_path,
     set_generator,
 )
-from resnet_core.optim import add_new_parameters, build_optimizer
+from resnet_core.optim import add_new_parameters, build_optimizer, fill_state
 from resnet_core.optim.averaging import WeightAverage, equal, exponential
 from resnet_core.optim.scaling import LossScaler
 from resnet_core.schedule import ramp, to_steps, total_steps
@@ -69,18 +71,21 @@ def continued(recipe: Recipe, began: Mapping[str, Any], device: torch.device) ->
 def build_state(recipe: Recipe, device: torch.device, world_size: int, samples: int, start_uri: str = "") -> TrainState:
     """Build model, optimizer and their wrappers for step 0, equal on every rank. `samples` is the length of an epoch.
 
-    Order: weights to start from (`start_uri`, if any), device, layout, synchronized BatchNorm, average, DDP, compile.
+    Order: weights to start from (`start_uri`, if any), frozen parts, device, layout, synchronized BatchNorm, average, DDP, compile.
     """
     torch.manual_seed(recipe.run.seed)
     network = build_model(recipe.phases(samples)[0].model)
     if start_uri:
         load_start(network, recipe.model, start_uri)
+    freeze(network, recipe.model.freeze)
     network = network.to(device)
     model: nn.Module = to_memory_format(network, recipe.compute.channels_last)
     if recipe.optim.sync_batch_norm:
         model = _synchronized(model, world_size)
     optimizer = build_optimizer(model, recipe.optim)
     average = average_of(model, recipe, samples)
+    if recipe.head_steps(samples):
+        freeze_all_but_head(network)
     forward = _wrapped(model, recipe, device, world_size)
     scaler = scaler_of(recipe, device)
     return TrainState(model=model, forward=forward, optimizer=optimizer, average=average, scaler=scaler)
@@ -99,6 +104,15 @@ def deepen(state: TrainState, recipe: Recipe, phase: Phase, world_size: int) -> 
         state.model = _synchronized(state.model, world_size)
     add_new_parameters(state.optimizer, state.model, recipe.optim)
     state.forward = state.model  # drops the old wrapper and its hooks before the new one is made
+    state.forward = _wrapped(state.model, recipe, state.device, world_size)
+
+
+def unfreeze(state: TrainState, recipe: Recipe, world_size: int) -> None:
+    """Let all parts train that `model.freeze` does not freeze, after the steps of `optim.head_first`."""
+    assert isinstance(state.model, ResNet)
+    freeze(state.model, recipe.model.freeze)
+    fill_state(state.optimizer)  # a fused step needs either all momenta of a group or none
+    state.forward = state.model  # drops the old wrapper, which exchanges the head's gradients only
     state.forward = _wrapped(state.model, recipe, state.device, world_size)
 
 
@@ -152,14 +166,18 @@ def step_config(
 
 
 def before_step(recipe: Recipe, samples: int, world_size: int) -> Callable[[TrainState, int, torch.Generator], None]:
-    """Return a function that prepares the model for a step: depth, stochastic depth rates, generator of masks."""
+    """Return a function that prepares a step: depth, frozen parts, stochastic depth's rates, generator of masks."""
     schedule, masked = recipe.schedule, bool(recipe.model.drop_path or recipe.model.dropout)
     ramp_steps = to_steps(schedule.drop_path_ramp, schedule.unit, samples, recipe.optim.global_batch_size)
     grows_at = {phase.first_step: phase for phase in recipe.phases(samples)[1:]} if recipe.curriculum.model else {}
 
+    head_steps = recipe.head_steps(samples)
+
     def prepare(state: TrainState, step: int, generator: torch.Generator) -> None:
         if step in grows_at:
             deepen(state, recipe, grows_at[step], world_size)
+        if head_steps and step == head_steps:
+            unfreeze(state, recipe, world_size)
         if masked:
             set_generator(state.model, generator)
             set_drop_path(state.model, ramp(step, ramp_steps))

@@ -195,6 +195,7 @@ def fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     samples = manifest.splits[recipe.data.train_split]
     first = recipe.phases(samples)[0]
     recipe.average_start(samples)
+    recipe.head_steps(samples)
     recipe.check_batch_norm(samples)
     if recipe.model.init_from:
         check_start(first.model)

@@ -32,6 +32,7 @@ from pipelines.training.build import (
     scaler_of,
     step_config,
     steps_of_rank,
+    unfreeze,
 )
 from pipelines.training.checkpoint_writer import CheckpointWriter, details
 from pipelines.training.data_stalls import data_metrics
@@ -204,6 +205,8 @@ class _Worker:
             phase = phase_at(self.recipe.phases(manifest.splits[split]), base - 1)  # of the last step that was trained
             if phase.first_step:
                 deepen(state, self.recipe, phase, self.world_size)
+            if 0 < self.recipe.head_steps(manifest.splits[split]) < base:
+                unfreeze(state, self.recipe, self.world_size)
             state.load_tensors(checkpoint.tensors)
             state.step = base
             ledger, history = Ledger.from_arrays(checkpoint.ledger), checkpoint.records

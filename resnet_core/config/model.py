@@ -22,6 +22,8 @@ from resnet_core.config.variants import (
 
 Family = Literal["imagenet", "cifar"]
 DropPathShape = Literal["linear", "uniform"]
+FrozenTo = Literal["", "stem", "layer1", "layer2", "layer3", "layer4"]
+"""Last part of a network that does not train; "" = all parts train."""
 Location = str
 """A path or URI; a relative path becomes absolute when the recipe is read."""
 Published = Literal[""]
@@ -48,6 +50,9 @@ class ModelConfig:
     best checkpoint is taken; s3://… works too. Set `new_head` if the classes differ."""
     new_head: bool = False
     """Train a new last layer instead of the one in `init_from`: for other classes."""
+    freeze: FrozenTo = ""
+    """Last part that keeps the weights of `init_from`, counted from the stem: layer2 = stem, layer1 and layer2 do not
+    train and their norms keep their statistics. The last stage = only the last layer trains; "" = all parts train."""
     zero_init_last: bool = False
     """Start every residual branch at zero, by a zero scale in its last norm (Goyal et al. 2017, Section 5.1)."""
     prior_bias: bool = False
@@ -84,6 +89,7 @@ class ModelConfig:
         require_choice("model.name", self.name, ModelName)
         require(self.num_classes >= 0, "model.num_classes", "at least 0", self.num_classes)
         require(not self.new_head or bool(self.init_from), "model.new_head", "false without init_from", self.new_head)
+        self._check_freeze()
         require(self.in_channels >= 1, "model.in_channels", "at least 1", self.in_channels)
         require_choice("model.activation", self.activation, ActivationKind)
         require_choice("model.drop_path_shape", self.drop_path_shape, DropPathShape)
@@ -116,6 +122,14 @@ class ModelConfig:
             blur_pool=self.blur_pool,
             in_channels=self.in_channels,
         )
+
+    def _check_freeze(self) -> None:
+        require_choice("model.freeze", self.freeze, FrozenTo)
+        stages = [f"layer{number + 1}" for number in range(len(VARIANTS[self.name].depths))]
+        fits = self.freeze in ("", "stem", *stages)
+        require(fits, "model.freeze", f"one of stem, {', '.join(stages)} for {self.name}", self.freeze)
+        started = bool(self.init_from) or not self.freeze
+        require(started, "model.freeze", '"" without init_from, or random weights would stay random', self.freeze)
 
     def _check_that_overrides_apply(self) -> None:
         """Raise ValueError for a key that has no effect on this network: the user meant something else."""

@@ -24,6 +24,14 @@ class OptimConfig:
     """Images per step over all workers; the number of workers does not change it."""
     lr_per_256: float = 0.1
     """Peak learning rate per 256 images of the global batch (linear scaling, Goyal et al. 2017)."""
+    head_lr_factor: float = 1.0
+    """Factor of the learning rate of the last layer; 10 is usual where the rest starts from `model.init_from`."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from a block to the one before it, down to the stem (Bao et al. 2022, as timm's
+    --layer-decay); 1 = off."""
+    head_first: float = 0.0
+    """Time at the start in which only the last layer trains, in schedule.unit (Kumar et al. 2022); the rest behaves as
+    frozen until then."""
     optimizer: OptimizerName = "sgd"
     """Optimizer: SGD with momentum, LARS, LAMB or AdamW."""
     momentum: float = 0.9
@@ -93,10 +101,11 @@ class OptimConfig:
     def _check_ranges(self) -> None:
         for name, least in (("global_batch_size", 1), ("sam_every", 1), ("ema_every", 1), ("exact_bn_images", 0)):
             require(getattr(self, name) >= least, f"optim.{name}", f"at least {least}", getattr(self, name))
-        for name in ("lr_per_256", "trust_coefficient"):
+        for name in ("lr_per_256", "trust_coefficient", "head_lr_factor"):
             require(0 < getattr(self, name) < math.inf, f"optim.{name}", "positive and finite", getattr(self, name))
-        for name in ("weight_decay", "eps", "clip_norm", "sam_rho", "average_from"):
+        for name in ("weight_decay", "eps", "clip_norm", "sam_rho", "average_from", "head_first"):
             require(0 <= getattr(self, name) < math.inf, f"optim.{name}", "finite, at least 0", getattr(self, name))
+        require(0 < self.layer_decay <= 1, "optim.layer_decay", "in (0, 1]", self.layer_decay)
         for name in ("momentum", "beta1", "beta2", "label_smoothing", "bce_threshold", "ema_decay"):
             require(0 <= getattr(self, name) < 1, f"optim.{name}", "in [0, 1)", getattr(self, name))
 

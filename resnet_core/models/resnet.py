@@ -4,6 +4,7 @@
     plan.py                 shapes of a variant's blocks and convolutions.
     blocks.py, shortcuts.py, attention.py, activations.py, convs.py    parts of a network.
     growth.py               blocks added during training.
+    freezing.py             parts that do not train, and learning rates that depend on the depth.
     weights.py              weights from and to other libraries.
     cost.py, published.py, table.py    costs and the published figures (python -m resnet_core).
 
@@ -18,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import repeat
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,8 @@ class ResNet(nn.Module):
         self.drop_path, self.drop_path_shape, self.dropout = drop_path, drop_path_shape, dropout
         self.activation_checkpointing = activation_checkpointing
         self.drop_path_factor = 1.0
+        self.frozen: tuple[str, ...] = ()
+        """Names of the children that do not train, see `resnet_core.models.freezing`."""
         self.generator: torch.Generator | None = None
         plan = stage_plan(variant)
         channels, features = variant.widths[0], plan[-1][-1].out_channels
@@ -95,6 +98,13 @@ class ResNet(nn.Module):
             x = outputs[f"C{number}"] = self._stage(stage, x, survivals)
         return outputs
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; frozen parts stay in evaluation mode, so their norms keep their statistics."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
     def blocks(self) -> list[tuple[str, ResidualBlock]]:
         """Return every block with its name, in order of depth: layer1.0 first."""
         return [
@@ -114,9 +124,10 @@ class ResNet(nn.Module):
         return x
 
     def _stage(self, stage: str, x: Tensor, survivals: Iterator[Tensor | None]) -> Tensor:
-        twice = self.activation_checkpointing and self.training and torch.is_grad_enabled()
+        trains = stage not in self.frozen
+        twice = self.activation_checkpointing and self.training and trains and torch.is_grad_enabled()
         for block, survival in zip(self.get_submodule(stage).children(), survivals, strict=False):
-            x = recomputed(block, x, survival) if twice else block(x, survival)
+            x = recomputed(block, x, survival) if twice else block(x, survival if trains else None)
         return x
 
     def _masks(self, batch: int) -> tuple[Iterator[Tensor | None], Tensor | None]:

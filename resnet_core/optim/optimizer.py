@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from resnet_core.config import OptimConfig
+from resnet_core.models import ResNet, lr_factors
 from resnet_core.optim.averaging import copy_all_
 from resnet_core.optim.layerwise import Lamb, Lars
 from resnet_core.optim.momentum import MOMENTUM, Group, MomentumSGD
@@ -17,22 +18,43 @@ from resnet_core.optim.momentum import MOMENTUM, Group, MomentumSGD
 EXEMPT = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.PReLU)
 
 
-def param_groups(model: nn.Module, weight_decay: float, decay_norm_and_bias: bool) -> list[Group]:
-    """Put every parameter into exactly one group, by the type of its module and its role there, not by its full name.
+def param_groups(
+    model: nn.Module,
+    weight_decay: float,
+    decay_norm_and_bias: bool,
+    factors: Mapping[nn.Parameter, float] | None = None,
+) -> list[Group]:
+    """Put every parameter that trains into exactly one group, by its module's type and its role there.
 
-    Norm scales, norm shifts, biases and PReLU's slopes form the group marked `exempt`: no weight decay, no scaling to
-    their norm. With `decay_norm_and_bias` they join the other group. An empty group is omitted.
+    Norm scales, norm shifts, biases and PReLU's slopes form groups marked `exempt`: no weight decay, no scaling to
+    their norm. With `decay_norm_and_bias` they join the other groups. Parameters with another factor of the learning
+    rate (`factors`, 1 by default) form groups of their own, with this `lr_factor`.
     """
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(False, 1.0): [], (True, 1.0): []}
     for module in model.modules():
         for role, parameter in module.named_parameters(recurse=False):
-            exempt = not decay_norm_and_bias and (isinstance(module, EXEMPT) or role == "bias")
-            groups[exempt].append(parameter)
+            if parameter.requires_grad:
+                exempt = not decay_norm_and_bias and (isinstance(module, EXEMPT) or role == "bias")
+                groups.setdefault((exempt, (factors or {}).get(parameter, 1.0)), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": 0.0 if exempt else weight_decay, "exempt": exempt}
-        for exempt, parameters in groups.items()
+        {"params": parameters, "weight_decay": 0.0 if exempt else weight_decay, "exempt": exempt, "lr_factor": factor}
+        for (exempt, factor), parameters in groups.items()
         if parameters
     ]
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the rate of every group to `lr` times the group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+
+
+def _groups(model: nn.Module, config: OptimConfig) -> list[Group]:
+    factors = None
+    if config.head_lr_factor != 1 or config.layer_decay != 1:
+        assert isinstance(model, ResNet)
+        factors = lr_factors(model, head=config.head_lr_factor, layer_decay=config.layer_decay)
+    return param_groups(model, config.weight_decay, config.decay_norm_and_bias, factors)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -41,7 +63,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     On a GPU torch's own optimizers run one kernel per step. The rate starts at the peak; the loop sets it before each
     step.
     """
-    groups = param_groups(model, config.weight_decay, config.decay_norm_and_bias)
+    groups = _groups(model, config)
     # not on a CPU: it is no faster there and, in torch 2.15, misreads a gradient whose memory layout differs
     fused = True if all(parameter.is_cuda for parameter in model.parameters()) else None
     lr, momentum, nesterov, betas = config.peak_lr, config.momentum, config.nesterov, (config.beta1, config.beta2)
@@ -68,9 +90,9 @@ def add_new_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, confi
     fill_state(optimizer)  # a fused step needs either all momenta of a group or none
     known = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     joined: list[nn.Parameter] = []
-    for group in param_groups(model, config.weight_decay, config.decay_norm_and_bias):
+    for group in _groups(model, config):
         new = [parameter for parameter in group["params"] if parameter not in known]
-        alike = [mine for mine in optimizer.param_groups if mine["exempt"] == group["exempt"]]
+        alike = [mine for mine in optimizer.param_groups if _kind(mine) == _kind(group)]
         if alike:
             alike[0]["params"].extend(new)
         elif new:
@@ -78,6 +100,10 @@ def add_new_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, confi
         joined += new
     fill_state(optimizer)
     return joined
+
+
+def _kind(group: Group) -> tuple[bool, float]:
+    return group["exempt"], group["lr_factor"]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
