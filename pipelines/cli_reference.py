@@ -105,6 +105,8 @@ _EXAMPLES: dict[str, Any] = {
     "curriculum.until": [60, 120],
     "curriculum.image_size": [128, 160, 192],
     "curriculum.model": ["resnet18", "resnet34", "resnet34"],
+    "schedule.early_stopping_patience": 10,
+    "schedule.early_stopping_min_delta": 0.001,
     "schedule.drop_path_ramp": 30,
     "schedule.gamma": 0.2,
     "schedule.points": [0, 30, 90],

@@ -17,7 +17,7 @@ from torch import Tensor
 from resnet_core.augment import step_generator
 from resnet_core.batchnorm import reestimate_batchnorm
 from resnet_core.compute import tune_convolutions
-from resnet_core.plateau import HeldOut, Point
+from resnet_core.plateau import EarlyStopping, HeldOut, Point
 from resnet_core.schedule import LrSchedule
 from resnet_core.state import Tensors, TrainState
 from resnet_core.step import RankBatch, StepConfig, Sums, train_step
@@ -84,20 +84,28 @@ class FitConfig:
 
 
 def fit(state: TrainState, batches: Iterable[RankBatch], run: FitConfig) -> None:
-    """Train from `state.step` to the last step, one rank batch per step; stop earlier if `run.should_stop` says so.
+    """Train from `state.step` to the last step, one rank batch per step.
+
+    Stop earlier if `run.should_stop` says so, or after an evaluation at which early stopping ends the run. All ranks
+    have the same evaluations, so they stop at the same step.
 
     Raises:
         FloatingPointError: a recorded value is not finite.
         RuntimeError: `batches` ends before the last step.
     """
     sums = Sums.zeros(state.device)
+    config = run.schedule.config
     reaction = run.schedule.react(run.history)
+    progress = EarlyStopping.of(run.history, config)
+    if progress.ends(config):
+        return
 
     def record(metrics: Mapping[str, float]) -> None:
-        nonlocal reaction
+        nonlocal reaction, progress
         _check_finite(state.step, metrics)
         run.recorder.log(state.step, metrics)
         reaction = run.schedule.react([(state.step, metrics)], reaction)
+        progress = progress.after((state.step, metrics), config)
 
     for step, batch in zip(range(state.step, run.intervals.total_steps), batches, strict=False):
         lr = run.schedule(step, reaction)
@@ -118,7 +126,7 @@ def fit(state: TrainState, batches: Iterable[RankBatch], run: FitConfig) -> None
             record(_named(run.held_out, evaluation.metrics))
         if run.intervals.saves(state.step) or stops:
             run.sink.save(state, evaluation)
-        if stops:
+        if stops or progress.ends(config):
             return
     if state.step < run.intervals.total_steps:
         raise RuntimeError(f"the training data ended at step {state.step} of {run.intervals.total_steps}")

@@ -1,13 +1,13 @@
-"""Reaction of a schedule to a run's records: the part of the learning rate that is not known before training.
+"""Reactions to a run's records: the part of the learning rate that is not known before training, and early stopping.
 
-The reaction is computed from the records alone. A resumed run has all of them, so it gets the same rate as a run
+A reaction is computed from the records alone. A resumed run has all of them, so it gets the same rate as a run
 without interruption.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -58,3 +58,43 @@ class Plateau:
         if self.stale == config.patience:
             return replace(self, stale=0, falls=self.falls + 1)
         return replace(self, stale=self.stale + 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EarlyStopping:
+    """Progress of a run's evaluations, by which it may end before its last step (`schedule.early_stopping_*`)."""
+
+    best: float = -math.inf
+    """The best value that counted as progress; a loss with its sign changed."""
+    best_step: int = 0
+    """Step of that evaluation."""
+    stale: int = 0
+    """Evaluations in a row without progress since then."""
+
+    @classmethod
+    def of(cls, points: Iterable[Point], config: ScheduleConfig) -> EarlyStopping:
+        """Return the state after a run's records, in order."""
+        state = cls()
+        for point in points:
+            state = state.after(point, config)
+        return state
+
+    def after(self, point: Point, config: ScheduleConfig) -> EarlyStopping:
+        """Return the state after one more record; records without an evaluation do not count."""
+        step, metrics = point
+        value = held_out(metrics, config.early_stopping_metric)
+        if value is None or not config.early_stopping_patience:
+            return self
+        value = -value if config.early_stopping_metric == "loss" else value
+        if value > self.best + config.early_stopping_min_delta:
+            return EarlyStopping(best=value, best_step=step)
+        return replace(self, stale=self.stale + 1)
+
+    @property
+    def best_value(self) -> float:
+        """Return the best value as it was recorded: a loss is positive."""
+        return abs(self.best)
+
+    def ends(self, config: ScheduleConfig) -> bool:
+        """Return whether the run ends now."""
+        return 0 < config.early_stopping_patience <= self.stale

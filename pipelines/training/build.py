@@ -71,7 +71,8 @@ def continued(recipe: Recipe, began: Mapping[str, Any], device: torch.device) ->
 def build_state(recipe: Recipe, device: torch.device, world_size: int, samples: int, start_uri: str = "") -> TrainState:
     """Build model, optimizer and their wrappers for step 0, equal on every rank. `samples` is the length of an epoch.
 
-    Order: weights to start from (`start_uri`, if any), frozen parts, device, layout, synchronized BatchNorm, average, DDP, compile.
+    Order: weights to start from (`start_uri`, if any), frozen parts, device, layout, synchronized BatchNorm, average,
+    DDP, compile.
     """
     torch.manual_seed(recipe.run.seed)
     network = build_model(recipe.phases(samples)[0].model)

@@ -36,7 +36,7 @@ from pipelines.training.imbalance import check_class_names, class_balance
 from pipelines.training.placement import Placement, place
 from pipelines.training.preview import summary, warnings
 from pipelines.training.recipe_for_data import check_own_data
-from pipelines.training.result import DELIVERY_TIMEOUT_S, Outcome, conclude, curves_of, run_note
+from pipelines.training.result import DELIVERY_TIMEOUT_S, Outcome, conclude, curves_of, early_stop, run_note
 from pipelines.training.same_run import RUN_KEYS, check_same_run, trained_on
 from pipelines.training.start_weights import check_start, start_uri
 from resnet_core.schedule import total_samples, total_steps
@@ -96,18 +96,21 @@ def _train(
     console.print(placement.line)
     info = _run_info(recipe, manifest, parent_run_id, reporting)
     tracker = _start_tracker(recipe, manifest, folder, tracking, console, info)
-    newest = _newest(folder, _steps(recipe, manifest), console)
+    newest = _newest(recipe, manifest, folder, console)
     for record in newest.records if newest else ():  # MLflow may have missed some
         tracker.log(record)
     shown_by = "" if tracking.is_server else f"   ({ui_command(recipe.run.home)})"
     console.print(f"MLflow run  {tracker.ui_url}{shown_by}")
     with tracker.finished_after(DELIVERY_TIMEOUT_S):
-        if newest is None or newest.step != _steps(recipe, manifest):
+        if newest is None or not _ended(recipe, manifest, newest):
             data_cpus = reporting.data_cpus if reporting else math.inf
             stream = _stream(recipe, placement, manifest, folder, data_cpus, console)
             progress = _progress_line(recipe, manifest, console, newest.step if newest else 0)
             _fit(recipe, placement, stream, tracker, progress, reporting)
         outcome = conclude(recipe, manifest, folder, tracker, console, scores_test=reporting is None)
+        if outcome.stopped_early:
+            console.print(f"stopped early {outcome.stopped_early}")
+            tracker.tag({"stopped_early": outcome.stopped_early})
         tracker.tag({NOTE: run_note(recipe, manifest, outcome)})
     outcome = Outcome(**{**outcome.to_json(), "seconds": round(time.monotonic() - began, 1)})
     folder.write_json(FINISHED, outcome.to_json())
@@ -238,12 +241,17 @@ def _start_tracker(
     return tracker
 
 
-def _newest(folder: RunFolder, last_step: int, console: Console) -> Checkpoint | None:
+def _newest(recipe: Recipe, manifest: Manifest, folder: RunFolder, console: Console) -> Checkpoint | None:
     """Return the newest checkpoint with its records. Its weights are verified by the workers that load them."""
     newest = folder.newest(console.print, only=(RECORDS,))
-    if newest is not None and newest.step == last_step:  # no worker will load it
+    if newest is not None and _ended(recipe, manifest, newest):  # no worker will load it
         return folder.newest(console.print)
     return newest
+
+
+def _ended(recipe: Recipe, manifest: Manifest, newest: Checkpoint) -> bool:
+    """Return whether the run has nothing more to train: its last step is done, or early stopping has ended it."""
+    return newest.step == _steps(recipe, manifest) or bool(early_stop(recipe, manifest, newest))
 
 
 def _steps(recipe: Recipe, manifest: Manifest) -> int:

@@ -26,7 +26,8 @@ from pipelines.evaluation.scoring import EvalData, example_images
 from pipelines.registry.description import bounds, facts
 from pipelines.registry.registration import Terms, register_checkpoint
 from pipelines.training.data_stalls import data_limit, retries
-from resnet_core.plateau import held_out
+from resnet_core.plateau import EarlyStopping, held_out
+from resnet_core.schedule import total_steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +63,7 @@ class Outcome:
     data_limit: str = ""  # which stage of the data slowed the run down and what to change; "" if none
     retries: int = 0  # requests to the storage that data tasks repeated
     bad_samples: int = 0  # in quarantine
+    stopped_early: str = ""  # where and why early stopping ended the run; "" if it did not
     seconds: float = 0.0
 
     @classmethod
@@ -116,6 +118,7 @@ def conclude(
         chosen_images=manifest.splits[recipe.data.eval_split],
         metric=metric,
         chosen_value=held_out(best.metrics, metric) or 0.0,
+        stopped_early=early_stop(recipe, manifest, newest),
         data_limit=data_limit(newest.records, recipe.optim.global_batch_size),
         retries=retries(newest.records),
         bad_samples=len(Quarantine.from_parquet(newest.files[QUARANTINE])) if QUARANTINE in newest.files else 0,
@@ -147,6 +150,22 @@ def conclude(
         champion=decision.promote,
         reason=decision.reason,
         example=f"{folder.store.uri}/example.png",
+    )
+
+
+def early_stop(recipe: Recipe, manifest: Manifest, newest: Checkpoint) -> str:
+    """Return where and why early stopping ended the run at its newest checkpoint; "" if it did not."""
+    config = recipe.schedule
+    total = total_steps(config, manifest.splits[recipe.data.train_split], recipe.optim.global_batch_size)
+    progress = EarlyStopping.of([(record.step, record.metrics) for record in newest.records], config)
+    if newest.step >= total or not progress.ends(config):
+        return ""
+    metric = config.early_stopping_metric
+    improved = "fallen" if metric == "loss" else "risen"
+    by = f" by more than {config.early_stopping_min_delta:g}" if config.early_stopping_min_delta else ""
+    return (
+        f"at step {newest.step:,} of {total:,}: {recipe.data.held_out} {metric} has not {improved}"
+        f"{by} in {progress.stale} evaluations (best {progress.best_value:.4f} at step {progress.best_step:,})"
     )
 
 
@@ -263,6 +282,7 @@ def _result(outcome: Outcome) -> list[str]:
     interval = f" ({bounds(wilson(round(outcome.accuracy * count), count))}, {count:,} images)" if count else ""
     best = f"of the checkpoint of step {outcome.best_step:,}" if outcome.best_step else ""
     lines = [f"**accuracy {outcome.accuracy:.2%}** {best}{interval}"]
+    lines += [f"stopped early {outcome.stopped_early}"] if outcome.stopped_early else []
     alone = (outcome.accuracy, count) == (outcome.chosen_accuracy, outcome.chosen_images)  # no other split was scored
     if alone or outcome.chosen_on == "test":
         return [*lines, f"on the {outcome.chosen_on} split, which also chose the checkpoint"]

@@ -23,6 +23,7 @@ _FIXED = {
     "run.name": "a study names its runs",
     "run.home": "it holds the whole study: give it by --set",
     "run.eval_at": "a study evaluates after equal shares of the compute, budget.reports times",
+    "schedule.early_stopping_patience": "the study's scheduler ends trials early",
     "data.uri": "trials of different data cannot be compared",
 }
 _PROBES = 512  # up to this size all combinations are checked; else each key alone and all ends together
@@ -70,9 +71,16 @@ class StudyPlan:
         return self._evaluated(recipe)
 
     def named(self, values: Values, name: str) -> Recipe:
-        """Return the recipe of a trial's run; a population keeps all checkpoints, for other trials to continue from."""
+        """Return the recipe of a trial's run; a population keeps all checkpoints, for other trials to continue from.
+
+        The scheduler ends trials early, so that they are compared at equal compute; early stopping is for the winner.
+        """
         kept = {"run.keep_best": self.space.budget.reports} if self.space.scheduler.name in POPULATION else {}
-        return build_recipe({}, {**self.recipe(values).flat(), **kept, "run.name": name}, where=name)
+        return build_recipe(
+            {},
+            {**self.recipe(values).flat(), **kept, "schedule.early_stopping_patience": 0, "run.name": name},
+            where=name,
+        )
 
     def final(self, values: Values) -> Recipe:
         """Return the winner's recipe for `train.py`: evaluations after epochs, a new name, and its registration."""

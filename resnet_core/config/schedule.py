@@ -13,6 +13,7 @@ from resnet_core.config.variants import ModelName
 Unit = Literal["epochs", "steps"]
 Shape = Literal["cosine", "linear", "step", "constant", "poly", "piecewise", "one_cycle", "plateau"]
 WarmupShape = Literal["linear", "constant", "exponential"]
+WatchedMetric = Literal["accuracy", "loss", "top5_accuracy"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,12 @@ class ScheduleConfig:
     """Evaluations in a row without progress that "plateau" accepts before it multiplies the rate by gamma."""
     threshold: float = 1e-4
     """Progress, for "plateau": the test error (a fraction of all images) falls by more than this."""
+    early_stopping_patience: int = 0
+    """Evaluations in a row without progress after which the run ends and keeps its best checkpoint; 0 = off."""
+    early_stopping_metric: WatchedMetric = "accuracy"
+    """Metric of the evaluations that early stopping watches; the loss must fall, the others rise."""
+    early_stopping_min_delta: float = 0.0
+    """Progress, for early stopping: the metric improves by more than this."""
     drop_path_ramp: float = 0.0
     """Time over which stochastic depth grows linearly to its rates, in schedule.unit; 0 = full from the first step."""
 
@@ -67,6 +74,7 @@ class ScheduleConfig:
         require_choice("schedule.unit", self.unit, Unit)
         require_choice("schedule.shape", self.shape, Shape)
         require_choice("schedule.warmup_shape", self.warmup_shape, WarmupShape)
+        require_choice("schedule.early_stopping_metric", self.early_stopping_metric, WatchedMetric)
 
     def _check_ranges(self) -> None:
         require(0 < self.length < math.inf, "schedule.length", "positive and finite", self.length)
@@ -82,7 +90,10 @@ class ScheduleConfig:
             require(0 <= getattr(self, name) < 1, f"schedule.{name}", "in [0, 1)", getattr(self, name))
         require(0 < self.gamma <= 1, "schedule.gamma", "in (0, 1]", self.gamma)
         require(0 < self.power < math.inf, "schedule.power", "positive and finite", self.power)
-        require(self.patience >= 0, "schedule.patience", "at least 0", self.patience)
+        for name in ("patience", "early_stopping_patience"):
+            require(getattr(self, name) >= 0, f"schedule.{name}", "at least 0", getattr(self, name))
+        delta = self.early_stopping_min_delta
+        require(0 <= delta < math.inf, "schedule.early_stopping_min_delta", "finite, at least 0", delta)
         require(
             0 <= self.drop_path_ramp <= self.length,
             "schedule.drop_path_ramp",

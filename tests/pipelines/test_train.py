@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from benchmarks.processes import is_train_worker
 from infra.storage import open_store
 from infra.tracking.tracker import resolve_tracking
-from pipelines.checkpoint import RunFolder
+from pipelines.checkpoint import FINISHED, RunFolder
 from pipelines.config.recipe import load_recipe
 from pipelines.data.order.ledger import Ledger
 from pipelines.training.driver import train
@@ -94,15 +94,32 @@ EVERYTHING = {
 }
 
 
+FINE_TUNING = {
+    "model__init_from": "start.safetensors",
+    "model__new_head": True,
+    "model__freeze": "layer1",
+    "optim__head_lr_factor": 10.0,
+    "optim__layer_decay": 0.75,
+    "optim__head_first": 0.21,  # epochs: 13 steps, so the run resumes while only the head trains
+    "optim__ema_decay": 0.9,
+    "run__eval_at": [0.1, 0.3, 0.4],  # epochs: steps 6, 18 and 25
+    "schedule__early_stopping_patience": 1,
+    "schedule__early_stopping_min_delta": 0.99,  # no progress after the first evaluation
+}
+
+
 CONTINUED = {
     "as it is": ({}, {}),
     "in the middle of a phase, everything on": (EVERYTHING, {}),
+    "fine-tuning, up to an early stop": (FINE_TUNING, {}),
     "by default in the precision it began with": ({"compute__precision": "fp32"}, {"compute__precision": "auto"}),
 }
 
 
 @pytest.mark.parametrize(("settings", "later"), CONTINUED.values(), ids=CONTINUED)
-def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch, settings, later):
+def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, tmp_path, monkeypatch, settings, later):
+    monkeypatch.chdir(tmp_path)
+    save_file(build_model(ModelConfig(name="resnet20", num_classes=1000)).state_dict(), "start.safetensors")
     whole = recipe_of(run__num_workers=0, run__name="whole", data__ordered=True, **settings)
     train(whole, quiet())
     broken = recipe_of(run__num_workers=0, run__name="broken", data__ordered=True, **settings)
@@ -126,7 +143,13 @@ def test_stopped_at_a_checkpoint_it_goes_on_bit_for_bit(recipe_of, monkeypatch, 
     for group, tensors in found.items():
         assert tensors.keys() == expected[group].keys()
         assert [name for name, tensor in tensors.items() if not tensor.equal(expected[group][name])] == []
-    assert points(broken, "train/loss", outcome.run_id) == LOGGED
+    stopped = "schedule__early_stopping_patience" in settings
+    assert points(broken, "train/loss", outcome.run_id) == ([5, 6, 10, 15, 18] if stopped else LOGGED)
+    if stopped:
+        assert outcome.stopped_early.startswith("at step 18 of 31: test accuracy has not risen by more than 0.99 in 1 ")
+        assert train(broken, quiet()) == outcome
+        (folder_of(broken).store.delete(FINISHED), train(broken, quiet()))  # killed before the end: nothing to train
+        assert folder_of(broken).steps()[-1] == 18
 
 
 @pytest.mark.faults

@@ -18,8 +18,8 @@ from resnet_core.config import OptimConfig
 from resnet_core.config.variants import Variant
 from resnet_core.distributed import Vote
 from resnet_core.evaluation import EvalBatch, evaluate, exact
-from resnet_core.models.resnet import ResNet
-from resnet_core.optim import build_optimizer
+from resnet_core.models import ResNet, freeze, freeze_all_but_head
+from resnet_core.optim import build_optimizer, fill_state
 from resnet_core.state import TrainState
 from resnet_core.step import Microbatch, RankBatch, StepConfig, train_step
 
@@ -169,6 +169,29 @@ def check_synchronized_norms_meet_in_every_pass(rank: int, alone: TrainState) ->
         torch.testing.assert_close(parameter, wanted, atol=1e-6, rtol=0)
 
 
+def check_a_head_that_trains_first_equals_one_process(rank: int) -> None:
+    """Two steps of the head alone, then all but the stem; the wrapper is made anew, as in a run."""
+    config = OptimConfig(head_lr_factor=10.0, layer_decay=0.5)
+    states = []
+    for place in (rank, -1):
+        model = tiny_resnet()
+        freeze(model, "stem")
+        state = TrainState(model=model, forward=model, optimizer=build_optimizer(model, config))
+        freeze_all_but_head(model)
+        for number in range(len(STEPS)):
+            if number == 2:
+                freeze(model, "stem")
+                fill_state(state.optimizer)
+            if number in (0, 2):
+                state.forward = DistributedDataParallel(model) if place >= 0 else model
+            model.eval()  # statistics of a split batch differ
+            train_step(state, share_of(place, number), lr=0.1, config=CONFIG, generator=torch.Generator())
+        states.append(state)
+    mine, alone = states
+    for (name, parameter), expected in zip(mine.model.named_parameters(), alone.model.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, atol=1e-6, rtol=0, msg=name)
+
+
 def check_a_vote_tells_all_ranks_the_same_at_the_same_time(rank: int) -> None:
     """One rank wishes for something from its fourth call on; both hear of it two calls later, and go on hearing."""
     vote = Vote()
@@ -190,6 +213,7 @@ def work(rank: int, rendezvous: str) -> None:
         check_evaluation_is_exact_with_a_rank_that_scores_nothing(rank, model)
         check_pairs_of_many_classes_are_added_up(rank, model)
         check_a_sharpness_aware_step_equals_one_process(rank)
+        check_a_head_that_trains_first_equals_one_process(rank)
         check_statistics_are_those_of_all_ranks_images(rank)
         check_synchronized_norms_meet_in_every_pass(rank, alone)
         check_a_vote_tells_all_ranks_the_same_at_the_same_time(rank)

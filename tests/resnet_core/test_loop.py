@@ -281,3 +281,30 @@ def test_the_scored_and_kept_model_has_exact_statistics_at_the_end_and_only_ther
     assert torch.equal(sink.saved[-1][1]["ema"]["bn1.running_mean"], scored[-1])
     assert torch.equal(sink.saved[-1][1]["model"]["bn1.running_mean"], state.model.bn1.running_mean)
     assert not torch.equal(state.model.bn1.running_mean, scored[-1])
+
+
+def test_early_stopping_ends_at_the_same_step_also_after_a_resume(make_state, shares, same_state) -> None:
+    """The counter is in the records, so a run that resumes between two evaluations counts on."""
+    config = ScheduleConfig(unit="steps", length=TOTAL, early_stopping_patience=2)
+    schedule = LrSchedule.build(config, OPTIM, samples_per_epoch=30)
+    intervals = Intervals(
+        total_steps=TOTAL, log_every_steps=2, eval_steps=frozenset({2, 4, 6, 8}), checkpoint_every_steps=1
+    )
+    accuracies = {2: 0.5, 4: 0.6, 6: 0.6, 8: 0.4, 10: 0.9}
+    settings = {
+        "schedule": schedule,
+        "intervals": intervals,
+        "evaluate": lambda state: Evaluation(metrics={"accuracy": accuracies[state.step]}),
+    }
+    whole, recorder, sink = make_state(OPTIM), MemoryRecorder(), MemorySink()
+    fit(whole, shares(), make_run(recorder, sink, **settings))
+    assert whole.step == 8
+    assert sink.saved[-1][0] == 8 and sink.saved[-1][2] == {"accuracy": 0.4}
+    for step, tensors, _ in (sink.saved[4], sink.saved[6], sink.saved[7]):
+        resumed, later = make_state(OPTIM, seed=42), MemoryRecorder()
+        resumed.load_tensors(tensors)
+        resumed.step = step
+        history = [point for point in recorder.points if point[0] <= step]
+        fit(resumed, shares(step), make_run(later, MemorySink(), history=history, **settings))
+        same_state(resumed, whole)
+        assert later.points == [point for point in recorder.points if point[0] > step]

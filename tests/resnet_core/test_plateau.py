@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from resnet_core.config import OptimConfig, ScheduleConfig
-from resnet_core.plateau import Point
+from resnet_core.plateau import EarlyStopping, Point
 from resnet_core.schedule import LrSchedule
 
 ACCURACIES = [0.1, 0.3, 0.5, 0.49, 0.5005, 0.45, 0.6, 0.6, 0.6, 0.6, 0.61, 0.605, 0.6, 0.602, 0.609, 0.7, 0.7, 0.7]
@@ -70,3 +70,37 @@ def test_records_fold_one_by_one_as_they_do_at_once() -> None:
     for point in points:
         reaction = schedule.react([point], reaction)
     assert reaction == schedule.react(points)
+
+
+def stopped_at(values: list[float], **settings: Any) -> int | None:
+    """The number of the evaluation after which the run ends, None if it does not."""
+    metric = settings.get("early_stopping_metric", "accuracy")
+    config = ScheduleConfig(unit="steps", length=200.0, **{f"early_stopping_{k}": v for k, v in settings.items()})
+    for seen in range(1, len(values) + 1):
+        points = [(10 * place, {f"validation/{metric}": value}) for place, value in enumerate(values[:seen], 1)]
+        if EarlyStopping.of(points, config).ends(config):
+            return seen
+    return None
+
+
+@pytest.mark.parametrize(
+    ("values", "settings", "expected"),
+    [
+        ([0.1, 0.3, 0.3, 0.2, 0.3], {"patience": 3}, 5),
+        ([0.1, 0.3, 0.3, 0.31, 0.3], {"patience": 3}, None),
+        ([0.1, 0.3, 0.3], {"patience": 1}, 3),
+        ([0.1, 0.3, 0.305, 0.308], {"patience": 2, "min_delta": 0.01}, 4),
+        ([0.1, 0.3, 0.305, 0.311], {"patience": 2, "min_delta": 0.01}, None),  # progress is measured from the best
+        ([0.3, 0.2, 0.1, 0.0], {"patience": 0}, None),
+    ],
+)
+def test_early_stopping_ends_after_patience_evaluations_without_progress(values, settings, expected) -> None:
+    assert stopped_at(values, **settings) == expected
+
+
+def test_early_stopping_wants_a_lower_loss() -> None:
+    config = ScheduleConfig(early_stopping_patience=1, early_stopping_metric="loss")
+    points: list[Point] = [(1, {"test/loss": 2.0, "test/accuracy": 0.5}), (2, {"train/loss": 9.0})]
+    progress = EarlyStopping.of([*points, (3, {"test/loss": 1.0, "test/accuracy": 0.1})], config)
+    assert (progress.best_value, progress.best_step, progress.ends(config)) == (1.0, 3, False)
+    assert progress.after((4, {"test/loss": 1.0}), config).ends(config)
