@@ -36,10 +36,10 @@ def synchronize(model: nn.Module, world_size: int) -> nn.Module:
 def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], config: StepConfig) -> None:
     """Replace the moving averages of every BatchNorm by the exact statistics over `batches`, uint8 B x H x W x C.
 
-    Frozen layers keep theirs. Each batch is normalized by its own statistics, as in training; everything else is as in evaluation. The layer gets
-    the mean and the unbiased variance over the positions of all batches of all ranks. Every rank must call this.
-    The paper's release has such statistics (KaimingHe/deep-residual-networks: "strictly computed using average (not
-    moving average) on a sufficiently large training batch after the training").
+    Frozen layers keep theirs. Each batch is normalized by its own statistics, as in training; everything else is as in
+    evaluation. The layer gets the mean and the unbiased variance over the positions of all batches of all ranks. Every
+    rank must call this. The paper's release has such statistics (KaimingHe/deep-residual-networks: "strictly computed
+    using average (not moving average) on a sufficiently large training batch after the training").
 
     Raises:
         ValueError: no rank has a batch.

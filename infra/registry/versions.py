@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from numpy.typing import NDArray
-    from torch import nn
+    from torch import Tensor, nn
 
 __all__ = ["CHAMPION", "Candidate", "LoadedModel", "ModelFiles", "Version"]
 __all__ += ["fetch", "find", "load", "register", "registered"]
@@ -92,6 +92,10 @@ class LoadedModel:
         self.shapes = Shapes.of(folder, version.uri)
         self.shapes.check_module(self._module, version.uri, device)
         self._device = device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights and buffers of the program by name, in CPU memory."""
+        return {name: tensor.detach().cpu() for name, tensor in self._module.state_dict().items()}
 
     def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the probabilities NxK of uint8 images NxHxWx3, at the size that the model was exported for.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from infra.errors import UserError
 from pipelines.config.recipe import Recipe
 from pipelines.training.batches import Steps
-from pipelines.training.start_weights import load_start
+from pipelines.training.start_weights import StartWeights, load_start
 from pipelines.training.stream import Stream
 from resnet_core.augment import step_generator
 from resnet_core.batchnorm import synchronize
@@ -68,16 +68,18 @@ def continued(recipe: Recipe, began: Mapping[str, Any], device: torch.device) ->
     return recipe.model_copy(update={"compute": dataclasses.replace(recipe.compute, precision=precision)})
 
 
-def build_state(recipe: Recipe, device: torch.device, world_size: int, samples: int, start_uri: str = "") -> TrainState:
+def build_state(
+    recipe: Recipe, device: torch.device, world_size: int, samples: int, start: StartWeights | None = None
+) -> TrainState:
     """Build model, optimizer and their wrappers for step 0, equal on every rank. `samples` is the length of an epoch.
 
-    Order: weights to start from (`start_uri`, if any), frozen parts, device, layout, synchronized BatchNorm, average,
+    Order: weights to start from (`start`, if any), frozen parts, device, layout, synchronized BatchNorm, average,
     DDP, compile.
     """
     torch.manual_seed(recipe.run.seed)
     network = build_model(recipe.phases(samples)[0].model)
-    if start_uri:
-        load_start(network, recipe.model, start_uri)
+    if start:
+        load_start(network, recipe.model, start)
     freeze(network, recipe.model.freeze)
     network = network.to(device)
     model: nn.Module = to_memory_format(network, recipe.compute.channels_last)

@@ -38,7 +38,7 @@ from pipelines.training.preview import summary, warnings
 from pipelines.training.recipe_for_data import check_own_data
 from pipelines.training.result import DELIVERY_TIMEOUT_S, Outcome, conclude, curves_of, early_stop, run_note
 from pipelines.training.same_run import RUN_KEYS, check_same_run, trained_on
-from pipelines.training.start_weights import check_start, start_uri
+from pipelines.training.start_weights import PinnedStart, StartWeights, find_start
 from resnet_core.schedule import total_samples, total_steps
 
 if TYPE_CHECKING:
@@ -84,9 +84,11 @@ def _train(
     manifest = find_data(recipe, store, console)
     recipe = fitted(recipe, manifest)
     check_same_run(folder, recipe, manifest)
-    for line in (*summary(recipe, manifest), *warnings(recipe, store, manifest)):
-        console.print(line)
     tracking = resolve_tracking(cli.local_home(recipe.run.home))
+    first = recipe.phases(manifest.splits[recipe.data.train_split])[0].model
+    start = find_start(recipe, first, folder, tracking, console.print)
+    for line in (*summary(recipe, manifest), *_start_lines(start), *warnings(recipe, store, manifest)):
+        console.print(line)
     with ThreadPoolExecutor(max_workers=1) as pool:
         ready = pool.submit(_warm_tracker, tracking)  # both take seconds, mostly waiting
         infra.cluster.connect(min_cpus=1)
@@ -95,6 +97,7 @@ def _train(
         ready.result()
     console.print(placement.line)
     info = _run_info(recipe, manifest, parent_run_id, reporting)
+    info = replace(info, tags={**info.tags, **(start.tags if start else {})})
     tracker = _start_tracker(recipe, manifest, folder, tracking, console, info)
     newest = _newest(recipe, manifest, folder, console)
     for record in newest.records if newest else ():  # MLflow may have missed some
@@ -106,7 +109,8 @@ def _train(
             data_cpus = reporting.data_cpus if reporting else math.inf
             stream = _stream(recipe, placement, manifest, folder, data_cpus, console)
             progress = _progress_line(recipe, manifest, console, newest.step if newest else 0)
-            _fit(recipe, placement, stream, tracker, progress, reporting)
+            weights = start.keep(folder, open_store(recipe.run.home)) if start else None
+            _fit(recipe, placement, stream, weights, tracker, progress, reporting)
         outcome = conclude(recipe, manifest, folder, tracker, console, scores_test=reporting is None)
         if outcome.stopped_early:
             console.print(f"stopped early {outcome.stopped_early}")
@@ -196,13 +200,15 @@ def fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     decided = {"model.num_classes": classes, "data.eval_split": evaluated}
     recipe = build_recipe({}, {**recipe.flat(), **decided}, where=recipe.name)
     samples = manifest.splits[recipe.data.train_split]
-    first = recipe.phases(samples)[0]
     recipe.average_start(samples)
     recipe.head_steps(samples)
     recipe.check_batch_norm(samples)
-    if recipe.model.init_from:
-        check_start(first.model)
     return recipe
+
+
+def _start_lines(start: PinnedStart | None) -> list[str]:
+    """Return what the run starts from, and a warning if the recipe differs from what the weights expect."""
+    return [start.line, *([start.warning] if start.warning else [])] if start else []
 
 
 def _run_info(recipe: Recipe, manifest: Manifest, parent_run_id: str, reporting: Reporting | None) -> RunInfo:
@@ -306,10 +312,11 @@ def _progress_line(recipe: Recipe, manifest: Manifest, console: Console, first_s
     )
 
 
-def _fit(
+def _fit(  # noqa: PLR0917 - everything that a run is made of
     recipe: Recipe,
     placement: Placement,
     stream: Stream,
+    start: StartWeights | None,
     tracker: Tracker,
     line: ProgressLine,
     reporting: Reporting | None,
@@ -335,7 +342,7 @@ def _fit(
     with delivering_messages(queue, tracker, line, StallCheck(placement)), stop_on_signals(stop) as stopped:
         cause = StopReason.STOPPED if reporting and reporting.enter(queue) else StopReason.PREEMPTED
         while cause == StopReason.PREEMPTED:  # resume on the other nodes from the checkpoint just committed
-            cause = launch(recipe, placement, stream, start_uri(recipe.model), queue, reporting)
+            cause = launch(recipe, placement, stream, start, queue, reporting)
     if cause == StopReason.STOPPED or stopped.is_set():
         raise KeyboardInterrupt
 

@@ -28,6 +28,7 @@ _LEAST_STEPS = 30  # per epoch
 _LEAST_BATCH = 8  # images, for BatchNorm's statistics
 _NAMED = 3  # classes in a warning
 _WNID = re.compile(r"n\d{8}\b")  # ImageNet's classes; its images are used as they are stored
+_FEW_PARAMETERS = 100_000  # up to here their number is printed in full
 
 
 def summary(recipe: Recipe, manifest: Manifest) -> list[str]:
@@ -75,9 +76,22 @@ def _model_line(recipe: Recipe) -> str:
 
     model, size = recipe.model, recipe.data.image_size
     found = cost(model.variant, size=size, num_classes=model.num_classes)
-    start = f", starting from {shown(model.init_from)}" if model.init_from else ""
+    start = f", {_trained(recipe)}" if model.freeze else ""
     parameters, adds = f"{found.parameters / 1e6:.3g} M parameters", f"{found.multiply_adds / 1e6:,.0f} M multiply-adds"
     return f"model       {model.name}: {parameters}, {adds} at {size} px{start}"
+
+
+def _trained(recipe: Recipe) -> str:
+    """Return how many parameters train where a part of the network is frozen."""
+    import torch
+
+    from resnet_core.models import build_model, freeze
+
+    with torch.device("meta"):
+        network = build_model(recipe.model)
+    freeze(network, recipe.model.freeze)
+    count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    return f"of which {count:,} train" if count < _FEW_PARAMETERS else f"of which {count / 1e6:.3g} M train"
 
 
 def _run_line(recipe: Recipe, manifest: Manifest) -> str:

@@ -19,6 +19,7 @@ from pipelines.training.messages import Event
 from pipelines.training.placement import Placement
 from pipelines.training.preemption import StopReason
 from pipelines.training.process_group import NodeAddress
+from pipelines.training.start_weights import StartWeights
 from pipelines.training.stream import IngestConfig, Stream, remaining
 from pipelines.training.trial_reporting import Reporting
 from pipelines.training.worker import WorkerJob, train_worker
@@ -83,7 +84,7 @@ def launch(
     recipe: Recipe,
     placement: Placement,
     stream: Stream,
-    start_uri: str,
+    start: StartWeights | None,
     queue: ActorHandle[Any],
     reporting: Reporting | None = None,
 ) -> StopReason:
@@ -101,9 +102,7 @@ def launch(
     dataset: Any = partial(remaining, stream, world_size=1, warn=warn) if placement.workers[1] == 0 else _placeholder
     callbacks = reporting.callbacks if reporting else ()
     reports = reporting is not None
-    job = WorkerJob(
-        recipe=recipe, gpu=placement.gpu, stream=stream, start_uri=start_uri, mailbox=queue, reports=reports
-    )
+    job = WorkerJob(recipe=recipe, gpu=placement.gpu, stream=stream, start=start, mailbox=queue, reports=reports)
     trainer = (_TrialTrainer if reports else _Trainer)(
         train_worker,  # type: ignore[arg-type]  # what rank 0 returns is the run's result
         train_loop_config={"job": job},

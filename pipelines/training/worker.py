@@ -44,6 +44,7 @@ from pipelines.training.metrics import RunMetrics, RunRecorder, Sampler
 from pipelines.training.ordered import opened
 from pipelines.training.preemption import StopReason, StopVote
 from pipelines.training.process_group import worker_device
+from pipelines.training.start_weights import StartWeights
 from pipelines.training.stream import Stream
 from pipelines.training.trial_reporting import ReportingWriter
 from resnet_core.compute import configure, share_compilers
@@ -76,7 +77,7 @@ class WorkerJob:
     recipe: Recipe  # model.num_classes filled in
     gpu: bool  # whether each worker has one
     stream: Stream
-    start_uri: str  # weights that the run starts from; "" = none
+    start: StartWeights | None  # weights that the run starts from
     mailbox: ActorHandle[Any]  # queue of messages to the driver
     reports: bool = False  # whether the run is a trial, which reports to its study
 
@@ -138,7 +139,7 @@ class _Worker:
     def run(self) -> StopReason:
         stream = self.job.stream
         samples = stream.manifest.splits[stream.split]
-        state = build_state(self.recipe, self.device, self.world_size, samples, self.job.start_uri)
+        state = build_state(self.recipe, self.device, self.world_size, samples, self.job.start)
         writer = self._resume(state)
         recipe = self.recipe
         weights = np.array(stream.class_weights, dtype=np.float32)
