@@ -53,7 +53,7 @@ _TITLES = {
 }
 _EXAMPLES: dict[str, Any] = {
     "model.in_channels": 3,
-    "model.init_from": "weights/resnet50.safetensors",
+    "model.init_from": "torchvision://resnet50/IMAGENET1K_V2",
     "model.freeze": "layer2",
     "model.depths": [3, 3, 3],
     "model.drop_path": 0.1,

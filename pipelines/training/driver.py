@@ -312,7 +312,7 @@ def _progress_line(recipe: Recipe, manifest: Manifest, console: Console, first_s
     )
 
 
-def _fit(  # noqa: PLR0917 - everything that a run is made of
+def _fit(  # noqa: PLR0913, PLR0917 - everything that a run is made of
     recipe: Recipe,
     placement: Placement,
     stream: Stream,

@@ -37,6 +37,7 @@ START = "start.json"
 _FOLDER = "pretrained"
 _REGISTERED = "models:/"
 _HEAD = "fc.weight"
+_DECIMALS = 4  # of a mean that went through single precision
 _KEYS = ("address", "origin", "sha256", "copy")  # of start.json
 
 
@@ -212,9 +213,12 @@ def _registered(address: str, tracking: Tracking) -> _Found:
     center, scale = named.pop("center"), named.pop("scale")
     tensors = {name.removeprefix("model."): tensor for name, tensor in named.items()}
     metadata = files.metadata
+    mean, std = (
+        tuple(round(value, _DECIMALS) for value in (each / 255).flatten().tolist()) for each in (center, scale)
+    )
     facts = WeightFacts(
-        mean=tuple((center / 255).tolist()) if center.ndim == 1 else None,
-        std=tuple((scale / 255).tolist()),
+        mean=mean if center.ndim == 1 else None,
+        std=std,
         image_size=metadata.get("image_size", 0),
         eval_resize=metadata.get("eval_resize", 0),
         interpolation=metadata.get("interpolation", ""),

@@ -46,8 +46,8 @@ class ModelConfig:
     in_channels: int = 3
     """Channels of the images; 3, because data sets store RGB."""
     init_from: Location = ""
-    """Weights to start from: a safetensors file with our, torchvision's or timm's names, or the folder of a run, whose
-    best checkpoint is taken; s3://… works too. Set `new_head` if the classes differ."""
+    """Weights to start from: torchvision://NAME/WEIGHTS, hf://OWNER/NAME, a URL, a .safetensors or .pth file, a run's
+    folder or models:/NAME@champion (docs/fine-tuning.md). Set `new_head` if the classes differ."""
     new_head: bool = False
     """Train a new last layer instead of the one in `init_from`: for other classes."""
     freeze: FrozenTo = ""
