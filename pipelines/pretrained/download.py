@@ -35,7 +35,7 @@ class Absent(UserError):
 
 
 @dataclass
-class _Headers(urllib.request.HTTPRedirectHandler):
+class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects, and keeps the hash that the first server gives."""
 
     sha256: str = ""
@@ -70,13 +70,13 @@ class _Transfer:
             request.add_header("Range", f"bytes={len(self.data)}-")
             if self.version:
                 request.add_header("If-Range", self.version)
-        headers = _Headers()
-        with urllib.request.build_opener(headers).open(request, timeout=_TIMEOUT_S) as answer:
+        redirects = _Redirects()
+        with urllib.request.build_opener(redirects).open(request, timeout=_TIMEOUT_S) as answer:
             if answer.status != http.client.PARTIAL_CONTENT:
                 self.data.clear()
             length = answer.headers.get("Content-Length")
             self.total = len(self.data) + int(length) if length and length.isdigit() else None
-            self.sha256 = self.sha256 or headers.sha256 or hash_in(answer.headers)
+            self.sha256 = self.sha256 or redirects.sha256 or hash_in(answer.headers)
             self.version = answer.headers.get("ETag") or ""
             self._read(answer)
         if self.total is None:
@@ -101,9 +101,9 @@ def download(url: str, *, sha256: str = "", what: str = "") -> bytes:
         UserError: the content has another hash.
     """
     what = what or url
-    transfer, reason = _Transfer(url), ""
-    for pause in (0.0, *pauses(_RETRY_FOR_S), 0.0):
-        time.sleep(pause)
+    transfer, reason, waits = _Transfer(url), "", pauses(_RETRY_FOR_S)
+    while True:
+        before = len(transfer.data)
         try:
             transfer.receive()
         except urllib.error.HTTPError as error:
@@ -120,6 +120,12 @@ def download(url: str, *, sha256: str = "", what: str = "") -> bytes:
             for expected in (sha256, transfer.sha256):
                 check_hash(data, expected, what)
             return data
+        if len(transfer.data) > before:  # a slow line may break off often
+            waits = pauses(_RETRY_FOR_S)
+        pause = next(waits, None)
+        if pause is None:
+            break
+        time.sleep(pause)
     cut = (
         f"{len(transfer.data):,} of {transfer.total:,} bytes came" if transfer.data and transfer.total else "no answer"
     )

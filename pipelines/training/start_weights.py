@@ -72,10 +72,7 @@ class PinnedStart:
 
     def keep(self, folder: RunFolder, home: Store) -> StartWeights:
         """Write the weights and `start.json`, unless they are there; return what workers need."""
-        copy = hashlib.sha256(self.data).hexdigest()
-        store = home.sub(_FOLDER)
-        if store.size(_file(copy)) != len(self.data):
-            store.write(_file(copy), self.data)
+        copy, store = _shared(self.address, self.data, home), home.sub(_FOLDER)
         known = {"address": self.address, "origin": self.origin, "sha256": self.sha256, "copy": copy}
         if folder.read_json(START) != known:
             folder.write_json(START, known)
@@ -114,10 +111,10 @@ def find_start(
     )
 
 
-def share_start(recipe: Recipe, say: Callable[[str], None]) -> None:
-    """Download published weights into the run's home, where the drivers of a study's trials find them."""
-    if is_published(recipe.model.init_from):
-        _fetched(recipe.model.init_from, open_store(recipe.run.home), say)
+def share_start(address: str, home: Store, say: Callable[[str], None]) -> None:
+    """Download published weights into a study's home, where the drivers of its trials find them."""
+    if is_published(address):
+        _shared(address, _fetched(address, home, say).data, home)
 
 
 def load_start(network: ResNet, config: ModelConfig, start: StartWeights) -> None:
@@ -188,21 +185,31 @@ def _changed(known: Mapping[str, Any], sha256: str, recipe: Recipe) -> UserError
 
 def _fetched(address: str, home: Store, say: Callable[[str], None]) -> _Found:
     """Return published weights: from the home, where another run put them, else as `fetch_weights` finds them."""
-    store, index = home.sub(_FOLDER), f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
-    shared = None
-    if store.exists(index):
+    store, shared = home.sub(_FOLDER), None
+    if store.exists(_index(address)):
         try:
-            copy = json.loads(store.read(index))["copy"]
+            copy = json.loads(store.read(_index(address)))["copy"]
             shared = store.read(_file(copy))
             shared = shared if hashlib.sha256(shared).hexdigest() == copy else None
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             shared = None
     found = fetch_weights(address, say, shared)
-    if shared is None:
-        copy = hashlib.sha256(found.data).hexdigest()
-        store.write(_file(copy), found.data)
-        store.write(index, json.dumps({"address": address, "copy": copy}).encode())
     return _Found(address=address, origin=found.url, sha256=found.sha256, data=found.data, facts=found.facts)
+
+
+def _shared(address: str, data: bytes, home: Store) -> str:
+    """Write weights into the home, unless they are there; return the hash that names the file."""
+    copy, store = hashlib.sha256(data).hexdigest(), home.sub(_FOLDER)
+    if store.size(_file(copy)) != len(data):
+        store.write(_file(copy), data)
+    if is_published(address) and not store.exists(_index(address)):
+        store.write(_index(address), json.dumps({"address": address, "copy": copy}).encode())
+    return copy
+
+
+def _index(address: str) -> str:
+    """Return the file that says where the weights of a published address are."""
+    return f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.json"
 
 
 def _registered(address: str, tracking: Tracking) -> _Found:

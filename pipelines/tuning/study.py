@@ -30,6 +30,7 @@ from pipelines.config.paths import shown
 from pipelines.training.driver import find_data, train
 from pipelines.training.placement import Placement, place
 from pipelines.training.result import DELIVERY_TIMEOUT_S
+from pipelines.training.start_weights import share_start
 from pipelines.training.summary import summarise
 from pipelines.tuning.mlflow_runs import TrialRuns
 from pipelines.tuning.report import publish, write_report
@@ -83,6 +84,8 @@ class Study:
         self.console.print(placement.line)
         manifest = find_data(self.plan.base, open_store(self.plan.base.data.uri), self.console)
         samples = manifest.splits[self.plan.base.data.train_split]
+        for address in self.plan.starts():  # once, not by each trial's driver on its node
+            share_start(address, open_store(self.plan.base.run.home), self.console.print)
         tracker = self._start_tracker(state)
         with explained(self._interrupted_line), tracker.finished_after(DELIVERY_TIMEOUT_S):
             if not self.over:

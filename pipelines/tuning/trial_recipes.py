@@ -100,6 +100,15 @@ class StudyPlan:
             for key, setting in self.space.space[name].overrides(name, value).items()
         }
 
+    def starts(self) -> list[str]:
+        """Return every `model.init_from` of the trials."""
+        offered = [
+            distribution.overrides(key, value).get("model.init_from", "")
+            for key, distribution in self.space.space.items()
+            for value in distribution.extremes()
+        ]
+        return sorted({self.base.model.init_from, *offered} - {""})
+
     def changeable(self) -> list[str]:
         """Return the keys of the space that may change during a run."""
         return [key for key in self.space.space if key.startswith(_CHANGEABLE) and key not in _DECIDE_STEPS]

@@ -64,6 +64,8 @@ DERIVED = {
     "bag_of_tricks_resnet50d": Run(IMAGENET, 1024, 200, 250_227, 0.4, 6_255),
     "my_images": Run(2_250, 32, 20, 1_406, 0.05, 70),
     "my_small_images": Run(2_250, 32, 20, 1_406, 0.05, 70),
+    "finetune": Run(2_250, 32, 20, 1_406, 0.01),  # ours
+    "linear_probe": Run(2_250, 32, 20, 1_406, 0.1),  # ours
     "finetune_resnet50": Run(CIFAR10, 64, 150, 117_187, 0.01),  # arXiv 2007.08489, on CIFAR-10
 }
 

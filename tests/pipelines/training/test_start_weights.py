@@ -187,7 +187,7 @@ def test_a_run_keeps_its_weights_when_its_url_is_gone(tmp_path: Path, home: Path
 def test_a_study_downloads_once_for_its_trials(tmp_path: Path, home: Path, hub: Hub, monkeypatch) -> None:
     """Trials run on other nodes, whose caches are empty."""
     hub.files["/w.safetensors"] = save(network(5))
-    share_start(recipe_of(home, f"{hub.url}/w.safetensors"), lambda line: None)
+    share_start(f"{hub.url}/w.safetensors", open_store(str(home)), lambda line: None)
     hub.files.clear()
     monkeypatch.setenv("RESNET_RAY_CACHE", str(tmp_path / "other node"))
     assert same(started(recipe_of(home, f"{hub.url}/w.safetensors")), network(5))
