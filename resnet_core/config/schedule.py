@@ -13,7 +13,9 @@ from resnet_core.config.variants import ModelName
 Unit = Literal["epochs", "steps"]
 Shape = Literal["cosine", "linear", "step", "constant", "poly", "piecewise", "one_cycle", "plateau"]
 WarmupShape = Literal["linear", "constant", "exponential"]
-WatchedMetric = Literal["accuracy", "loss", "top5_accuracy"]
+WatchedMetric = Literal[
+    "accuracy", "loss", "top5_accuracy", "balanced_accuracy", "macro_precision", "macro_recall", "macro_f1"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,6 @@ from torch import nn
 
 from resnet_core.config import ModelConfig, OptimConfig
 from resnet_core.config.model import FrozenTo
-from resnet_core.losses import LossConfig
 from resnet_core.models import ResNet, build_model, freeze, frozen_modules, lr_factors
 from resnet_core.optim import build_optimizer, state_tensors
 from resnet_core.optim.averaging import WeightAverage, exponential
@@ -38,7 +37,7 @@ def trained(model: ResNet, config: OptimConfig, steps: int = 2) -> TrainState:
     state = TrainState(model=model, forward=model, optimizer=build_optimizer(model, config), average=average)
     for step in range(steps):
         generator = torch.Generator().manual_seed(step)
-        train_step(state, batch(), lr=0.1, config=StepConfig(loss=LossConfig.of(config)), generator=generator)
+        train_step(state, batch(), lr=0.1, config=StepConfig(), generator=generator)
         state.step += 1
     return state
 
