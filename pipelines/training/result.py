@@ -107,7 +107,7 @@ def conclude(
     steps_per_epoch = manifest.splits[recipe.data.train_split] / recipe.optim.global_batch_size
     _draw(tracker, newest.records, best.scored, manifest, steps_per_epoch)
     metric = recipe.run.metric
-    chosen = held_out(best.metrics, "accuracy") or 0.0
+    chosen, value = (held_out(best.metrics, name) or 0.0 for name in ("accuracy", metric))
     outcome = partial(
         Outcome,
         run_id=tracker.run_id,
@@ -117,7 +117,7 @@ def conclude(
         chosen_accuracy=chosen,
         chosen_images=manifest.splits[recipe.data.eval_split],
         metric=metric,
-        chosen_value=held_out(best.metrics, metric) or 0.0,
+        chosen_value=value,
         stopped_early=early_stop(recipe, manifest, newest),
         data_limit=data_limit(newest.records, recipe.optim.global_batch_size),
         retries=retries(newest.records),
@@ -127,7 +127,6 @@ def conclude(
     choice = choose("auto" if recipe.run.use_gpu else False, setting=KEY)  # the run has released its GPUs
     if not recipe.run.register_as:
         if not scores_test or recipe.data.held_out == "test":
-            value = held_out(best.metrics, metric) or 0.0
             return outcome(accuracy=chosen, images=manifest.splits[recipe.data.eval_split], value=value)
         with console.status("scoring the best checkpoint on the test split"):
             score = _scored(best, data, choice)
