@@ -261,6 +261,12 @@ def test_run_of_another_data_set(begun, tmp_path: Path) -> None:
         (["model.in_channels=1"], ["model.in_channels must be 3", "RGB", "got 1"]),
         (["model.init_from=gone.safetensors"], ["model.init_from: there is no gone.safetensors"]),
         (["model.init_from=demo.toml"], ["model.init_from: demo.toml is not a safetensors file"]),
+        (
+            ["model.init_from=torchvision://resnet5/IMAGENET1K_V1"],
+            [
+                "model.init_from: torchvision has no weights for the network 'resnet5' (did you mean torchvision://resnet50?)"
+            ],
+        ),
         (["optim.average_from=0.99"], ["demo: optim.average_from = 0.99 leaves no step"]),
         (
             ["model.name=resnet18", "optim.global_batch_size=1"],
@@ -272,7 +278,16 @@ def test_run_of_another_data_set(begun, tmp_path: Path) -> None:
             ["demo: depths must be 3 numbers, none below the present [9, 9, 9]"],
         ),
     ],
-    ids=["channels", "no weights", "no tensors", "nothing to average", "one value per channel", "views", "shrinking"],
+    ids=[
+        "channels",
+        "no weights",
+        "no tensors",
+        "unknown hub name",
+        "nothing to average",
+        "one value per channel",
+        "views",
+        "shrinking",
+    ],
 )
 def test_what_does_not_fit_the_data_or_the_schedule(shell: Shell, settings: list[str], named: list[str]) -> None:
     refused(shell.train(*settings), *named)
