@@ -22,6 +22,7 @@ from pipelines.data.shards.manifest import MANIFEST, Manifest, check_shards, loa
 from pipelines.training.driver import fitted
 from pipelines.training.recipe_for_data import check_own_data
 from pipelines.training.same_run import check_same_run
+from pipelines.training.start_weights import find_start
 
 if TYPE_CHECKING:
     from infra.storage import Store
@@ -122,8 +123,16 @@ def _data(state: Checked) -> str:
 def _fits(state: Checked) -> str:
     assert state.manifest is not None
     state.recipe = fitted(state.recipe, state.manifest)
-    start = f"; {shown(state.recipe.model.init_from)} fits the network" if state.recipe.model.init_from else ""
+    start = f"; {shown(state.recipe.model.init_from)} fits the network" if _starts(state.recipe, state.manifest) else ""
     return f"splits, {state.recipe.model.num_classes:,} classes, batch and workers{start}"
+
+
+def _starts(recipe: Recipe, manifest: Manifest) -> bool:
+    """Return whether the run starts from weights, after a check that they fit; a download goes into the cache."""
+    folder = RunFolder(_home(recipe).sub(recipe.run_name))
+    network = recipe.phases(manifest.splits[recipe.data.train_split])[0].model
+    tracking = resolve_tracking(cli.local_home(recipe.run.home))
+    return find_start(recipe, network, folder, tracking, lambda line: None) is not None
 
 
 def _run(state: Checked) -> str:
