@@ -375,6 +375,22 @@ def test_label_outside_the_range(shell: Shell) -> None:
     assert not (shell.folder / "out" / "manifest.json").exists()
 
 
+def test_a_table_that_contradicts_itself(shell: Shell, colours: Coloured) -> None:
+    shutil.copytree(Path(colours.store.uri).with_name("images"), shell.folder / "images")
+    rows = ["path,label", "images/lime/003.png,lime", "images/lime/004.png,lime", "images/lime/003.png,moss"]
+    (shell.folder / "labels.csv").write_text("\n".join(rows))
+    refused(
+        shell("prepare", "labels.csv", "out"),
+        "labels.csv: rows contradict each other for 1 image: images/lime/003.png (rows 2 and 4) has two labels, lime "
+        "and moss: correct them; if images have several labels, set prepare.multi_label=true",
+    )
+    refused(
+        shell("prepare", "labels.csv", "out", "--set", "prepare.label_column=lable"),
+        "prepare.label_column: labels.csv has no column 'lable' (did you mean label?): it has path, label",
+    )
+    assert not (shell.folder / "out" / "manifest.json").exists()
+
+
 def test_image_that_does_not_decode(shell: Shell, colours: Coloured) -> None:
     images = shell.folder / "images"
     shutil.copytree(Path(colours.store.uri).with_name("images"), images)

@@ -170,10 +170,13 @@ class _Rows:
         if len(self.unusable) > config.max_bad_images:
             shown = "; ".join(f"{path} ({reason})" for path, reason in self.unusable[:_MOST_NAMED])
             more = f" and {len(self.unusable) - _MOST_NAMED:,} more" if len(self.unusable) > _MOST_NAMED else ""
+            root, unlabelled = self.paths.root.text, len(self.unusable) - self.lost
+            found = [f"{counted(self.lost, 'row')} without a file below {root}"] if self.lost else []
+            found += [f"{counted(unlabelled, 'row')} without a label"] if unlabelled else []
+            hint = self.paths.hint(named[0]) if self.lost else ""
             raise UserError(
-                f"{where}: {self.lost:,} rows name no file below {self.paths.root.text}, "
-                f"{len(self.unusable) - self.lost:,} have no label: {shown}{more}{self.paths.hint(named[0])}; correct "
-                f"them, or leave them out with --set prepare.max_bad_images={len(self.unusable)}"
+                f"{where}: {listed(found)}: {shown}{more}{hint}; correct them, or leave them out with --set "
+                f"prepare.max_bad_images={len(self.unusable)}"
             )
 
     def notes(self, unlabelled: Sequence[str]) -> list[str]:

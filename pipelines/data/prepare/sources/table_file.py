@@ -61,11 +61,13 @@ def _text(place: Place) -> io.TextIOWrapper:
     return io.TextIOWrapper(raw, encoding="utf-16" if utf16 else "utf-8-sig", newline="")
 
 
-def _not_utf8(where: str, line: int, error: UnicodeDecodeError) -> UserError:
-    byte = error.object[error.start]
+def _not_utf8(where: str, error: UnicodeDecodeError) -> UserError:
+    text = bytes(error.object[max(0, error.start - 20) : error.start + 10]).splitlines()
+    around = next((line for line in text if error.object[error.start] in line), b"its end").decode(
+        "ascii", "backslashreplace"
+    )
     return UserError(
-        f"{where} is not UTF-8 (byte 0x{byte:02x} after line {line:,}): save it as UTF-8, for example with "
-        "iconv -f windows-1252 -t utf-8"
+        f"{where} is not UTF-8 (near {around}): save it as UTF-8, for example with iconv -f windows-1252 -t utf-8"
     )
 
 
@@ -82,7 +84,7 @@ class _Csv:
             with _text(place) as file:
                 line = file.readline()
         except UnicodeDecodeError as error:
-            raise _not_utf8(place.text, 0, error) from error
+            raise _not_utf8(place.text, error) from error
         delimiter = delimiter or max(_DELIMITERS, key=line.count)
         columns = tuple(name.strip() for name in next(csv.reader([line], delimiter=delimiter), []))
         if len(set(columns)) < len(columns):
@@ -106,7 +108,7 @@ class _Csv:
                         )
                     yield reader.line_num, [row[place] for place in places]
             except UnicodeDecodeError as error:
-                raise _not_utf8(self.where, reader.line_num, error) from error
+                raise _not_utf8(self.where, error) from error
             except csv.Error as error:
                 raise UserError(f"{self.where}: line {reader.line_num:,} cannot be read: {error}") from error
 
@@ -142,7 +144,7 @@ def _objects(place: Place) -> Iterator[tuple[int, dict[str, object]]]:
                     raise UserError(f"{place.text}: line {number:,} is no JSON object: write one object on each line")
                 yield number, row
         except UnicodeDecodeError as error:
-            raise _not_utf8(place.text, number, error) from error
+            raise _not_utf8(place.text, error) from error
         except ValueError as error:
             raise UserError(f"{place.text}: line {number:,} is no JSON object: {error}") from error
 

@@ -132,5 +132,5 @@ def require_trained(labels: dict[str, Labels], counts: dict[str, np.ndarray], na
             more = f" and {counted(len(lost) - 1, 'other class')}" if len(lost) > 1 else ""
             raise UserError(
                 f"{where}: class {names[lost[0]]}{more} has images in split {split} but none in split {train}, so no "
-                f"model can learn it: give {train} some of its {int(counts[split][lost[0]]):,} images, or remove them"
+                f"model can learn it: give {train} some of its images ({int(counts[split][lost[0]]):,}), or remove them"
             )
