@@ -44,8 +44,8 @@ PUBLISHED: dict[str, tuple[int, int, int, Form]] = {
 """Training images, test images, classes and stored form of public data sets, by their folders in shipped recipes."""
 _UNKNOWN: tuple[int, int, int, Form] = (0, 0, 0, "original")
 _KEPT = 2  # newest checkpoints, besides the best
-_WORKER_BASE = 700 * 2**20  # torch and Ray in a process, with nothing of the run
-_RAY_BASE = 1.5 * GIB  # Ray's own processes and the driver
+_WORKER_BASE = 550 * 2**20  # torch and Ray in a process, with nothing of the run; docs/results.md
+_RAY_BASE = 2.4 * GIB  # Ray's own processes, the controller, the driver with MLflow
 _OBJECT_STORE_SHARE = 0.3  # of the memory; Ray's default
 
 
