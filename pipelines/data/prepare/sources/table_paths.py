@@ -143,7 +143,7 @@ def _common(paths: Iterable[str]) -> tuple[str, bool]:
     for text in paths:
         path = text.strip()
         absolute = absolute and _is_absolute(path)
-        folder = path.rpartition("/")[0]
+        folder = path.replace("\\", "/").rpartition("/")[0]
         if common is None:
             common = folder.split("/") if folder else []
         elif not folder.startswith("/".join(common)) or len(folder) > len("/".join(common)):
@@ -152,6 +152,6 @@ def _common(paths: Iterable[str]) -> tuple[str, bool]:
             while same < min(len(common), len(parts)) and common[same] == parts[same]:
                 same += 1
             common = common[:same]
-    if not common or ".." in common or any("\\" in part for part in common):
+    if not common or ".." in common:
         return "", absolute
     return "/".join(common), absolute

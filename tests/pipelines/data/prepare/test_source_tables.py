@@ -97,6 +97,13 @@ def test_absolute_paths_of_this_machine_need_no_root(photos: Path, tmp_path_fact
     assert again.fingerprint == source.fingerprint  # neither the place nor the form of the paths counts
 
 
+@pytest.mark.parametrize("separator", ["/", "\\"])
+def test_only_the_folder_that_all_paths_share_is_listed(photos: Path, separator: str) -> None:
+    put(photos, {"elsewhere/x.jpg": jpeg(50)})
+    source = opened(photos, csv(lines=[(path.replace("/", separator), label) for path, label in rows(29)]))
+    assert list(source.contents.unlabelled) == ["photos/29.jpg"]
+
+
 def test_the_order_of_the_rows_decides_nothing(photos: Path) -> None:
     one = opened(photos, csv())
     other = opened(photos, csv(lines=[*reversed(rows())]))
