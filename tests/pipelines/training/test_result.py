@@ -62,4 +62,4 @@ def test_what_an_evaluation_leaves_does_not_grow_with_the_square_of_the_classes(
     drawn = Drawn()
     manifest = dataclasses.replace(colours.manifest, class_names=tuple(f"class {k}" for k in range(classes)))
     _draw(cast("Tracker", drawn), [], scored, manifest, 1.0)
-    assert drawn.names == ["plots/confusion.png", "plots/mistakes.png"]
+    assert drawn.names == ["plots/classes.png", "plots/confusion.png", "plots/mistakes.png"]
