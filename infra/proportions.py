@@ -85,6 +85,7 @@ class Resampled:
     measure: str
     difference: float  # new minus old, -1 to 1
     bound: float  # one-sided, at `CONFIDENCE`
+    count: int  # images
 
 
 def _tango_low(wins: int, losses: int, count: int, level: float) -> float:

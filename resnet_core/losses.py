@@ -83,14 +83,14 @@ def _image_weights(targets: MixedLabels, class_weights_K: Tensor) -> Tensor:
 
 
 def dense_targets(targets: MixedLabels, num_classes: int, label_smoothing: float) -> Tensor:
-    """Return smoothed targets, float32 B x K: the weight of each class for each image; rows sum to one.
+    """Return smoothed targets, float32 B x K: the weight of each class for each image.
 
     Smoothing e gives 1 - e + e / K to the class itself and e / K to every other (Szegedy et al. 2016, Section 7).
+    Multi-label targets, whose rows have any sum, become 1 - e / 2 and e / 2.
     """
-    hot_BK = F.one_hot(targets.labels_B, num_classes).float()
-    if targets.other_B is not None and targets.share_B is not None:
-        hot_BK = torch.lerp(F.one_hot(targets.other_B, num_classes).float(), hot_BK, targets.share_B[:, None])
-    return hot_BK * (1 - label_smoothing) + label_smoothing / num_classes
+    if targets.multi_label:
+        return targets.dense(num_classes) * (1 - label_smoothing) + label_smoothing / 2
+    return targets.dense(num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
 
 
 def _cross_entropy(logits_BK: Tensor, targets: MixedLabels, config: LossConfig) -> Tensor:

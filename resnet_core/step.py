@@ -49,7 +49,7 @@ class Microbatch:
     """Images and labels of one forward pass."""
 
     images_BHWC: Tensor  # uint8
-    labels_B: Tensor  # int64
+    labels_B: Tensor  # int64; multi-label: uint8 B x K
 
     def __len__(self) -> int:
         return len(self.labels_B)
@@ -193,7 +193,7 @@ def _forward(
     images_BCHW, targets = mix(images_BCHW, microbatch.labels_B, config.augment, generator)
     logits_BK = _logits(forward, images_BCHW, config).float()
     loss = sum_loss(logits_BK, targets, config.loss)
-    correct = (logits_BK.detach().argmax(dim=1) == targets.dominant_B).sum()
+    correct = targets.hits(logits_BK.detach())
     sums = Sums(
         loss=loss.detach().double(),
         correct=correct.double(),

@@ -100,6 +100,23 @@ def class_scores(
     return figure
 
 
+def average_precisions(names: Sequence[str], precisions: Sequence[float]) -> Figure:
+    """Plot the average precision of each class (0 to 1, NaN without images), lowest first."""
+    order = np.argsort(precisions, kind="stable")[:_MOST_CLASSES]
+    figure = new_figure(7.5, 1.2 + 0.28 * len(order))
+    axis = figure.subplots()
+    values = [100 * np.nan_to_num(precisions[place]) for place in order]
+    bars = axis.barh(range(len(order)), values, color=_BETTER, height=0.68)
+    axis.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, fontsize=8, color=INK)
+    axis.set_yticks(range(len(order)), [short(names[place]) for place in order], fontsize=8)
+    axis.set_xlim(0, 108)
+    frame(axis, "average precision, percent", "")
+    axis.grid(visible=False)
+    if len(names) > _MOST_CLASSES:
+        axis.set_title(f"{_MOST_CLASSES} of {len(names):,} classes: the lowest", fontsize=10, color=INK)
+    return figure
+
+
 def flips(sheet: Sequence[Flip]) -> Figure:
     """Show images that only one of two models gets right, each titled with its class and the wrong answer."""
     titles = [f"{short(flip.label)}\n{'was' if flip.gained else 'now'}: {short(flip.wrong)}" for flip in sheet]

@@ -18,8 +18,12 @@ from infra.proportions import CONFIDENCE, Paired, Resampled
 
 OverClasses = Literal["balanced_accuracy", "macro_f1"]
 """Measures in which every class has the same weight."""
-Measure = Literal["accuracy", OverClasses]
+Measure = Literal["accuracy", OverClasses, "mean_average_precision"]
 OVER_CLASSES = get_args(OverClasses)
+MEAN_AVERAGE_PRECISION: Literal["mean_average_precision"] = "mean_average_precision"
+"""Measure of multi-label data sets."""
+FURTHER = (*OVER_CLASSES, MEAN_AVERAGE_PRECISION)
+"""Measures of a score that may be unknown."""
 MARGIN = 0.01
 """Accuracy, 0 to 1: the default of the recipe's run.gate_margin."""
 
@@ -46,6 +50,7 @@ class Score:
     data_digest: str  # of the data set's manifest
     balanced_accuracy: float | None = None  # mean recall of the classes, 0 to 1; None in old versions
     macro_f1: float | None = None  # mean over classes, 0 to 1
+    mean_average_precision: float | None = None  # of a multi-label data set, 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +82,7 @@ class Decision:
         if self.resampled is not None:
             reasons |= {
                 "gate_measure": self.resampled.measure,
+                "gate_images": str(self.resampled.count),
                 "gate_difference": repr(self.resampled.difference),
                 "gate_lower_bound": repr(self.resampled.bound),
             }
@@ -100,12 +106,17 @@ class Decision:
 
 
 def decide(
-    paired: Paired, *, champion: str, margin: float = MARGIN, split: str = "test", resampled: Resampled | None = None
+    paired: Paired | None,
+    *,
+    champion: str,
+    margin: float = MARGIN,
+    split: str = "test",
+    resampled: Resampled | None = None,
 ) -> Decision:
     """Decide whether the challenger (`new`) replaces the champion (`old`) with this URI.
 
     Args:
-        paired: the two models on the same images.
+        paired: the two models on the same images; None for multi-label images, which are not right or wrong.
         champion: URI of the champion.
         margin: loss that the images must rule out, 0 to 1.
         split: name of the images in the reason.
@@ -113,6 +124,7 @@ def decide(
     """
     if resampled is not None:
         return _decided(resampled, paired, champion, margin, split)
+    assert paired is not None
     behind, risk = paired.difference < 0, paired.lower_bound() <= -margin
     images = f"{paired.count:,} {split} images"
     measured, bound = points(paired.difference), short_points(paired.lower_bound())
@@ -136,10 +148,10 @@ def decide(
     return Decision(promote=not (behind or risk), reason=reason, champion=champion, margin=margin, paired=paired)
 
 
-def _decided(found: Resampled, paired: Paired, champion: str, margin: float, split: str) -> Decision:
+def _decided(found: Resampled, paired: Paired | None, champion: str, margin: float, split: str) -> Decision:
     """Apply the rule of `decide` to another measure than the accuracy."""
     behind, risk = found.difference < 0, found.bound <= -margin
-    name, images = found.measure.replace("_", " "), f"{paired.count:,} {split} images"
+    name, images = found.measure.replace("_", " "), f"{found.count:,} {split} images"
     measured, bound = points(found.difference), short_points(found.bound)
     if behind:
         reason = f"lower {name} than {champion}: {measured} on {images}"
@@ -161,7 +173,8 @@ def _resampled(tags: Mapping[str, str]) -> Resampled | None:
     if "gate_measure" not in tags:
         return None
     difference, bound = float(tags["gate_difference"]), float(tags["gate_lower_bound"])
-    return Resampled(measure=tags["gate_measure"], difference=difference, bound=bound)
+    count = int(tags["gate_images"])
+    return Resampled(measure=tags["gate_measure"], difference=difference, bound=bound, count=count)
 
 
 def least_images(margin: float = MARGIN, differing: float = 0.0) -> int:

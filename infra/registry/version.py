@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from infra.errors import UserError
 from infra.registry.exported_program import file_sha256s
-from infra.registry.gate import OVER_CLASSES, Decision, Score
+from infra.registry.gate import FURTHER, Decision, Score
 from infra.tracking.client import Tracking, connect, one_line_errors, patient
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Version:
             loss=float(self.tags["test_loss"]),
             count=int(self.tags["test_count"]),
             data_digest=self.tags["data_digest"],
-            **{name: float(self.tags[f"test_{name}"]) for name in OVER_CLASSES if f"test_{name}" in self.tags},
+            **{name: float(self.tags[f"test_{name}"]) for name in FURTHER if f"test_{name}" in self.tags},
         )
 
     @property

@@ -34,7 +34,7 @@ from infra.registry.exported_program import (
     predict,
     save_program,
 )
-from infra.registry.gate import OVER_CLASSES, Score
+from infra.registry.gate import FURTHER, Score
 from infra.registry.version import (
     CHAMPION,
     FILES_TAG,
@@ -241,11 +241,7 @@ def _tags(candidate: Candidate) -> dict[str, str]:
         "test_accuracy": repr(candidate.score.accuracy),
         "test_loss": repr(candidate.score.loss),
         "test_count": str(candidate.score.count),
-        **{
-            f"test_{name}": repr(value)
-            for name in OVER_CLASSES
-            if (value := getattr(candidate.score, name)) is not None
-        },
+        **{f"test_{name}": repr(value) for name in FURTHER if (value := getattr(candidate.score, name)) is not None},
     }
 
 

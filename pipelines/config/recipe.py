@@ -49,7 +49,8 @@ _EMBEDDED = "mnist5k"  # the word in `data.source`; `./mnist5k` is a folder
 
 NOT_TRAINED = frozenset(
     {
-        *("name", "data.uri", "data.source", "data.task_mb", "model.num_classes"),  # the data set decides num_classes
+        *("name", "data.uri", "data.source", "data.task_mb"),
+        *("model.num_classes", "model.multi_label"),  # the data set decides them
         *("data.eval_split", "data.test_split"),  # only decide what the weights are scored on
         *("data.max_bad_samples", "data.cache_dir", "data.cache_gb"),
     }

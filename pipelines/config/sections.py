@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-from infra.registry.gate import MARGIN, OVER_CLASSES, Measure
+from infra.registry.gate import FURTHER, MARGIN, Measure
 from pipelines.config.crop import CropConfig, DecodeOn
 from resnet_core.config import Location
 from resnet_core.plateau import HeldOut
@@ -162,7 +162,7 @@ class RunConfig:
         _require(0 < self.gate_margin <= 1, "run.gate_margin", "must be above 0 and at most 1", self.gate_margin)
         rises = all(low < high for low, high in pairwise((0.0, *self.eval_at, math.inf)))
         _require(rises, "run.eval_at", "must be positive and strictly increasing", self.eval_at)
-        measures = ("accuracy", *OVER_CLASSES)
+        measures = ("accuracy", *FURTHER)
         _require(self.metric in measures, "run.metric", f"must be one of {', '.join(measures)}", self.metric)
         _require(self.use_gpu in ("auto", True, False), "run.use_gpu", 'must be "auto", true or false', self.use_gpu)
         cpus = self.cpus_per_worker

@@ -29,9 +29,16 @@ class ServedClassifier(nn.Module):
     center: Tensor
     scale: Tensor
 
-    def __init__(self, model: nn.Module, augment: AugmentConfig, mean_image_HWC: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        augment: AugmentConfig,
+        mean_image_HWC: Tensor | None = None,
+        *,
+        multi_label: bool = False,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.multi_label = model, multi_label
         # buffers are exported with the model and move with it to its device
         self.register_buffer("center", 255 * torch.as_tensor(center_of(augment, mean_image_HWC)))
         self.register_buffer("scale", 255 * torch.tensor(augment.std))
@@ -45,12 +52,14 @@ class ServedClassifier(nn.Module):
         model = build_model(_network_of(weights, recipe))
         model.load_state_dict(weights)
         mean_image = checkpoint.mean_image
-        return cls(model, recipe.augment, None if mean_image is None else torch.from_numpy(mean_image))
+        mean = None if mean_image is None else torch.from_numpy(mean_image)
+        return cls(model, recipe.augment, mean, multi_label=recipe.model.multi_label)
 
     def forward(self, images_BHWC: Tensor) -> Tensor:
         center = self.center if self.center.ndim == 1 else at_size(self.center, *images_BHWC.shape[1:3])
         images_BCHW = ((images_BHWC.float() - center) / self.scale).permute(0, 3, 1, 2)
-        probabilities_BK: Tensor = self.model(images_BCHW).softmax(dim=1)
+        logits_BK: Tensor = self.model(images_BCHW)
+        probabilities_BK = logits_BK.sigmoid() if self.multi_label else logits_BK.softmax(dim=1)
         return probabilities_BK
 
     def predict(self, images_BHWC: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

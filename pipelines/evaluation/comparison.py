@@ -83,7 +83,7 @@ class Comparison:
         drawn_new, drawn_old = _resamples(self.new, self.old, len(self.class_names))
         differences = _measure(count, drawn_new, measure) - _measure(count, drawn_old, measure)
         bound = float(np.quantile(differences, 1 - CONFIDENCE, method="lower"))
-        return Resampled(measure=measure, difference=float(observed), bound=bound)
+        return Resampled(measure=measure, difference=float(observed), bound=bound, count=len(self.new))
 
     def class_changes(self) -> list[ClassChange]:
         """Return the change of every class that has images, in the order of the classes."""

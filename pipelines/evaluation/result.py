@@ -37,6 +37,12 @@ class Evaluated:
     def top5_accuracy(self) -> Interval:
         return wilson(int(self.predictions.top5.sum()), len(self.predictions))
 
+    @property
+    def headline(self) -> str:
+        """The result as Markdown, which begins bold."""
+        count = f"{self.score.count:,} images"
+        return f"accuracy {self.score.accuracy:.2%}** ({self.accuracy} at {CONFIDENCE:.0%} confidence, {count})"
+
     @cached_property
     def class_accuracy(self) -> tuple[Interval | None, ...]:
         """Interval of each class's accuracy; None for a class without images."""

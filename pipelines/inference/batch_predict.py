@@ -70,12 +70,15 @@ def classify(wanted: Classification, layout: Layout, files: Sequence[int]) -> It
     yield from _stream(wanted, layout, files).iter_batches(batch_size=None, batch_format="numpy")
 
 
-def predictions(block: Block, predict: Predict, *, top: int, all_probabilities: bool) -> Block:
+def predictions(
+    block: Block, predict: Predict, *, top: int, all_probabilities: bool, thresholds: Sequence[float] = ()
+) -> Block:
     """Classify a block of images (`pipelines.inference.sources.images.decoded`).
 
     Returns:
         The block's columns without `image`, top_class int32 [n,T] and top_probability float32 [n,T], the most probable
-        class first, and probabilities float32 [n,K] if `all_probabilities`. Rows with a reason have zeros.
+        class first, and probabilities float32 [n,K] if `all_probabilities`. A multi-label model has `thresholds` [K]:
+        reached bool [n,K] then says which classes are at least as probable as theirs. Rows with a reason have zeros.
     """
     good = np.flatnonzero(block["reason"] == "")
     images = block["image"].astype(np.uint8, copy=False)
@@ -88,6 +91,9 @@ def predictions(block: Block, predict: Predict, *, top: int, all_probabilities: 
     }
     columns["top_class"][good] = order
     columns["top_probability"][good] = np.take_along_axis(found, order, axis=1)
+    if thresholds:
+        columns["reached"] = np.zeros((count, found.shape[1]), dtype=bool)
+        columns["reached"][good] = found >= np.array(thresholds)
     if all_probabilities:
         columns["probabilities"] = np.zeros((count, found.shape[1]), dtype=np.float32)
         columns["probabilities"][good] = found
@@ -100,7 +106,11 @@ def _stream(wanted: Classification, layout: Layout, files: Sequence[int]) -> ray
     crop = CropConfig.of_shown(wanted.model.metadata)
     reader = _Reader(images=wanted.images, layout=layout, metadata=wanted.model.metadata)
     predictor = _Predictor(
-        model=ray.put(wanted.model), placement=wanted.choice, top=wanted.top, all_probabilities=wanted.all_probabilities
+        model=ray.put(wanted.model),
+        placement=wanted.choice,
+        top=wanted.top,
+        all_probabilities=wanted.all_probabilities,
+        thresholds=tuple(wanted.model.metadata.get("thresholds", ())),
     )
     rows = [{"file": file, "part": part} for file in files for part in range(len(layout.files[file]))]
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -149,6 +159,7 @@ class _Predictor:
     placement: InferencePlacement
     top: int
     all_probabilities: bool
+    thresholds: tuple[float, ...]  # of a multi-label model
 
     def open(self) -> Predict:
         """Load the model on the device of this actor."""
@@ -162,7 +173,13 @@ class _Predictor:
         for begin in range(0, len(block["id"]), limit):
             rows = {name: values[begin : begin + limit] for name, values in block.items()}
             with enough_memory(self.placement.setting):
-                found = predictions(rows, predict, top=self.top, all_probabilities=self.all_probabilities)
+                found = predictions(
+                    rows,
+                    predict,
+                    top=self.top,
+                    all_probabilities=self.all_probabilities,
+                    thresholds=self.thresholds,
+                )
             yield found
 
 

@@ -110,19 +110,24 @@ class Unclassified:
 
 def print_classes(images: Images, model: LoadedModel, top: int, bad: Unclassified) -> None:
     """Print the most probable classes of each image, computed in this process."""
-    names = model.metadata["class_names"]
+    names, thresholds = model.metadata["class_names"], model.metadata.get("thresholds", ())
     console = cli.console()
     for part in images.parts:
         for block in decoded(images, part, model.metadata, _PRINTED_ROWS):
-            found = predictions(block, model.predict, top=top, all_probabilities=False)
+            shown = len(names) if thresholds else top
+            found = predictions(block, model.predict, top=shown, all_probabilities=False, thresholds=thresholds)
             for row in np.flatnonzero(found["reason"] == "").tolist():
                 console.print("\n".join([found["path"][row], *_lines(found, row, names)]))
             bad.tell(found)
 
 
 def _lines(found: Block, row: int, names: Sequence[str]) -> list[str]:
-    """Return one line for each of the most probable classes."""
+    """Return one line for each of the most probable classes; of a multi-label model, for those over their threshold."""
     pairs = zip(found["top_probability"][row].tolist(), found["top_class"][row].tolist(), strict=True)
+    if "reached" in found:
+        reached = found["reached"][row]
+        lines = [f"{chance:8.2%}  {names[number]}" for chance, number in pairs if reached[number]]
+        return lines or ["    none  no class reaches its threshold"]
     return [f"{probability:8.2%}  {names[number]}" for probability, number in pairs]
 
 

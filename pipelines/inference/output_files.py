@@ -118,7 +118,8 @@ class Collector:
 
         Args:
             block: columns file int32 [n], id int64 [n], path object [n], reason object [n], top_class int32 [n,T],
-                top_probability float32 [n,T], and probabilities float32 [n,K] if the job has them.
+                top_probability float32 [n,T], and probabilities float32 [n,K] if the job has them; reached bool
+                [n,K] of a multi-label model.
         """
         for file in np.unique(block["file"]).tolist():
             chosen = block["file"] == file
@@ -166,6 +167,9 @@ def _table(rows: Block, class_names: Sequence[str]) -> pa.Table:
         "top": _lists(_structs(rows, names), bad),
         "reason": pa.array(rows["reason"], pa.string(), mask=~bad),
     }
+    if "reached" in rows:
+        reached = [None if left else names[row].tolist() for row, left in zip(rows["reached"], bad, strict=True)]
+        columns["classes"] = pa.array(reached, pa.list_(pa.string()))
     if "probabilities" in rows:
         flat = pa.array(rows["probabilities"].ravel(), pa.float32())
         columns["probabilities"] = _lists(flat, bad)

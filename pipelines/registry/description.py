@@ -9,6 +9,7 @@ from infra.proportions import CONFIDENCE, Interval
 if TYPE_CHECKING:
     from pipelines.config.recipe import Recipe
     from pipelines.data.shards.manifest import Manifest
+    from pipelines.evaluation.label_predictions import EvaluatedLabels
     from pipelines.evaluation.result import Evaluated
 
 
@@ -17,13 +18,11 @@ def folder_name(uri: str) -> str:
     return uri.rstrip("/").rpartition("/")[2] or uri
 
 
-def version_note(recipe: Recipe, manifest: Manifest, evaluated: Evaluated, split: str, step: int) -> str:
+def version_note(
+    recipe: Recipe, manifest: Manifest, evaluated: Evaluated | EvaluatedLabels, split: str, step: int
+) -> str:
     """Return the description of a version, without the gate's decision."""
-    found = (
-        f"**{split} accuracy {evaluated.score.accuracy:.2%}** ({bounds(evaluated.accuracy)}, "
-        f"{evaluated.score.count:,} images)"
-    )
-    return f"{found}, checkpoint of step {step:,}\n\n{facts(recipe, manifest)}"
+    return f"**{split} {evaluated.headline}, checkpoint of step {step:,}\n\n{facts(recipe, manifest)}"
 
 
 def facts(recipe: Recipe, manifest: Manifest) -> str:

@@ -10,18 +10,16 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from infra.registry.champion import MOST_RACES, ROLLED_BACK, move, record, restless, settle
-from infra.registry.gate import Decision, Rule, decide
+from infra.registry.gate import Decision, Rule
 from infra.registry.version import Version, read_file
 from infra.registry.versions import fetch
 from infra.tracking.client import Tracking
 from pipelines.cli.next_command import command, database_option
 from pipelines.config.crop import CropConfig
-from pipelines.evaluation.comparison import Comparison
 from pipelines.evaluation.model_source import VersionModel
 from pipelines.evaluation.placement import HERE, InferencePlacement
-from pipelines.evaluation.predictions import Predictions
-from pipelines.evaluation.result import evaluate
 from pipelines.evaluation.scoring import EvalData
+from pipelines.evaluation.task import Answers, task_of
 
 PREDICTIONS = "predictions.parquet"
 SPLIT_TAG = "split"
@@ -30,7 +28,7 @@ SPLIT_TAG = "split"
 def challenge(
     tracking: Tracking,
     version: Version,
-    predictions: Predictions,
+    predictions: Answers,
     data: EvalData,
     *,
     rule: Rule,
@@ -58,7 +56,7 @@ def challenge(
 
 
 class _GateInputs(NamedTuple):
-    predictions: Predictions  # the challenger's
+    predictions: Answers  # the challenger's
     data: EvalData
     rule: Rule
     placement: InferencePlacement
@@ -77,26 +75,25 @@ def _decide(tracking: Tracking, version: Version, present: Version | None, input
     if champion_predictions is None:
         reason = f"the champion {present.uri} has other classes: register under another name"
         return Decision(promote=False, reason=reason, champion=present.uri)
-    comparison = Comparison(new=predictions, old=champion_predictions, class_names=data.manifest.class_names)
-    resampled = None if rule.measure == "accuracy" else comparison.resampled(rule.measure)
-    return decide(comparison.paired, champion=present.uri, margin=rule.margin, split=data.split, resampled=resampled)
+    task = task_of(multi_label=data.manifest.multi_label)
+    return task.decide(predictions, champion_predictions, present.uri, rule, data)
 
 
-def _recorded(tracking: Tracking, version: Version, data: EvalData) -> Predictions | None:
+def _recorded(tracking: Tracking, version: Version, data: EvalData) -> Answers | None:
     """Return a version's stored predictions if they are for this split of this data set, else None."""
     if (version.tags.get("data_digest"), version.tags.get(SPLIT_TAG)) != (data.manifest.digest, data.split):
         return None
     content = read_file(tracking, version, PREDICTIONS)
-    return Predictions.from_parquet(content) if content else None
+    return task_of(multi_label=data.manifest.multi_label).read(content) if content else None
 
 
-def _scored_anew(
-    tracking: Tracking, version: Version, data: EvalData, placement: InferencePlacement
-) -> Predictions | None:
+def _scored_anew(tracking: Tracking, version: Version, data: EvalData, placement: InferencePlacement) -> Answers | None:
     """Return a version's predictions for data that it was not registered with; None if its classes differ."""
     files = fetch(tracking, version.uri)
     if tuple(files.metadata["class_names"]) != data.manifest.class_names:
         return None
     crop = CropConfig.of_shown(files.metadata)
     shown = EvalData(store=data.store, manifest=data.manifest, crop=crop, split=data.split)
-    return evaluate(placement, VersionModel(files=files), shown).predictions
+    return (
+        task_of(multi_label=data.manifest.multi_label).evaluate(placement, VersionModel(files=files), shown).predictions
+    )

@@ -20,12 +20,13 @@ from pipelines import cli
 from pipelines.checkpoint import RUN, Checkpoint, RunFolder
 from pipelines.config.sections import UseGpu
 from pipelines.data.shards.manifest import load_manifest
+from pipelines.evaluation.label_predictions import EvaluatedLabels
 from pipelines.evaluation.model_source import RunModel
 from pipelines.evaluation.placement import HERE, InferencePlacement, choose
-from pipelines.evaluation.predictions import Predictions
-from pipelines.evaluation.result import Evaluated, evaluate
+from pipelines.evaluation.result import Evaluated
 from pipelines.evaluation.run_checkpoint import find_checkpoint, open_run, recipe_of
 from pipelines.evaluation.scoring import EvalData, example_images
+from pipelines.evaluation.task import task_of
 from pipelines.registry.bundled_code import request_reader
 from pipelines.registry.description import version_note
 from pipelines.registry.promotion import PREDICTIONS, SPLIT_TAG, challenge
@@ -81,10 +82,11 @@ def register_checkpoint(
     check_movable(tracking, name)
     version = registered(tracking, name=name, run_id=run_id, checkpoint_sha256=checkpoint.sha256)
     kept = read_file(tracking, version, PREDICTIONS) if version else None
+    task = task_of(multi_label=data.manifest.multi_label)
     if version and kept:
-        predictions = Predictions.from_parquet(kept)
+        predictions = task.read(kept)
     else:
-        evaluated = evaluate(terms.choice, RunModel.of(checkpoint), data)
+        evaluated = task.evaluate(terms.choice, RunModel.of(checkpoint), data)
         version, predictions = (
             _register(tracking, checkpoint, data, evaluated, run_id=run_id, name=name),
             evaluated.predictions,
@@ -124,12 +126,22 @@ def register_run(request: RegisterRequest, console: Console) -> tuple[Version, D
         version, decision = register_checkpoint(
             tracking, checkpoint, data, run_id=run_id, name=name, terms=Terms(request.margin, placement)
         )
-    console.print(f"{version.uri}: checkpoint {checkpoint.step}, accuracy {version.score.accuracy:.4f}")
+    score = version.score
+    found = f"accuracy {score.accuracy:.4f}"
+    if score.mean_average_precision is not None:
+        found = f"mean average precision {score.mean_average_precision:.4f}"
+    console.print(f"{version.uri}: checkpoint {checkpoint.step}, {found}")
     return version, decision, recipe.run.home
 
 
 def _register(
-    tracking: Tracking, checkpoint: Checkpoint, data: EvalData, evaluated: Evaluated, *, run_id: str, name: str
+    tracking: Tracking,
+    checkpoint: Checkpoint,
+    data: EvalData,
+    evaluated: Evaluated | EvaluatedLabels,
+    *,
+    run_id: str,
+    name: str,
 ) -> Version:
     """Register a version together with its predictions for the whole split."""
     recipe = recipe_of(checkpoint)
@@ -150,6 +162,7 @@ def _register(
             "data_digest": data.manifest.digest,
             "split": data.split,
             "recipe": recipe.name,
+            **task_of(multi_label=data.manifest.multi_label).facts(checkpoint.scored),
         },
         tags={SPLIT_TAG: data.split},
         files={PREDICTIONS: evaluated.predictions.to_parquet()},

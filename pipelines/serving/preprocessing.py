@@ -51,12 +51,19 @@ class Preprocessing:
     """Names of the K classes, each name once."""
     form: Stored = IMAGE_FILE
     """Form of image files, which says which pixels they have."""
+    thresholds: tuple[float, ...] = ()
+    """Probability from which on a multi-label model answers with a class, [K]; empty = one class per image."""
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> Preprocessing:
         """Build it from the metadata of a registered model."""
         names = _distinct(metadata["class_names"])
-        return cls(crop=CropConfig.of_shown(metadata), class_names=names, form=image_file(metadata))
+        return cls(
+            crop=CropConfig.of_shown(metadata),
+            class_names=names,
+            form=image_file(metadata),
+            thresholds=tuple(metadata.get("thresholds", ())),
+        )
 
     def read(self, values: Sequence[object]) -> Pixels:
         """Return the images of a request, uint8 N x S x S x 3.
@@ -101,7 +108,12 @@ class Preprocessing:
         return array.astype(np.uint8)
 
     def answers(self, probabilities_NK: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
-        """Return, for each image, the most probable class and the probability of every class by name."""
+        """Return, for each image, the most probable class and the probability of every class by name.
+
+        A multi-label model answers with every class that reaches its threshold instead, the most probable first.
+        """
+        if self.thresholds:
+            return [self._labels(row) for row in probabilities_NK.tolist()]
         best = probabilities_NK.argmax(axis=1).tolist()
         return [
             {
@@ -111,6 +123,11 @@ class Preprocessing:
             }
             for place, row in zip(best, probabilities_NK.tolist(), strict=True)
         ]
+
+    def _labels(self, row: Sequence[float]) -> dict[str, Any]:
+        shown = sorted(zip(row, self.class_names, self.thresholds, strict=True), reverse=True)
+        found = [{"class": name, "probability": chance} for chance, name, threshold in shown if chance >= threshold]
+        return {"classes": found, "probabilities": dict(zip(self.class_names, row, strict=True))}
 
     def _image(self, value: object, name: str) -> Pixels:
         if isinstance(value, str):

@@ -25,8 +25,8 @@ from pipelines.data.shards.bad_records import QUARANTINE
 from pipelines.training.bad_samples import BadSamples
 from pipelines.training.batches import RankBatches
 from resnet_core.distributed import gather_rows
-from resnet_core.evaluation import EvalSums, Mistakes
-from resnet_core.evaluation.exact import MATRIX_CLASSES
+from resnet_core.evaluation import Mistakes
+from resnet_core.evaluation.exact import Sums
 from resnet_core.loop import Evaluation
 from resnet_core.state import Frozen, TrainState
 
@@ -149,15 +149,10 @@ class CheckpointWriter:
         )
 
 
-def details(sums: EvalSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
-    """Return the arrays that an evaluation's plots need. They stay small for any number of classes.
-
-    Up to `MATRIX_CLASSES` classes: `confusion` [label, predicted]. More: `pairs` [pair, (label, predicted, images)].
-    """
-    few = sums.num_classes <= MATRIX_CLASSES
-    counts = {"confusion": sums.confusion} if few else {"pairs": sums.pairs}
+def details(sums: Sums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
+    """Return the arrays that an evaluation's plots need. They stay small for any number of classes."""
     return {
-        **{name: values.to("cpu", torch.int32).numpy() for name, values in counts.items()},
+        **{name: values.numpy() for name, values in sums.details().items()},
         "images": mistakes.images_NHWC.cpu().numpy(),
         "labels": mistakes.labels_N.cpu().numpy(),
         "predicted": mistakes.predicted_N.cpu().numpy(),

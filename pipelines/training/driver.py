@@ -31,6 +31,7 @@ from pipelines.data.prepare.prepare import prepare
 from pipelines.data.prepare.report import report_lines
 from pipelines.data.prepare.sources import open_source
 from pipelines.data.shards.manifest import MANIFEST, Manifest, check_shards, load_manifest
+from pipelines.evaluation.task import task_of
 from pipelines.registry.description import folder_name
 from pipelines.training.imbalance import check_class_names, class_balance
 from pipelines.training.placement import Placement, place
@@ -168,7 +169,6 @@ def find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
 
 def fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     """Return the recipe with the values that the data set decides, and check the recipe against the data set."""
-    manifest.require_single_label("training")
     evaluated = recipe.data.eval_split
     if evaluated == DEFAULTS["data.eval_split"] and evaluated not in manifest.splits:
         evaluated = recipe.data.test_split
@@ -197,7 +197,8 @@ def fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
             f"{max(1, most) * recipe.data.repeats}"
         )
     check_class_names(recipe, manifest)
-    decided = {"model.num_classes": classes, "data.eval_split": evaluated}
+    task = task_of(multi_label=manifest.multi_label)
+    decided = {"model.num_classes": classes, "data.eval_split": evaluated, **task.settings(recipe)}
     recipe = build_recipe({}, {**recipe.flat(), **decided}, where=recipe.name)
     samples = manifest.splits[recipe.data.train_split]
     recipe.average_start(samples)

@@ -113,7 +113,9 @@ class ProgressLine:
         accuracy = held_out(metrics, "accuracy")
         if accuracy is not None:
             split = "validation" if "validation/accuracy" in metrics else "test"
-            self.console.print(f"step {step}: {split} accuracy {accuracy:.2%}, loss {held_out(metrics, 'loss'):.4f}")
+            precision = held_out(metrics, "mean_average_precision")  # of a multi-label data set
+            found = f"accuracy {accuracy:.2%}" if precision is None else f"mean average precision {precision:.2%}"
+            self.console.print(f"step {step}: {split} {found}, loss {held_out(metrics, 'loss'):.4f}")
         elif "train/loss" in metrics:
             self._latest = metrics
             self._step = step

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from infra.errors import UserError
 from infra.proportions import wilson
-from infra.registry.gate import OVER_CLASSES
+from infra.registry.gate import FURTHER, MEAN_AVERAGE_PRECISION
 from infra.storage import open_store
 from infra.tracking.curves import CurveNames
 from infra.tracking.tracker import MetricPoint, Tracker
@@ -21,8 +21,8 @@ from pipelines.data.shards.bad_records import QUARANTINE, Quarantine
 from pipelines.data.shards.manifest import Manifest
 from pipelines.evaluation.model_source import RunModel
 from pipelines.evaluation.placement import KEY, InferencePlacement, choose
-from pipelines.evaluation.result import evaluate
 from pipelines.evaluation.scoring import EvalData, example_images
+from pipelines.evaluation.task import task_of
 from pipelines.registry.description import bounds, facts
 from pipelines.registry.registration import Terms, register_checkpoint
 from pipelines.training.data_stalls import data_limit, retries
@@ -30,11 +30,8 @@ from resnet_core.plateau import EarlyStopping, held_out
 from resnet_core.schedule import total_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy as np
     import numpy.typing as npt
-    from matplotlib.figure import Figure
 
     from infra.registry.gate import Score
 
@@ -76,8 +73,14 @@ class Outcome:
             return [f"test accuracy {self.accuracy:.2%} after {self.step} steps"]
         interval = wilson(round(self.accuracy * self.images), self.images)
         tested = f"test accuracy    {self.accuracy:.2%} (95 %: {interval}) on {self.images:,} images"
+        if self.metric == MEAN_AVERAGE_PRECISION:
+            tested = f"test mean average precision {self.value:.2%} on {self.images:,} images"
         where = f"step {self.best_step} of {self.step}"
-        measured = [] if self.metric == "accuracy" else [f"test {self.metric.replace('_', ' ')} {self.value:.2%}"]
+        measured = (
+            []
+            if self.metric in ("accuracy", MEAN_AVERAGE_PRECISION)
+            else [f"test {self.metric.replace('_', ' ')} {self.value:.2%}"]
+        )
         if self.chosen_on == "test":
             line = f"{tested}, at {where}, which the test split itself chose: there is no validation split"
             return [line, *measured]
@@ -175,13 +178,14 @@ def _test_data(recipe: Recipe, manifest: Manifest) -> EvalData:
 
 def _scored(checkpoint: Checkpoint, data: EvalData, choice: InferencePlacement) -> Score:
     """Score a checkpoint in fp32, like a registered version."""
-    return evaluate(choice, RunModel.of(checkpoint), data).score
+    task = task_of(multi_label=data.manifest.multi_label)
+    return task.evaluate(choice, RunModel.of(checkpoint), data).score
 
 
 def _record(tracker: Tracker, step: int, score: Score) -> None:
     """Log the test split's score, at the step of the checkpoint that has it."""
     metrics = {"test/accuracy": score.accuracy, "test/loss": score.loss}
-    metrics |= {f"test/{name}": value for name in OVER_CLASSES if (value := getattr(score, name)) is not None}
+    metrics |= {f"test/{name}": value for name in FURTHER if (value := getattr(score, name)) is not None}
     tracker.log(MetricPoint(step=step, time_ms=time.time_ns() // 1_000_000, metrics=metrics))
 
 
@@ -209,42 +213,16 @@ def _draw(
     if scored is None:
         return
     names = manifest.class_names
-    few = "confusion" in scored  # see pipelines.training.checkpoint_writer.details
-    tracker.figure("plots/classes.png", _class_figure(scored, names))
-    confusion = plots.confusion(scored["confusion"], names) if few else plots.confusion_of_pairs(scored["pairs"], names)
-    tracker.figure("plots/confusion.png", confusion)
+    for name, figure in task_of(multi_label=manifest.multi_label).figures(scored, names).items():
+        tracker.figure(f"plots/{name}.png", figure)
+    if not len(scored["images"]):
+        return
     columns = zip(scored["images"], scored["labels"], scored["predicted"], scored["probability"], strict=True)
     sheet = [
         plots.Mistake(image=image, label=names[label], predicted=names[predicted], probability=float(probability))
         for image, label, predicted, probability in columns
     ]
     tracker.figure("plots/mistakes.png", plots.mistakes(sheet))
-
-
-def _class_figure(scored: dict[str, Any], names: Sequence[str]) -> Figure:
-    """Return the plot of precision, recall and F1 of each class, from an evaluation's counts of pairs of classes."""
-    import numpy as np
-    import torch
-
-    from infra.plots.evaluation import class_scores
-    from resnet_core.evaluation.class_scores import ClassScores
-
-    pairs = scored["pairs"] if "pairs" in scored else _pairs(scored["confusion"])
-    right = pairs[pairs[:, 0] == pairs[:, 1]]
-    columns = {"count": (pairs, 0), "predicted": (pairs, 1), "correct": (right, 0)}
-    sums = {
-        name: torch.from_numpy(np.bincount(rows[:, place], rows[:, 2], minlength=len(names)))
-        for name, (rows, place) in columns.items()
-    }
-    scores = ClassScores(**sums)
-    return class_scores(names, scores.precision.tolist(), scores.recall.tolist(), scores.f1.tolist())
-
-
-def _pairs(confusion: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    import numpy as np
-
-    labels, predicted = np.nonzero(confusion)
-    return np.stack([labels, predicted, confusion[labels, predicted]], axis=1).astype(np.int64)
 
 
 _TOP = 5  # of top5_accuracy, which is always 1 with at most 5 classes
@@ -281,6 +259,8 @@ def _result(outcome: Outcome) -> list[str]:
     interval = f" ({bounds(wilson(round(outcome.accuracy * count), count))}, {count:,} images)" if count else ""
     best = f"of the checkpoint of step {outcome.best_step:,}" if outcome.best_step else ""
     lines = [f"**accuracy {outcome.accuracy:.2%}** {best}{interval}"]
+    if outcome.metric == MEAN_AVERAGE_PRECISION:
+        lines = [f"**mean average precision {outcome.value:.2%}** {best} ({count:,} images)"]
     lines += [f"stopped early {outcome.stopped_early}"] if outcome.stopped_early else []
     alone = (outcome.accuracy, count) == (outcome.chosen_accuracy, outcome.chosen_images)  # no other split was scored
     if alone or outcome.chosen_on == "test":

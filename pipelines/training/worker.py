@@ -20,6 +20,7 @@ from pipelines.data.order.ledger import Ledger
 from pipelines.data.tasks.crops import ImageSum
 from pipelines.data.tasks.timing import DataTimes
 from pipelines.evaluation.scoring import EvalData, eval_batches, score_blocks, window_of
+from pipelines.evaluation.task import task_of
 from pipelines.training.bad_samples import BadSamples
 from pipelines.training.batches import RankBatches
 from pipelines.training.build import (
@@ -50,7 +51,7 @@ from pipelines.training.trial_reporting import ReportingWriter
 from resnet_core.compute import configure, share_compilers
 from resnet_core.curriculum import phase_at
 from resnet_core.distributed import barrier, sum_over_ranks_
-from resnet_core.evaluation import evaluate
+from resnet_core.evaluation.exact import evaluate_into
 from resnet_core.loop import Evaluation, FitConfig, fit
 from resnet_core.schedule import LrSchedule
 
@@ -67,7 +68,6 @@ if TYPE_CHECKING:
     from resnet_core.step import RankBatch, StepConfig
 
 _PROGRESS_EVERY_S = 1.0
-MISTAKES_SHOWN = 25
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,13 +242,11 @@ class _Worker:
 
     def _evaluate(self, state: TrainState, step: StepConfig) -> Evaluation:
         began = time.monotonic()
-        sums, mistakes = evaluate(
-            state.scored_model,
-            self._batches(self.recipe.data.eval_split, self.steps.images_per_rank),
-            step,
-            num_classes=self.recipe.model.num_classes,
-            max_mistakes=MISTAKES_SHOWN,
-        )
+        model = self.recipe.model
+        task = task_of(multi_label=model.multi_label)
+        sums = task.sums(model.num_classes, self.device)
+        batches = self._batches(self.recipe.data.eval_split, self.steps.images_per_rank)
+        mistakes = evaluate_into(sums, state.scored_model, batches, step, max_mistakes=task.mistakes_shown)
         self.rate_since += time.monotonic() - began  # not part of the training rate
         return Evaluation(metrics=sums.metrics(), details=details(sums, mistakes))
 

@@ -48,6 +48,8 @@ class ModelConfig:
     init_from: Location = ""
     """Weights to start from: torchvision://NAME/WEIGHTS, hf://OWNER/NAME, a URL, a .safetensors or .pth file, a run's
     folder or models:/NAME@champion (docs/fine-tuning.md). Set `new_head` if the classes differ."""
+    multi_label: bool = False
+    """Set by the command: whether an image of the data set has any number of classes (docs/multi-label.md)."""
     new_head: bool = False
     """Train a new last layer instead of the one in `init_from`: for other classes."""
     freeze: FrozenTo = ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,24 @@ class EvalBatch:
     """Images to evaluate, on the model's device."""
 
     images_BHWC: Tensor  # uint8
-    labels_B: Tensor  # int64
+    labels_B: Tensor  # int64; multi-label: uint8 B x K
     ids_B: Tensor  # int64, unique in the data set
+
+
+class Sums(Protocol):
+    """What an evaluation adds up over batches and ranks."""
+
+    def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
+        """Add a batch."""
+
+    def all_reduce(self) -> None:
+        """Combine all ranks; every rank must call this."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics by name."""
+
+    def details(self) -> dict[str, Tensor]:
+        """Return what plots of classes need."""
 
 
 class EvalSums:
@@ -153,6 +170,11 @@ class EvalSums:
             **dict(zip(over_classes, means, strict=True)),
         }
 
+    def details(self) -> dict[str, Tensor]:
+        """Return `confusion` up to `MATRIX_CLASSES` classes, else `pairs`, int32."""
+        counts = {"pairs": self.pairs} if self._matrix is None else {"confusion": self._matrix}
+        return {name: values.to("cpu", torch.int32) for name, values in counts.items()}
+
     def class_accuracy(self) -> Tensor:
         """Return the accuracy on each class, float64 K; NaN for a class without images."""
         return self.class_correct.double() / self.class_counts
@@ -224,8 +246,15 @@ def evaluate(
     Every rank must call this. The sums do not depend on the split of images into batches and ranks. The model's mode
     is restored.
     """
+    sums = EvalSums(num_classes, next(model.parameters()).device)
+    return sums, evaluate_into(sums, model, batches, config, max_mistakes=max_mistakes)
+
+
+def evaluate_into(
+    sums: Sums, model: nn.Module, batches: Iterable[EvalBatch], config: StepConfig, *, max_mistakes: int = 0
+) -> Mistakes:
+    """Add an evaluation, as of `evaluate`, to empty sums; return the mistakes."""
     device = next(model.parameters()).device
-    sums = EvalSums(num_classes, device)
     mistakes: Mistakes | None = None
     share_buffers(model)
     was_training = model.training
@@ -234,6 +263,8 @@ def evaluate(
         for batch in batches:
             logits_BK = eval_step(model, batch.images_BHWC, config)
             sums.update(logits_BK, batch.labels_B)
+            if not max_mistakes:
+                continue
             if mistakes is None:
                 height, width = batch.images_BHWC.shape[1:3]
                 mistakes = Mistakes.empty(max_mistakes, height, width, device)
@@ -241,7 +272,7 @@ def evaluate(
     finally:
         model.train(was_training)
     sums.all_reduce()
-    return sums, _of_common_size(mistakes, max_mistakes, device).over_ranks().filled()
+    return _of_common_size(mistakes, max_mistakes, device).over_ranks().filled()
 
 
 def _of_common_size(mistakes: Mistakes | None, limit: int, device: torch.device) -> Mistakes:

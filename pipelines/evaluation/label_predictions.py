@@ -1,0 +1,128 @@
+"""A multi-label model's scores for every image of a split: the input of mean average precision and of comparisons.
+
+Shapes: N images in the order of their ids, K classes, R resamples.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from infra.errors import UserError
+from infra.proportions import CONFIDENCE, Resampled
+from infra.registry.gate import MEAN_AVERAGE_PRECISION, Score
+
+if TYPE_CHECKING:
+    from resnet_core.evaluation.multi_label import LabelRates
+
+_RESAMPLES, _SEED = 400, 0
+_AT_ONCE = 40  # resamples in memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelPredictions:
+    """One row for each image of a split."""
+
+    id: npt.NDArray[np.int64]
+    label: npt.NDArray[np.uint8]  # [N, K], 1 for each class of the image
+    probability: npt.NDArray[np.float32]  # [N, K]
+
+    def __len__(self) -> int:
+        return len(self.id)
+
+    @classmethod
+    def join(cls, parts: Sequence[LabelPredictions]) -> Self:
+        """Concatenate the parts, and sort the rows by id."""
+        order = np.argsort(np.concatenate([part.id for part in parts]), kind="stable")
+        return cls(
+            id=np.concatenate([part.id for part in parts])[order],
+            label=np.concatenate([part.label for part in parts])[order],
+            probability=np.concatenate([part.probability for part in parts])[order],
+        )
+
+    def to_parquet(self) -> bytes:
+        """Return a Parquet file with the columns id, label and probability; the last two are lists of K values."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        lists = {
+            name: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            for name, values in (("label", self.label), ("probability", self.probability))
+        }
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"id": self.id, **lists}), buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes) -> Self:
+        """Read a file that `to_parquet` made."""
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(io.BytesIO(data))
+        columns: dict[str, Any] = {
+            name: np.stack(table[name].to_numpy(zero_copy_only=False)) for name in ("label", "probability")
+        }
+        return cls(id=table["id"].to_numpy(), **columns)
+
+    def average_precisions(self, weights_RN: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return each resample's mean average precision, [R]; a weight is how often the resample has an image."""
+        precisions = []
+        for scores, labels in zip(self.probability.T, self.label.T, strict=True):
+            order = np.argsort(-scores, kind="stable")
+            ends = np.flatnonzero(np.diff(scores[order], append=np.inf))
+            shown = np.cumsum(weights_RN[:, order], axis=1)[:, ends]
+            hits = np.cumsum(weights_RN[:, order] * labels[order], axis=1)[:, ends]
+            total = hits[:, -1:]
+            gains = np.diff(hits, axis=1, prepend=0) / np.where(total, total, np.nan)
+            precisions.append((hits / np.maximum(shown, 1e-12) * gains).sum(axis=1))
+        found = np.stack(precisions)
+        present = ~np.isnan(found)
+        means: npt.NDArray[np.float64] = np.where(present, found, 0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
+        return means
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedLabels:
+    """The result of a multi-label evaluation."""
+
+    score: Score
+    predictions: LabelPredictions
+
+    @cached_property
+    def rates(self) -> LabelRates:
+        """Average precision and best threshold of each class."""
+        import torch
+
+        from resnet_core.evaluation.multi_label import LabelRates
+
+        scores, labels = (torch.from_numpy(each) for each in (self.predictions.probability, self.predictions.label))
+        return LabelRates.of(scores, labels)
+
+    @property
+    def headline(self) -> str:
+        return f"mean average precision {self.score.mean_average_precision:.2%}** ({self.score.count:,} images)"
+
+
+def resampled(new: LabelPredictions, old: LabelPredictions) -> Resampled:
+    """Return the difference of the mean average precisions, and its bound from a paired bootstrap of the images.
+
+    Raises:
+        UserError: the two models were not shown the same images.
+    """
+    if not (np.array_equal(new.id, old.id) and np.array_equal(new.label, old.label)):
+        raise UserError("the two models were not shown the same images: name one data set with --data and --split")
+    rng, count = np.random.default_rng(_SEED), len(new)
+    once = np.ones((1, count))
+    observed = float((new.average_precisions(once) - old.average_precisions(once))[0])
+    differences = []
+    for _ in range(0, _RESAMPLES, _AT_ONCE):
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE).astype(np.float64)
+        differences.append(new.average_precisions(weights) - old.average_precisions(weights))
+    bound = float(np.quantile(np.concatenate(differences), 1 - CONFIDENCE, method="lower"))
+    return Resampled(measure=MEAN_AVERAGE_PRECISION, difference=observed, bound=bound, count=count)
