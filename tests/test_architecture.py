@@ -60,6 +60,7 @@ def test_tables_of_pyarrow_only_in_the_data_path() -> None:
         "pipelines/evaluation/predictions.py",
         "pipelines/inference/output_files.py",
         "pipelines/inference/sources/parquet.py",
+        "pipelines/evaluation/label_predictions.py",
         "pipelines/training/ordered.py",
     }
     assert {path for path in tables if not path.startswith("pipelines/data/")} <= elsewhere

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pipelines.config.recipe import Recipe
-    from resnet_core.evaluation.exact import Sums
+    from resnet_core.evaluation.exact import ScoreSums
 
 Answers = Predictions | LabelPredictions
 _MISTAKES_SHOWN = 25
@@ -41,7 +41,7 @@ class Task(Protocol):
     def settings(self, recipe: Recipe) -> dict[str, Any]:
         """Return the keys that the task decides. Raises UserError if the recipe does not fit the task."""
 
-    def sums(self, classes: int, device: torch.device) -> Sums:
+    def sums(self, classes: int, device: torch.device) -> ScoreSums:
         """Return what an evaluation adds up."""
 
     def figures(self, scored: Mapping[str, Any], names: Sequence[str]) -> Mapping[str, Figure]:
@@ -72,7 +72,7 @@ class OneLabel:
             raise UserError(f"run.metric = {recipe.run.metric!r} is for multi-label data sets: choose another metric")
         return {"model.multi_label": False}
 
-    def sums(self, classes: int, device: torch.device) -> Sums:
+    def sums(self, classes: int, device: torch.device) -> ScoreSums:
         from resnet_core.evaluation import EvalSums
 
         return EvalSums(classes, device)
@@ -137,7 +137,7 @@ class AnyLabels:
                 raise UserError(f"{key} needs one class per image, and the data set is multi-label: leave it out")
         return {"model.multi_label": True, "run.metric": MEAN_AVERAGE_PRECISION}
 
-    def sums(self, classes: int, device: torch.device) -> Sums:
+    def sums(self, classes: int, device: torch.device) -> ScoreSums:
         from resnet_core.evaluation.multi_label import MultiLabelSums
 
         return MultiLabelSums(classes, device)

@@ -26,7 +26,7 @@ from pipelines.training.bad_samples import BadSamples
 from pipelines.training.batches import RankBatches
 from resnet_core.distributed import gather_rows
 from resnet_core.evaluation import Mistakes
-from resnet_core.evaluation.exact import Sums
+from resnet_core.evaluation.exact import ScoreSums
 from resnet_core.loop import Evaluation
 from resnet_core.state import Frozen, TrainState
 
@@ -149,7 +149,7 @@ class CheckpointWriter:
         )
 
 
-def details(sums: Sums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
+def details(sums: ScoreSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:
     """Return the arrays that an evaluation's plots need. They stay small for any number of classes."""
     return {
         **{name: values.numpy() for name, values in sums.details().items()},

@@ -32,7 +32,7 @@ class EvalBatch:
     ids_B: Tensor  # int64, unique in the data set
 
 
-class Sums(Protocol):
+class ScoreSums(Protocol):
     """What an evaluation adds up over batches and ranks."""
 
     def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
@@ -251,7 +251,7 @@ def evaluate(
 
 
 def evaluate_into(
-    sums: Sums, model: nn.Module, batches: Iterable[EvalBatch], config: StepConfig, *, max_mistakes: int = 0
+    sums: ScoreSums, model: nn.Module, batches: Iterable[EvalBatch], config: StepConfig, *, max_mistakes: int = 0
 ) -> Mistakes:
     """Add an evaluation, as of `evaluate`, to empty sums; return the mistakes."""
     device = next(model.parameters()).device

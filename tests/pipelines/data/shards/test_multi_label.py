@@ -136,6 +136,7 @@ def test_rank_batches_hold_multi_hot_labels(repeats: int) -> None:
         "image": np.zeros(shape, np.uint8),
         "label": labels,
         "id": np.array([0, 1, -1, 3, 4, 5]),
+        "draw": np.array([0, 1, -1, 3, 4, 5]),
         "epoch": np.zeros(6, np.int32),
         "bad": np.array(["", "", "", "", '["undecodable", "", ""]', ""], dtype=object),
         "base": np.zeros(6, np.int64),
