@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from infra.errors import UserError
 from infra.storage import LocalStore
@@ -19,6 +20,7 @@ from pipelines.inference.sources.files import ImageFiles
 from pipelines.inference.sources.images import Images, UnlabelledImage, decoded
 from tests.pipelines.conftest import COLOURS, SIZE, Coloured, picture
 from tests.pipelines.data.built import jpeg, put
+from tests.pipelines.data.images.test_crops import textured
 
 CROP = CropConfig(image_size=SIZE, eval_resize=SIZE)
 
@@ -192,3 +194,22 @@ def test_somebody_elses_manifest_does_not_hide_the_pictures(tmp_path: Path) -> N
     images = find_images([str(tmp_path)])
     assert isinstance(images, ImageFiles)
     assert len(images.folders[0].paths) == 1
+
+
+def test_a_rotated_photo_is_classified_as_its_upright_twin(tmp_path: Path) -> None:
+    """By a version whose metadata say so; one that was registered before gets the stored pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = textured(40, 30)
+    buffer = io.BytesIO()
+    photo.save(buffer, "PNG", exif=exif)
+    turned, upright = io.BytesIO(), photo.transpose(Image.Transpose.ROTATE_270)
+    upright.save(turned, "PNG")
+    put(tmp_path / "album", {"a.png": buffer.getvalue(), "b.png": turned.getvalue()})
+    images = find_images([str(tmp_path / "album")])
+    model = {**CROP.shown, "pixels": "displayed"}
+    (block,) = (block for part in images.parts for block in decoded(images, part, model, 9))
+    np.testing.assert_array_equal(block["image"][0], block["image"][1])
+    (old,) = (block for part in images.parts for block in decoded(images, part, CROP.shown, 9))
+    assert (old["image"][0] != old["image"][1]).any()
+    np.testing.assert_array_equal(old["image"][1], block["image"][1])
