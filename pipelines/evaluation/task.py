@@ -93,7 +93,7 @@ class OneLabel:
         }
         found = ClassScores(**sums)
         rates = class_scores(names, found.precision.tolist(), found.recall.tolist(), found.f1.tolist())
-        return {"confusion": confusion_of_pairs(pairs, names), "classes": rates}
+        return {"classes": rates, "confusion": confusion_of_pairs(pairs, names)}
 
     def facts(self, scored: Mapping[str, Any] | None) -> dict[str, Any]:
         return {}

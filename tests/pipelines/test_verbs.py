@@ -239,6 +239,9 @@ def test_evaluate_is_what_one_computes_by_hand(
     rows = [re.split(r"  +", line) for line in lines[: lines.index("")]]
     table, intervals = {row[0]: row[1] for row in rows}, {row[0]: row[2] for row in rows if len(row) > 2}
     assert re.fullmatch(r"\d+\.\d\d% expected error", table.pop("calibration"))
+    mean = "33.33%" if 40 in target else "100.00%"  # swapped: only scarlet is right
+    assert table.pop("balanced") == f"{mean} mean accuracy of the classes"
+    assert (table.pop("macro F1"), intervals.pop("macro F1")) == (mean, f"(precision {mean}, recall {mean})")
     assert set(intervals) == {"loss", "top-1", "top-5", "calibration"}
     assert intervals["top-5"] == "(95 %: 88.65% to 100.00%)"
     assert intervals["top-1"] == ("(95 %: 19.23% to 51.22%)" if 40 in target else "(95 %: 88.65% to 100.00%)")
@@ -256,9 +259,11 @@ def test_evaluate_is_what_one_computes_by_hand(
     shares = {"azure": 0.0, "lime": 0.0, "scarlet": 1.0} if wrong else dict.fromkeys(COLOURS, 1.0)
     wilson = {0.0: "0.00% to 27.75%", 1.0: "72.25% to 100.00%"}
     first = lines.index("") + 1
-    by_class = [line.split(maxsplit=3) for line in lines[first : first + 4]]
-    expected_rows = [[name, "10", f"{share:.2%}", wilson[share]] for name, share in shares.items()]
-    assert by_class == [["class", "images", "top-1", "95 %"], *expected_rows]
+    by_class = [re.split("  +", line) for line in lines[first : first + 4]]
+    expected_rows = [
+        [name, "10", f"{share:.2%}", wilson[share], f"{share:.2%}", f"{share:.2%}"] for name, share in shares.items()
+    ]
+    assert by_class == [["class", "images", "top-1", "95 %", "precision", "F1"], *expected_rows]
     confused = [re.split("  +", line) for line in lines[first + 5 :]]
     swaps = [["azure → lime", "10", "100.00%"], ["lime → azure", "10", "100.00%"]]
     assert confused == ([["most confused", "images", "of the class"], *swaps] if wrong else [])
@@ -339,8 +344,8 @@ def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(
     monkeypatch.setattr("pipelines.evaluation.comparison_report.open_targets", lambda request, warn: [target])
     found = Evaluated(score=score, predictions=answers)
     monkeypatch.setattr("pipelines.evaluation.comparison_report.evaluate", lambda choice, model, data: found)
-    title, *rows = [line.split() for line in command(evaluate, "m")[10:]]
-    assert title == ["lowest", "20", "of", "30", "classes", "images", "top-1", "95", "%"]
+    title, *rows = [line.split() for line in command(evaluate, "m")[12:]]
+    assert title == ["lowest", "20", "of", "30", "classes", "images", "top-1", "95", "%", "precision", "F1"]
     assert [row[:3] for row in rows[:3]] == [
         ["class10", "10", "0.00%"],
         ["class20", "10", "0.00%"],
@@ -415,7 +420,12 @@ def test_two_models_are_compared(command: Command, run_folder: Path, home: Path,
 def test_one_model_s_answers_and_plots(command: Command, run_folder: Path, colours: Coloured, tmp_path: Path) -> None:
     plots, answers = tmp_path / "deep" / "plots", tmp_path / "p.parquet"
     command(evaluate, run_folder, "--step", 40, "--predictions", answers, "--plots", plots)
-    assert sorted(file.name for file in plots.iterdir()) == ["confusion.png", "mistakes.png", "reliability.png"]
+    assert sorted(file.name for file in plots.iterdir()) == [
+        "classes.png",
+        "confusion.png",
+        "mistakes.png",
+        "reliability.png",
+    ]
     table = pq.read_table(answers)
     assert table.column_names == ["id", "label", "predicted", "probability", "label_probability", "top5"]
     assert table["label"].to_pylist() == colours.columns("test")["label"].tolist()
