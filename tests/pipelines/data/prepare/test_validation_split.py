@@ -65,10 +65,10 @@ def test_nobody_wants_one_or_no_class_can_give_one(tmp_path: Path) -> None:
 
 
 def test_it_has_at_most_10_000_images_or_one_of_each_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(splits, "_MOST_VALIDATION", 100)
+    monkeypatch.setattr(splits, "MOST_VALIDATION", 100)
     source = open_source("mnist5k", validation=0.1)
     assert np.bincount(source.splits["validation"].labels).tolist() == [10] * 10
-    monkeypatch.setattr(splits, "_MOST_VALIDATION", 3)
+    monkeypatch.setattr(splits, "MOST_VALIDATION", 3)
     source = open_source("mnist5k", validation=0.1)
     assert np.bincount(source.splits["validation"].labels).tolist() == [1] * 10
 
