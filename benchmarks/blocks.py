@@ -51,7 +51,7 @@ def renumbered(blocks: Sequence[Rows], rows: int) -> Iterator[Rows]:
         block = blocks[place % len(blocks)]
         count = min(len(block["id"]), rows - given)
         ids = np.arange(given, given + count, dtype=np.int64)
-        yield {**{name: column[:count] for name, column in block.items()}, "id": ids}
+        yield {**{name: column[:count] for name, column in block.items()}, "id": ids, "draw": ids}
         given, place = given + count, place + 1
 
 

@@ -69,8 +69,12 @@ def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     return run
 
 
+def ray_runs() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
 def test_the_lines_of_a_run_and_nothing_left_behind(tmp_path: Path, lines) -> None:
-    data = photos(tmp_path)
+    data, began = photos(tmp_path), ray_runs()  # of another test, in the same process
     before = sorted(path for path in tmp_path.rglob("*"))
     found = "\n".join(lines(recipe_for(tmp_path, data), price=2.0))
     assert "36 training images, 4 test images, 2 classes (the data set's)" in found
@@ -79,7 +83,7 @@ def test_the_lines_of_a_run_and_nothing_left_behind(tmp_path: Path, lines) -> No
         assert f"ok          {check}: " in found, check
     assert "cost        $" in found
     assert sorted(path for path in tmp_path.rglob("*")) == before
-    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+    assert ray_runs() == began
 
 
 def test_each_check_that_fails_is_named_and_the_others_are_made(tmp_path: Path, lines, capsys) -> None:
