@@ -122,13 +122,13 @@ def _join(ray, address: str) -> None:  # type: ignore[no-untyped-def]
 
 
 def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
-    """Start a Ray that ends with this process; retry once if the start is too slow, as on a busy machine."""
+    """Start a Ray that ends with this process; try three times if the start is too slow, as on a busy machine."""
     for name, value in _UNWATCHED.items():
         os.environ.setdefault(name, value)
     use_own_token()
     folder = ray_folder()
     before = _descendants()
-    for last in (False, True):
+    for last in (False, False, True):  # Ray waits 30 seconds for its node each time
         try:
             ray.init(
                 address="local",
