@@ -135,16 +135,19 @@ class Recipe(BaseModel):
         """
         batch, first = self.optim.global_batch_size, self.optim.average_from
         start = to_steps(first, self.schedule.unit, samples_per_epoch, batch)
-        if self.optim.exact_bn_images and self.schedule.early_stopping_patience:
-            raise UserError(
-                f"{self.name}: optim.exact_bn_images must be 0 with schedule.early_stopping_patience, because only the "
-                "last step has exact statistics"
-            )
         if start >= total_steps(self.schedule, samples_per_epoch, batch):
             raise UserError(
                 f"{self.name}: optim.average_from = {first} leaves no step before schedule.length to average"
             )
         return start
+
+    def check_early_stopping(self) -> None:
+        """Raise UserError if the run may end early, at a step that cannot be evaluated as the last one."""
+        if self.optim.exact_bn_images and self.schedule.early_stopping_patience:
+            raise UserError(
+                f"{self.name}: optim.exact_bn_images must be 0 with schedule.early_stopping_patience, because only the "
+                "last step has exact statistics"
+            )
 
     def head_steps(self, samples_per_epoch: int) -> int:
         """Return the number of steps of `optim.head_first`.

@@ -201,6 +201,7 @@ def fitted(recipe: Recipe, manifest: Manifest) -> Recipe:
     decided = {"model.num_classes": classes, "data.eval_split": evaluated, **task.settings(recipe)}
     recipe = build_recipe({}, {**recipe.flat(), **decided}, where=recipe.name)
     samples = manifest.splits[recipe.data.train_split]
+    recipe.check_early_stopping()
     recipe.average_start(samples)
     recipe.head_steps(samples)
     recipe.check_batch_norm(samples)

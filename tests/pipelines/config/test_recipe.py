@@ -106,3 +106,9 @@ def test_a_phase_of_small_images_is_looked_at_too():
     settings = {"data.uri": "data", "model.name": "resnet18", "optim.global_batch_size": 1, "schedule.length": 2}
     with pytest.raises(UserError, match="1 x 1 at 32 pixels"):
         build_recipe({}, {**settings, **phases}).check_batch_norm(10)
+
+
+def test_exact_statistics_and_early_stopping_exclude_each_other() -> None:
+    recipe = load_recipe("my_images", {"optim.exact_bn_images": 64, "schedule.early_stopping_patience": 2})
+    with pytest.raises(UserError, match=r"optim\.exact_bn_images must be 0 with schedule\.early_stopping_patience"):
+        recipe.check_early_stopping()
