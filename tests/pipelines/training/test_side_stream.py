@@ -181,18 +181,20 @@ def test_what_is_prepared_and_not_handed_out_is_not_accounted_for(monkeypatch):
 def test_only_the_time_that_training_is_blocked_counts_as_waiting(monkeypatch):
     """A step that takes the feed 3 s costs the training nothing if it is there when it is asked for."""
     cuda, clock = FakeCuda(), Clock()
-    may_end, ended, recorded = threading.Semaphore(1), threading.Semaphore(0), SideStream.finished
+    may_end, ended = threading.Semaphore(1), threading.Semaphore(0)
 
-    def finished(self):
-        assert may_end.acquire(timeout=60)
-        clock.now += 3.0
-        ended.release()
-        return recorded(self)
+    class Slow(SideStream):
+        """A class of its own: a thread that an earlier test closed may still be making its last rank batch."""
+
+        def finished(self):
+            assert may_end.acquire(timeout=60)
+            clock.now += 3.0
+            ended.release()
+            return super().finished()
 
     monkeypatch.setattr("pipelines.training.batches.time.perf_counter", lambda: clock.now)
-    monkeypatch.setattr(SideStream, "finished", finished)
     with cuda.training(monkeypatch):
-        feed = RankBatches([block(range(8))], steps(8, 4), CPU, stream=SideStream(CPU, cuda))
+        feed = RankBatches([block(range(8))], steps(8, 4), CPU, stream=Slow(CPU, cuda))
         feed.base()
         shares = feed.from_step(0)
         next(shares)
