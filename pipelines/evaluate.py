@@ -20,9 +20,8 @@ if not __package__:
 
 from pipelines import cli
 from pipelines.config.recipe import parse_overrides
-from pipelines.evaluation.comparison_report import report_on
 from pipelines.evaluation.models import Request
-from pipelines.evaluation.report import Outputs
+from pipelines.evaluation.outputs import Outputs, report_on
 from pipelines.evaluation.scoring import EvalCrops, ViewName
 
 

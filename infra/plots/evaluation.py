@@ -53,8 +53,10 @@ def reliability(confidence: NDArray[np.floating[Any]], correct: NDArray[np.bool_
     return figure
 
 
-def class_changes(names: Sequence[str], differences: Sequence[float], significant: Sequence[bool]) -> Figure:
-    """Plot the change of each class's accuracy (-1 to 1), from worst to best; full colour = significant."""
+def class_changes(
+    names: Sequence[str], differences: Sequence[float], significant: Sequence[bool], measure: str = "accuracy"
+) -> Figure:
+    """Plot the change of a measure of each class (-1 to 1), from worst to best; full colour = significant."""
     order = np.argsort(differences, kind="stable")
     left_out = len(order) - _MOST_CLASSES
     if left_out > 0:
@@ -70,7 +72,7 @@ def class_changes(names: Sequence[str], differences: Sequence[float], significan
     axis.bar_label(bars, [f"{value:+.1f}" for value in percent], padding=3, fontsize=8, color=INK)
     axis.set_yticks(range(len(order)), [short(names[place]) for place in order], fontsize=8)
     axis.axvline(0, color=INK, linewidth=0.8)
-    frame(axis, "change of the class's accuracy, points (pale: may be chance)", "")
+    frame(axis, f"change of the class's {measure}, points (pale: may be chance)", "")
     axis.grid(visible=False)
     axis.margins(x=0.14)
     if left_out > 0:

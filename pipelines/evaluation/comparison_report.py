@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,16 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-import infra.cluster
 from infra.registry.gate import points
-from pipelines.config.sections import UseGpu
 from pipelines.evaluation.comparison import ClassChange, Comparison
-from pipelines.evaluation.models import Request, open_targets
-from pipelines.evaluation.placement import choose
 from pipelines.evaluation.report import EvaluationReport, bounds, lines, shown_data, table
-from pipelines.evaluation.result import Evaluated, evaluate, pictures
+from pipelines.evaluation.result import Evaluated, pictures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,23 +146,6 @@ class ComparisonReport:
             for rows, wrong, gained in ((losses, comparison.new, False), (wins, comparison.old, True))
             for row in rows
         ]
-
-
-def report_on(request: Request, use_gpu: UseGpu, console: Console) -> EvaluationReport | ComparisonReport:
-    """Score the models of a request. Return the report on one model, or the comparison of two.
-
-    Raises:
-        UserError: a model or its data set cannot be opened, or an image cannot be scored.
-    """
-    targets = open_targets(request, console.print)
-    infra.cluster.connect(min_cpus=1)
-    placement, reports = choose(use_gpu), []
-    sys.stderr.write(f"scoring on {placement.description}\n")
-    for target in targets:
-        with console.status(Text(f"{target.description} on the split {target.data.split}")):
-            evaluated = evaluate(placement, target.model, target.data)
-            reports.append(EvaluationReport(target=target, evaluated=evaluated))
-    return reports[0] if len(reports) == 1 else ComparisonReport(old=reports[0], new=reports[1])
 
 
 def _accuracy(evaluated: Evaluated) -> str:

@@ -6,7 +6,7 @@ Shapes: N images in the order of their ids, K classes, R resamples.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -48,16 +48,7 @@ class LabelPredictions:
 
     def to_parquet(self) -> bytes:
         """Return a Parquet file with the columns id, label and probability; the last two are lists of K values."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        lists = {
-            name: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-            for name, values in (("label", self.label), ("probability", self.probability))
-        }
-        buffer = io.BytesIO()
-        pq.write_table(pa.table({"id": self.id, **lists}), buffer)
-        return buffer.getvalue()
+        return labels_to_parquet(self.id, {"label": self.label, "probability": self.probability})
 
     @classmethod
     def from_parquet(cls, data: bytes) -> Self:
@@ -71,7 +62,10 @@ class LabelPredictions:
         return cls(id=table["id"].to_numpy(), **columns)
 
     def average_precisions(self, weights_RN: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return each resample's mean average precision, [R]; a weight is how often the resample has an image."""
+        """Return each class's average precision in each resample, [K, R]; NaN where no image has the class.
+
+        A weight is how often the resample has the image.
+        """
         precisions = []
         for scores, labels in zip(self.probability.T, self.label.T, strict=True):
             order = np.argsort(-scores, kind="stable")
@@ -81,10 +75,15 @@ class LabelPredictions:
             total = hits[:, -1:]
             gains = np.diff(hits, axis=1, prepend=0) / np.where(total, total, np.nan)
             precisions.append((hits / np.maximum(shown, 1e-12) * gains).sum(axis=1))
-        found = np.stack(precisions)
-        present = ~np.isnan(found)
-        means: npt.NDArray[np.float64] = np.where(present, found, 0).sum(axis=0) / np.maximum(present.sum(axis=0), 1)
-        return means
+        return np.stack(precisions)
+
+    def rates_at(self, thresholds: Sequence[float]) -> npt.NDArray[np.float64]:
+        """Return precision, recall and F1 of each class, [3, K], if its threshold decides; 0 where nothing counts."""
+        reached, truth = self.probability >= np.asarray(thresholds), self.label.astype(bool)
+        hits = (reached & truth).sum(axis=0)
+        shown, present = reached.sum(axis=0), truth.sum(axis=0)
+        wholes = ((hits, shown), (hits, present), (2 * hits, shown + present))
+        return np.stack([part / np.maximum(whole, 1) for part, whole in wholes])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,20 +108,63 @@ class EvaluatedLabels:
         return f"mean average precision {self.score.mean_average_precision:.2%}** ({self.score.count:,} images)"
 
 
+def labels_to_parquet(ids: npt.NDArray[np.int64], lists: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """Return a Parquet file with the column id and a column of K values a row for each of `lists`, [N, K]."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        for name, values in lists.items()
+    }
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"id": ids, **columns}), buffer)
+    return buffer.getvalue()
+
+
+def thresholds_of(scored: Mapping[str, Any] | None) -> tuple[float, ...]:
+    """Return the threshold of each class from the details of an evaluation; () for another task or no details.
+
+    A class without images had none: it is answered only if it is certain, from 1 on.
+    """
+    if scored is None or "threshold" not in scored:
+        return ()
+    found: list[float] = np.nan_to_num(scored["threshold"], nan=1.0).astype(float).tolist()
+    return tuple(found)
+
+
+def check_same_images(new: LabelPredictions, old: LabelPredictions) -> None:
+    """Raise UserError unless row i of both belongs to the same image."""
+    if not (np.array_equal(new.id, old.id) and np.array_equal(new.label, old.label)):
+        raise UserError("the two models were not shown the same images: name one data set with --data and --split")
+
+
+def bootstrap(*models: LabelPredictions) -> npt.NDArray[np.float64]:
+    """Return each class's average precision in 400 resamples of the images, the same for all models: [models, K, R]."""
+    rng, count = np.random.default_rng(_SEED), len(models[0])
+    parts = []
+    for _ in range(0, _RESAMPLES, _AT_ONCE):
+        weights = rng.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE).astype(np.float64)
+        parts.append(np.stack([model.average_precisions(weights) for model in models]))
+    return np.concatenate(parts, axis=2)
+
+
+def mean_over_classes(precisions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the mean of [..., K, R] over the classes that have images, [..., R]."""
+    present = ~np.isnan(precisions)
+    means: npt.NDArray[np.float64] = np.where(present, precisions, 0).sum(axis=-2) / np.maximum(present.sum(axis=-2), 1)
+    return means
+
+
 def resampled(new: LabelPredictions, old: LabelPredictions) -> Resampled:
     """Return the difference of the mean average precisions, and its bound from a paired bootstrap of the images.
 
     Raises:
         UserError: the two models were not shown the same images.
     """
-    if not (np.array_equal(new.id, old.id) and np.array_equal(new.label, old.label)):
-        raise UserError("the two models were not shown the same images: name one data set with --data and --split")
-    rng, count = np.random.default_rng(_SEED), len(new)
-    once = np.ones((1, count))
-    observed = float((new.average_precisions(once) - old.average_precisions(once))[0])
-    differences = []
-    for _ in range(0, _RESAMPLES, _AT_ONCE):
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE).astype(np.float64)
-        differences.append(new.average_precisions(weights) - old.average_precisions(weights))
-    bound = float(np.quantile(np.concatenate(differences), 1 - CONFIDENCE, method="lower"))
-    return Resampled(measure=MEAN_AVERAGE_PRECISION, difference=observed, bound=bound, count=count)
+    check_same_images(new, old)
+    once = np.ones((1, len(new)))
+    observed = mean_over_classes(new.average_precisions(once)) - mean_over_classes(old.average_precisions(once))
+    differences = np.subtract(*mean_over_classes(bootstrap(new, old)))
+    bound = float(np.quantile(differences, 1 - CONFIDENCE, method="lower"))
+    return Resampled(measure=MEAN_AVERAGE_PRECISION, difference=float(observed[0]), bound=bound, count=len(new))

@@ -47,7 +47,7 @@ class RunModel:
 
         classifier = ServedClassifier.from_checkpoint(self.checkpoint)
         if self.dense_for:
-            classifier.model = Dense(classifier.model, self.dense_for)
+            classifier.model = Dense(classifier.model, self.dense_for, multi_label=classifier.multi_label)
         return classifier.to(device)
 
 

@@ -16,6 +16,7 @@ from pipelines.config.crop import SHOWN, CropConfig
 from pipelines.config.paths import shown
 from pipelines.config.recipe import Recipe, build_recipe
 from pipelines.data.shards.manifest import Manifest, load_manifest
+from pipelines.evaluation.label_predictions import thresholds_of
 from pipelines.evaluation.model_source import Ensemble, RunModel, VersionModel
 from pipelines.evaluation.placement import PortableModel
 from pipelines.evaluation.run_checkpoint import find_checkpoint, open_run, recipe_of
@@ -57,6 +58,9 @@ class Target:
     class_names: tuple[str, ...]
     """Class names in the order of the model's outputs."""
     data: EvalData
+    multi_label: bool = False
+    thresholds: tuple[float, ...] = ()
+    """Of a multi-label model: the probability from which on it answers each class; empty = the model has none."""
 
 
 def open_targets(request: Request, warn: Warn) -> list[Target]:
@@ -69,6 +73,7 @@ def open_targets(request: Request, warn: Warn) -> list[Target]:
     members = [_open(request, target, step, warn) for target, step in _chosen(request)]
     for member in members:
         member.data.manifest.require_split(member.data.split)
+        _check_labels(member)
         _check_classes(member)
         _check_views(member)
     _check_same_images(members)
@@ -115,6 +120,8 @@ def _of_run(request: Request, target: str, step: int | None, warn: Warn) -> Targ
         model=RunModel.of(checkpoint, dense_for=data.crop.image_size if data.views.whole else 0),
         class_names=_class_names(checkpoint, recipe, data.manifest),
         data=data,
+        multi_label=recipe.model.multi_label,
+        thresholds=thresholds_of(checkpoint.scored),
     )
 
 
@@ -131,22 +138,39 @@ def _registered(request: Request, target: str) -> Target:
         asked = f"--set {SIZE_KEY}" if request.size is None else "--size"
         raise UserError(f"{asked}: {uri} was exported for {size}x{size} pixels")
     names = tuple(about["class_names"])
-    return Target(description=uri, model=VersionModel(files=files), class_names=names, data=data)
+    thresholds = tuple(about.get("thresholds", ()))
+    return Target(
+        description=uri,
+        model=VersionModel(files=files),
+        class_names=names,
+        data=data,
+        multi_label=bool(thresholds),
+        thresholds=thresholds,
+    )
 
 
 def _data(request: Request, uri: str, split: str, trained: CropConfig) -> EvalData:
     crop = trained.at(request.size or trained.image_size)
     wanted = build_recipe({"data": {"uri": "none", **crop.shown}}, request.crop, where="--set").data
     store = open_store(request.data or uri)
-    manifest = load_manifest(store)
-    manifest.require_single_label("evaluation")
     return EvalData(
         store=store,
-        manifest=manifest,
+        manifest=load_manifest(store),
         crop=wanted.at(wanted.image_size),
         split=request.split or split,
         views=request.views,
     )
+
+
+def _check_labels(target: Target) -> None:
+    manifest = target.data.manifest
+    if target.multi_label != manifest.multi_label:
+        several, one = "any number of classes per image", "one class per image"
+        answers, has = (several, one) if target.multi_label else (one, several)
+        raise UserError(
+            f"{target.description} answers with {answers}, data set {manifest.name} has {has}: "
+            "name a data set of the model's kind with --data"
+        )
 
 
 def _check_views(target: Target) -> None:
@@ -182,6 +206,7 @@ def _together(members: list[Target]) -> Target:
         model=Ensemble(members=tuple(member.model for member in members)),
         class_names=members[0].class_names,
         data=members[0].data,
+        multi_label=members[0].multi_label,
     )
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 
-from infra.errors import UserError
 from infra.proportions import Interval
-from infra.storage import open_store
 from pipelines.evaluation.models import Target
 from pipelines.evaluation.result import Evaluated, pictures
 from pipelines.evaluation.scoring import EvalData
@@ -27,6 +22,23 @@ _SHOWN_CLASSES = 20  # if there are more: those with the lowest accuracy; --json
 _SHOWN_PAIRS = 10
 _SHEET = 24  # images
 _OVER_CLASSES = ("balanced_accuracy", "macro_precision", "macro_recall", "macro_f1")
+
+
+class Report(Protocol):
+    """What `evaluate.py` says of one model, or of two."""
+
+    @property
+    def predictions(self) -> bytes:
+        """The prediction for every image, as Parquet."""
+
+    def show(self, console: Console) -> None:
+        """Print the metrics and a table of classes."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the metrics as JSON values."""
+
+    def figures(self) -> Mapping[str, Figure]:
+        """Return the plots by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,90 +205,3 @@ def _described(data: EvalData) -> str:
         "multi_scale": whole,
         "multi_scale_flip": f"{whole}, and their mirror images",
     }[data.views.name]
-
-
-class Writable(Protocol):
-    """A report that can be written to files."""
-
-    @property
-    def predictions(self) -> bytes:
-        """The prediction for every image, as Parquet."""
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the metrics as JSON values."""
-
-    def figures(self) -> Mapping[str, Figure]:
-        """Return the plots by name."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outputs:
-    """Files and folders that a report is written to; "" = none."""
-
-    json: str = ""
-    predictions: str = ""
-    plots: str = ""
-
-    def check(self) -> None:
-        """Raise UserError if a file cannot be written. Call this before scoring, which takes minutes."""
-        for option, file in (("--json", self.json), ("--predictions", self.predictions)):
-            if file:
-                check_file(option, file)
-        if self.plots:
-            check_folder("--plots", self.plots)
-
-    def write(self, report: Writable) -> None:
-        """Write the report to every file and folder that is named."""
-        if self.json:
-            write_file("--json", self.json, (json.dumps(report.as_json(), indent=1) + "\n").encode())
-        if self.predictions:
-            write_file("--predictions", self.predictions, report.predictions)
-        if self.plots:
-            Path(self.plots).mkdir(parents=True, exist_ok=True)
-            for name, figure in report.figures().items():
-                image = io.BytesIO()
-                figure.savefig(image, format="png")
-                write_file("--plots", f"{self.plots}/{name}.png", image.getvalue())
-
-
-def check_file(option: str, file: str) -> None:
-    """Raise UserError if the file of an option such as `--json FILE` cannot be written."""
-    path = Path(file)
-    if path.is_dir():
-        raise UserError(f"{option} {file}: cannot be written: Is a directory")
-    if not path.parent.is_dir():
-        raise UserError(f"{option} {file}: cannot be written: No such file or directory")
-    if not _special(path):
-        _check(option, file, path.absolute().parent)
-
-
-def check_folder(option: str, folder: str) -> None:
-    """Raise UserError if files cannot be written to a folder, which need not exist yet."""
-    if Path(folder).exists() and not Path(folder).is_dir():
-        raise UserError(f"{option} {folder}: cannot be written: File exists")
-    _check(option, folder, Path(folder).absolute())
-
-
-def write_file(option: str, file: str, content: bytes) -> None:
-    """Write a file whole or not at all. Write the bytes directly to a symbolic link, a pipe or a device."""
-    path = Path(file)
-    try:
-        if _special(path):
-            path.write_bytes(content)
-        else:
-            open_store(str(path.absolute().parent)).write(path.name, content)
-    except UserError as error:
-        raise UserError(f"{option} {file}: {error}") from error
-    except OSError as error:
-        raise UserError(f"{option} {file}: cannot be written: {error.strerror}") from error
-
-
-def _special(path: Path) -> bool:
-    return path.is_symlink() or (path.exists() and not path.is_file())
-
-
-def _check(option: str, place: str, folder: Path) -> None:
-    try:
-        open_store(str(folder)).check_access(write=True)
-    except UserError as error:
-        raise UserError(f"{option} {place}: {error}") from error

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from infra.errors import UserError
 from infra.registry.gate import MEAN_AVERAGE_PRECISION, OVER_CLASSES, Decision, OverClasses, Rule, Score, decide
 from pipelines.evaluation.comparison import Comparison
-from pipelines.evaluation.label_predictions import EvaluatedLabels, LabelPredictions, resampled
+from pipelines.evaluation.label_predictions import EvaluatedLabels, LabelPredictions, resampled, thresholds_of
 from pipelines.evaluation.placement import InferencePlacement, PortableModel, Resources, compute
 from pipelines.evaluation.predictions import Predictions
 from pipelines.evaluation.result import Evaluated, evaluate
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from pipelines.config.recipe import Recipe
+    from pipelines.evaluation.comparison_report import ComparisonReport
+    from pipelines.evaluation.label_report import LabelComparisonReport, LabelReport
+    from pipelines.evaluation.models import Target
+    from pipelines.evaluation.report import EvaluationReport, Report
     from resnet_core.evaluation.exact import ScoreSums
 
 Answers = Predictions | LabelPredictions
@@ -54,6 +58,12 @@ class Task(Protocol):
         self, placement: InferencePlacement, model: PortableModel, data: EvalData
     ) -> Evaluated | EvaluatedLabels:
         """Score a model on a whole split, and keep its answers."""
+
+    def report(self, target: Target, evaluated: Evaluated | EvaluatedLabels) -> Report:
+        """Return what `evaluate.py` reports on one model."""
+
+    def compare(self, old: Report, new: Report) -> Report:
+        """Return what `evaluate.py` reports on two models. Raises UserError if their images differ."""
 
     def read(self, content: bytes) -> Answers:
         """Read the answers that a version keeps."""
@@ -100,6 +110,16 @@ class OneLabel:
 
     def evaluate(self, placement: InferencePlacement, model: PortableModel, data: EvalData) -> Evaluated:
         return evaluate(placement, model, data)
+
+    def report(self, target: Target, evaluated: Evaluated | EvaluatedLabels) -> EvaluationReport:
+        from pipelines.evaluation.report import EvaluationReport
+
+        return EvaluationReport(target=target, evaluated=cast(Evaluated, evaluated))
+
+    def compare(self, old: Report, new: Report) -> ComparisonReport:
+        from pipelines.evaluation.comparison_report import ComparisonReport
+
+        return ComparisonReport(old=cast("EvaluationReport", old), new=cast("EvaluationReport", new))
 
     def read(self, content: bytes) -> Predictions:
         return Predictions.from_parquet(content)
@@ -150,10 +170,20 @@ class AnyLabels:
     def facts(self, scored: Mapping[str, Any] | None) -> dict[str, Any]:
         if scored is None:
             raise UserError("the checkpoint has no evaluation, so no thresholds: register one that was evaluated")
-        return {"thresholds": np.nan_to_num(scored["threshold"], nan=1.0).astype(float).tolist()}
+        return {"thresholds": list(thresholds_of(scored))}
 
     def evaluate(self, placement: InferencePlacement, model: PortableModel, data: EvalData) -> EvaluatedLabels:
         return compute(placement, _evaluate_labels, model, data)
+
+    def report(self, target: Target, evaluated: Evaluated | EvaluatedLabels) -> LabelReport:
+        from pipelines.evaluation.label_report import LabelReport
+
+        return LabelReport(target=target, evaluated=cast(EvaluatedLabels, evaluated))
+
+    def compare(self, old: Report, new: Report) -> LabelComparisonReport:
+        from pipelines.evaluation.label_report import LabelComparisonReport
+
+        return LabelComparisonReport(old=cast("LabelReport", old), new=cast("LabelReport", new))
 
     def read(self, content: bytes) -> LabelPredictions:
         return LabelPredictions.from_parquet(content)

@@ -61,18 +61,26 @@ class Dense(nn.Module):
     Nothing is padded. In evaluation mode, images of a batch do not affect each other.
     """
 
-    def __init__(self, model: nn.Module, crop_size: int) -> None:
-        """Wrap `model`, which has `avgpool` and `fc` like torchvision's ResNets; `crop_size` is S, in pixels."""
+    def __init__(self, model: nn.Module, crop_size: int, *, multi_label: bool = False) -> None:
+        """Wrap `model`, which has `avgpool` and `fc` like torchvision's ResNets.
+
+        Args:
+            model: a classifier of crops.
+            crop_size: S, in pixels.
+            multi_label: each class has a probability of its own (a sigmoid), instead of one for all (a softmax).
+        """
         super().__init__()
-        self.model = model
+        self.model, self.multi_label = model, multi_label
         self.window = self._window(crop_size)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Return the logarithm of the mean probability, B x K; a softmax accepts it as logits."""
+        """Return the logits of the mean probability, B x K: a softmax, or a sigmoid if `multi_label`, gives it."""
         maps_BCHW = self._feature_maps(images_BCHW)
         height, width = maps_BCHW.shape[2:]
         pooled_BCHW = F.avg_pool2d(maps_BCHW, (min(self.window[0], height), min(self.window[1], width)), stride=1)
         logits_BPK = self.model.get_submodule("fc")(pooled_BCHW.flatten(2).mT)
+        if self.multi_label:
+            return F.logsigmoid(logits_BPK).logsumexp(dim=1) - F.logsigmoid(-logits_BPK).logsumexp(dim=1)
         positions = logits_BPK.shape[1]
         log_mean_BK: Tensor = logits_BPK.log_softmax(dim=2).logsumexp(dim=1) - math.log(positions)
         return log_mean_BK

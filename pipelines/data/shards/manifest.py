@@ -91,14 +91,6 @@ class Manifest:
             hint = nearest(split, self.splits)
             raise UserError(f"data set {self.name} has no split {split!r}{hint}: it has {', '.join(self.splits)}")
 
-    def require_single_label(self, verb: str) -> None:
-        """Raise UserError if images have several classes. `verb` is the command that needs one class per image."""
-        if self.multi_label:
-            raise UserError(
-                f"data set {self.name} is multi-label: {verb} needs exactly one class per image: prepare it again from "
-                "a source with one label per image"
-            )
-
     def to_json(self) -> str:
         """Return a stable text: sorted keys, one shard per line."""
         fields = {**self._head(), "digest": self.digest}

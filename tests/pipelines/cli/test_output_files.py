@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from infra.errors import UserError
-from pipelines.evaluation.report import check_file, check_folder, write_file
+from pipelines.evaluation.outputs import check_file, check_folder, write_file
 
 
 def test_what_cannot_be_written_is_found_before(tmp_path: Path) -> None:

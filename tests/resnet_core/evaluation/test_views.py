@@ -54,12 +54,13 @@ def test_mirrored_images_come_second() -> None:
     assert [view.flatten().tolist() for view in mirrored(image)] == [[0, 1, 2, 3, 4, 5], [2, 1, 0, 5, 4, 3]]
 
 
-def by_hand(model: ResNet, image_1CHW: Tensor, window: int) -> Tensor:
+def by_hand(model: ResNet, image_1CHW: Tensor, window: int, *, multi_label: bool = False) -> Tensor:
     """The probability at every position, one window of the feature map after the other."""
     [features] = list(model.features(image_1CHW).values())[-1]
     height, width = features.shape[1] - window + 1, features.shape[2] - window + 1
     positions = [features[:, y : y + window, x : x + window] for y in range(height) for x in range(width)]
-    return torch.stack([model.fc(each.mean(dim=(1, 2))).softmax(0) for each in positions]).mean(dim=0)
+    logits = torch.stack([model.fc(each.mean(dim=(1, 2))) for each in positions])
+    return (logits.sigmoid() if multi_label else logits.softmax(1)).mean(dim=0)
 
 
 @torch.no_grad()
@@ -73,6 +74,17 @@ def test_the_dense_form_scores_every_position(height: int, width: int, positions
     expected = torch.stack([by_hand(model, image[None], 8) for image in images])
     torch.testing.assert_close(dense(images).softmax(1), expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(dense(images).exp().sum(1), torch.ones(3))
+
+
+@torch.no_grad()
+def test_the_dense_form_of_a_multi_label_network_averages_its_sigmoids() -> None:
+    model = settled()
+    images = torch.randn(3, 3, 45, 64)
+    expected = torch.stack([by_hand(model, image[None], 8, multi_label=True) for image in images])
+    dense = Dense(model, 32, multi_label=True)
+    torch.testing.assert_close(dense(images).sigmoid(), expected, atol=1e-6, rtol=1e-5)
+    far = dense(1e6 * images)
+    assert far.isfinite().all()  # where a sigmoid is 0 or 1
 
 
 @torch.no_grad()
