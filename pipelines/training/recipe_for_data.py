@@ -30,7 +30,8 @@ def train_command(store: Store, manifest: Manifest, uri: str) -> str:
     if own:
         moved = [] if _same_place(own.data.uri, uri) else setting("data.uri", uri)
         return command("train", own.name, *moved)
-    named = [*setting("data.uri", uri), *setting("run.register_as", data_name(uri))]
+    loss = ["--set", "optim.loss=bce"] if manifest.multi_label else []
+    named = [*setting("data.uri", uri), *setting("run.register_as", data_name(uri)), *loss]
     sides = shorter_sides(store, manifest)
     if not sides or max(sides) > _SMALL_PX:
         return command("train", PHOTOGRAPHS, *named)

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pipelines.cli.next_command import command, database_option, setting, ui_com
 from pipelines.config.recipe import build_recipe, data_name, load_recipe, parse_overrides
 from pipelines.data.prepare.sources import open_source
 from pipelines.data.shards.manifest import MANIFEST, load_manifest
+from pipelines.evaluation.task import task_of
 from pipelines.training.recipe_for_data import check_own_data, train_command
 from tests.pipelines.conftest import Coloured, picture, written
 from tests.pipelines.data import built
@@ -150,6 +152,14 @@ def test_prepare_names_the_recipe_that_belongs_to_a_data_set(tmp_path: Path, mon
     assert train_command(store, load_manifest(store), "data/mnist5k").endswith("train.py mnist5k")
     assert train_command(store, load_manifest(store), "digits").endswith("train.py mnist5k --set data.uri=digits")
     check_own_data(load_recipe("mnist5k", {"data.uri": uri}), store, load_manifest(store))
+
+
+def test_prepare_names_the_loss_that_a_multi_label_data_set_needs(colours: Coloured) -> None:
+    manifest = replace(colours.manifest, multi_label=True)
+    printed = train_command(colours.store, manifest, "data/x").split(" --set ")
+    assert "optim.loss=bce" in printed
+    name, settings = printed[0].split()[-1], parse_overrides(printed[1:])
+    assert task_of(multi_label=True).settings(load_recipe(name, settings))["model.multi_label"]
 
 
 def test_the_demos_recipe_refuses_a_foreign_data_set_and_names_one_for_it(colours: Coloured) -> None:
