@@ -19,6 +19,7 @@ if not __package__:
     listen()
 
 from pipelines import cli
+from pipelines.config import paths
 from pipelines.config.recipe import parse_overrides
 from pipelines.evaluation.models import Request
 from pipelines.evaluation.outputs import Outputs, report_on
@@ -39,7 +40,7 @@ def main() -> None:
         size=arguments.size,
         crop=parse_overrides(arguments.settings),
     )
-    outputs = Outputs(json=arguments.json or "", predictions=arguments.predictions or "", plots=arguments.plots or "")
+    outputs = Outputs(**{name: getattr(arguments, name) or "" for name in ("json", "predictions", "plots")})
     outputs.check()
     report = report_on(request, cli.use_gpu(arguments), console)
     report.show(console)
@@ -49,11 +50,12 @@ def main() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Score a model on a whole split, exactly, or compare two.")
     text = "run's folder, models:/NAME@champion or models:/NAME/VERSION; two are compared"
-    parser.add_argument("targets", nargs="+", metavar="TARGET", help=text)
+    parser.add_argument("targets", nargs="+", metavar="TARGET", type=paths.origin, help=text)
     text = "checkpoint of this step instead of the run's best one; give --step twice to compare two"
     parser.add_argument("--step", type=int, action="append", default=[], help=text)
     parser.add_argument("--ensemble", action="store_true", help="score all targets as one: mean of their probabilities")
-    parser.add_argument("--data", metavar="URI", help="data set (default: the one that was trained on)")
+    text = "data set (default: the one that was trained on)"
+    parser.add_argument("--data", metavar="URI", type=paths.origin, help=text)
     parser.add_argument("--split", help="split (default: the test split)")
     text = "test-time crops of each image; the model's probabilities for them are averaged (default: centre)"
     parser.add_argument("--views", choices=get_args(ViewName), default="centre", help=text)
@@ -61,12 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, metavar="N", help=text)
     text = "multi_scale: shorter sides of the image in pixels (default: the paper's, 224,256,384,480,640 at size 224)"
     parser.add_argument("--scales", default="", metavar="N,N,…", help=text)
-    parser.add_argument("--home", default="runs", help="folder of MLflow's database, if MLFLOW_TRACKING_URI is not set")
-    parser.add_argument("--json", metavar="FILE", help="also write the metrics to this file")
-    parser.add_argument("--predictions", metavar="FILE", help="write every image's prediction to this file, as Parquet")
-    parser.add_argument(
-        "--plots", metavar="DIR", help="write confusion, reliability and mistakes as PNGs to this folder"
-    )
+    cli.add_home(parser)
+    for option, place, text in (
+        ("--json", "FILE", "also write the metrics to this file"),
+        ("--predictions", "FILE", "write every image's prediction to this file, as Parquet"),
+        ("--plots", "DIR", "write confusion, reliability and mistakes as PNGs to this folder"),
+    ):
+        parser.add_argument(option, metavar=place, type=paths.destination_on_disk, help=text)
     cli.add_use_gpu(parser)
     cli.add_set(parser)
     return parser

@@ -21,6 +21,7 @@ if not __package__:
 from infra.errors import UserError
 from infra.registry.versions import CHAMPION
 from pipelines import cli
+from pipelines.config import paths
 from pipelines.inference.classify import PredictRequest, predict
 
 _ACTORS = os.cpu_count() or 1
@@ -50,11 +51,12 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Print the most probable classes of images, or write them as Parquet.")
     text = "image file, folder or s3://bucket/prefix of images; or one data set, or one place with Parquet"
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help=text)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", type=paths.origin, help=text)
     text = f"models:/NAME@{CHAMPION} or models:/NAME/VERSION (default: the champion, if there is only one model)"
     parser.add_argument("--model", metavar="URI", help=text)
     parser.add_argument("--top", type=int, default=5, help="classes to print or write (default: 5)")
-    parser.add_argument("--out", metavar="URI", help="write Parquet to this folder or s3://bucket/prefix")
+    text = "write Parquet to this folder or s3://bucket/prefix"
+    parser.add_argument("--out", metavar="URI", type=paths.destination, help=text)
     parser.add_argument("--all", action="store_true", help="write the probabilities of all classes as well")
     text = "approximate predictions per file; a killed command loses those of unfinished files (default: 8192)"
     parser.add_argument("--file-rows", type=int, default=8192, metavar="N", help=text)
@@ -62,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     text = f"maximum number of copies of the model, each with one CPU or one GPU (default: {_ACTORS})"
     parser.add_argument("--actors", type=int, default=_ACTORS, metavar="N", help=text)
     cli.add_use_gpu(parser)
-    parser.add_argument("--home", default="runs", help="folder of MLflow's database, if MLFLOW_TRACKING_URI is not set")
+    cli.add_home(parser)
     return parser
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 if not __package__:
@@ -18,26 +19,20 @@ if not __package__:
     listen()
 
 
-from infra.errors import UserError
 from infra.storage import open_store
 from pipelines import cli
 from pipelines.cli.progress_bars import PrepareBar
-from pipelines.config.recipe import build_recipe, parse_overrides
-from pipelines.data.prepare.prepare import PrepareConfig, clear_progress, find_prepared, prepare
+from pipelines.config import paths
+from pipelines.config.recipe import parse_overrides, prepare_config
+from pipelines.data.prepare.prepare import clear_progress, find_prepared, prepare
 from pipelines.data.prepare.sources import EXPECTS, open_source
+from pipelines.data.prepare.sources.mnist5k import MNIST5K
 from pipelines.training.summary import summarise_data_set
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="Write the images of SOURCE as shards and a manifest to DEST.",
-        epilog=f"SOURCE holds one of: {EXPECTS}. Archives are read as they are.",
-    )
-    parser.add_argument("source", metavar="SOURCE", help="folder, s3://bucket/prefix, file, or the word mnist5k")
-    parser.add_argument("dest", metavar="DEST", help="folder or s3://bucket/prefix")
-    cli.add_set(parser)
-    arguments = parser.parse_args()
-    config = _config(arguments.settings)
+    arguments = _parser().parse_args()
+    config = prepare_config(parse_overrides(arguments.settings))
     store = open_store(arguments.dest)
     store.check_access(write=True)
     source = open_source(
@@ -65,12 +60,17 @@ def main() -> None:
     summarise_data_set(console, store, manifest, arguments.dest)
 
 
-def _config(settings: list[str]) -> PrepareConfig:
-    overrides = parse_overrides(settings)
-    for key in overrides:
-        if not key.startswith("prepare."):
-            raise UserError(f"--set {key}: prepare.py takes keys of the section prepare only")
-    return build_recipe({"data": {"uri": "none"}}, overrides, where="--set").prepare
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Write the images of SOURCE as shards and a manifest to DEST.",
+        epilog=f"SOURCE holds one of: {EXPECTS}. Archives are read as they are.",
+    )
+    text = f"folder, s3://bucket/prefix, file, or the word {MNIST5K}"
+    source = partial(paths.origin, words=(MNIST5K,))
+    parser.add_argument("source", metavar="SOURCE", type=source, help=text)
+    parser.add_argument("dest", metavar="DEST", type=paths.destination, help="folder or s3://bucket/prefix")
+    cli.add_set(parser)
+    return parser
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from infra.registry.versions import load
 from infra.tracking.client import resolve_tracking
 from pipelines import cli
 from pipelines.cli.verdict import promote_command, verdict
+from pipelines.config import paths
 from pipelines.registry.champion import history
 from pipelines.registry.registration import RegisterRequest, register_run
 
@@ -58,19 +59,19 @@ def main() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Register a run's best checkpoint, and promote it if it is not worse.")
-    parser.add_argument("run", nargs="?", metavar="RUN_FOLDER", help="folder or s3://bucket/prefix of a run")
+    text = "folder or s3://bucket/prefix of a run"
+    parser.add_argument("run", nargs="?", metavar="RUN_FOLDER", type=paths.origin, help=text)
     parser.add_argument("--name", default="", help="registered model (default: the recipe's run.register_as)")
     parser.add_argument("--step", type=int, help="checkpoint of this step instead of the best one")
     text = "current URI of the run's data set (default: the recipe's data.uri)"
-    parser.add_argument("--data", default="", metavar="URI", help=text)
+    parser.add_argument("--data", default="", metavar="URI", type=paths.origin, help=text)
     text = "loss of accuracy that the gate must rule out, 0 to 1 (default: the recipe's run.gate_margin)"
     parser.add_argument("--margin", type=float, help=text)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--rollback", metavar="NAME", help="make the previous champion the champion again")
     instead.add_argument("--promote", nargs=2, metavar=("NAME", "VERSION"), help="promote a version without the gate")
     instead.add_argument("--history", metavar="NAME", help="list the champions and when they changed")
-    text = "with --rollback, --promote, --history: folder of MLflow's database, if MLFLOW_TRACKING_URI is not set"
-    parser.add_argument("--home", default="runs", help=text)
+    cli.add_home(parser, "with --rollback, --promote, --history: ")
     cli.add_use_gpu(parser)
     return parser
 

@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "seconds between two checks of the alias (default: 10)"
     parser.add_argument("--poll-s", type=float, default=10, metavar="S", help=text)
     cli.add_use_gpu(parser)
-    parser.add_argument("--home", default="runs", help="folder of MLflow's database, if MLFLOW_TRACKING_URI is not set")
+    cli.add_home(parser)
     return parser
 
 

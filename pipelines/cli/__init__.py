@@ -67,6 +67,12 @@ def add_use_gpu(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--use-gpu", choices=("auto", "true", "false"), default="auto", help=text)
 
 
+def add_home(parser: argparse.ArgumentParser, when: str = "") -> None:
+    """Add `--home`, the folder of MLflow's database. `when` says with which options."""
+    text = f"{when}folder of MLflow's database, if MLFLOW_TRACKING_URI is not set"
+    parser.add_argument("--home", default="runs", type=paths.destination_on_disk, help=text)
+
+
 def use_gpu(arguments: argparse.Namespace) -> UseGpu:
     """Return the value of the option that `add_use_gpu` adds."""
     return "auto" if arguments.use_gpu == "auto" else arguments.use_gpu == "true"

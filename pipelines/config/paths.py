@@ -6,8 +6,10 @@ not reach them.
 
 from __future__ import annotations
 
+import glob
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.cluster import in_job
@@ -37,6 +39,24 @@ def here() -> Here:
         return Here(current, current)
     disk = absolute(_JOBS, current)
     return Here(absolute(os.environ.get("RESNET_RAY_STORAGE", ""), current) or disk, disk)
+
+
+def destination(path: str) -> str:
+    """Return a path of the command line that is written: unchanged, but in a Ray job relative to `here().folder`."""
+    return absolute(path, here().folder) if in_job() else path
+
+
+def destination_on_disk(path: str) -> str:
+    """Return a path of the command line that is written and cannot be on S3, as `destination` does."""
+    return absolute(path, here().disk) if in_job() else path
+
+
+def origin(path: str, words: Sequence[str] = ()) -> str:
+    """Return a path of the command line that is read: a Ray job looks into the submitted folder first.
+
+    `words` may stand in its place, and stay unchanged.
+    """
+    return path if path in words or os.path.exists(path) or next(glob.iglob(path), None) else destination(path)
 
 
 def absolute(path: str, folder: str) -> str:

@@ -257,6 +257,15 @@ def located(recipe: Recipe, here: Here) -> Recipe:
     return build_recipe({}, {**flat, **changed}, where=recipe.name) if changed else recipe
 
 
+def prepare_config(overrides: Mapping[str, Any]) -> PrepareConfig:
+    """Return the settings of `prepare.py`. Raises UserError if a key is invalid or of another section."""
+    for key in overrides:
+        if not key.startswith("prepare."):
+            raise UserError(f"--set {key}: prepare.py takes keys of the section prepare only")
+    config = build_recipe({"data": {"uri": "none"}}, overrides, where="--set").prepare
+    return dataclasses.replace(config, root=paths.origin(config.root))
+
+
 def data_name(uri: str) -> str:
     """Return a data set's display name: its folder's name, in characters that run folders and models may have."""
     folder = PurePosixPath(uri).name.strip(".") or Path(uri).absolute().name

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 from infra.cluster import in_job
 from infra.errors import UserError
 from infra.storage import LocalStore
-from pipelines import cli
+from pipelines import cli, evaluate, predict, prepare, register, serve
 from pipelines.config import paths
 from pipelines.config.recipe import build_recipe, load_recipe
 from pipelines.data.prepare.sources import MNIST5K
@@ -72,6 +75,42 @@ def test_a_recipe_s_paths_are_absolute_once_it_is_read(work: Path, tmp_path: Pat
 def test_the_embedded_images_are_no_folder(work: Path) -> None:
     assert load_recipe("mnist5k").data.source == MNIST5K
     assert load_recipe("mnist5k", {"data.source": f"./{MNIST5K}"}).data.source == str(work / MNIST5K)
+
+
+IN_A_JOB: list[tuple[ModuleType, str, dict[str, Any]]] = [
+    (prepare, "images data/photos", {"source": "images", "dest": "STORAGE/data/photos"}),
+    (prepare, f"{MNIST5K} digits", {"source": MNIST5K, "dest": "STORAGE/digits"}),
+    (prepare, "elsewhere.csv s3://b/photos", {"source": "STORAGE/elsewhere.csv", "dest": "s3://b/photos"}),
+    (predict, "images new --out a", {"images": ["images", "STORAGE/new"], "out": "STORAGE/a", "home": "DISK/runs"}),
+    (evaluate, "runs/a models:/b@champion", {"targets": ["STORAGE/runs/a", "models:/b@champion"], "home": "DISK/runs"}),
+    (evaluate, "/a --data d --json j", {"targets": ["/a"], "data": "STORAGE/d", "json": "DISK/j"}),
+    (evaluate, "/a --predictions p --plots c", {"predictions": "DISK/p", "plots": "DISK/c"}),
+    (register, "runs/a --data d", {"run": "STORAGE/runs/a", "data": "STORAGE/d", "home": "DISK/runs"}),
+    (serve, "--home mine", {"home": "DISK/mine"}),
+]
+
+
+@pytest.mark.parametrize(("verb", "arguments", "places"), IN_A_JOB)
+@pytest.mark.parametrize("storage", ["", "s3://bucket"])
+def test_each_path_of_a_command_begins_where_a_job_keeps_its_files(
+    work: Path, monkeypatch: pytest.MonkeyPatch, verb: Any, arguments: str, places: dict[str, Any], storage: str
+) -> None:
+    """Files that were submitted are read where they are; nothing is written there."""
+    (work / "images").mkdir()
+
+    def parsed() -> dict[str, Any]:
+        found = vars(verb._parser().parse_args(arguments.split()))
+        return {name: found[name] for name in places}
+
+    def expected(storage: str, disk: str) -> dict[str, Any]:
+        text = json.dumps(places).replace("STORAGE/", storage).replace("DISK/", disk)
+        return json.loads(text)
+
+    assert parsed() == expected("", "")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setenv("RESNET_RAY_STORAGE", storage)
+    disk = f"{work.parent}/home/resnet-ray"
+    assert parsed() == expected(f"{storage or disk}/", f"{disk}/")
 
 
 def test_a_run_s_name_does_not_depend_on_the_folder(
