@@ -3,8 +3,8 @@ PYTHON ?= python3
 PORT ?= 5000
 RUNS ?= runs
 SERVICES ?= runs/services
-# Each test process takes whole files, since slow fixtures start once per file.
-PARALLEL ?= --numprocesses 3 --dist loadfile
+# Each test process takes whole files, since slow fixtures start once per file. tests/conftest.py puts the slow ones first.
+PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 BIN := .venv/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

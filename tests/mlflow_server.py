@@ -26,7 +26,9 @@ def serve_mlflow(home: Path, port: int) -> Iterator[str]:
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{home}/mlflow.db", "--artifacts-destination", str(home / "served")]
     log = (home / "server.log").open("ab")
-    server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=home)
+    # without it, MLflow starts eight more processes, and a busy machine answers nothing for minutes
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, cwd=home, env=environment)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 150  # on a busy machine, too
