@@ -134,12 +134,12 @@ class LabelReport:
             precision = shown["average_precision"]
             at_threshold = ["-"] * 4
             if self._rates is not None:
-                at_threshold = [f"{shown['threshold']:.3f}", *(f"{rate:.2%}" for rate in self._rates[:, place])]
+                at_threshold = [f"{shown['threshold']:.3f}", *(f"{rate:.1%}" for rate in self._rates[:, place])]
             found.add_row(
                 self.target.class_names[place],
                 f"{shown['count']:,}",
-                "-" if precision is None else f"{precision:.2%}",
-                "-" if precision is None else str(interval(self._resamples[place])),
+                "-" if precision is None else f"{precision:.1%}",
+                "-" if precision is None else _percent(interval(self._resamples[place])),
                 *at_threshold,
             )
         return found
@@ -269,6 +269,11 @@ class LabelComparisonReport:
                 names[place], count, *rates, points(float(self._changes[place])), f"{low:+.2f} to {high:+.2f}"
             )
         return found
+
+
+def _percent(found: Interval) -> str:
+    """Return a short form: eight columns fit into a terminal of 80 characters."""
+    return f"{100 * found.low:.1f} to {100 * found.high:.1f}%"
 
 
 def interval(resamples_R: npt.NDArray[np.float64]) -> Interval:

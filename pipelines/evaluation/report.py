@@ -184,7 +184,7 @@ def table(title: str, *columns: str) -> Table:
     """Return a plain table: names on the left, numbers on the right."""
     made = Table(title, *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for column in made.columns[1:]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     return made
 
 

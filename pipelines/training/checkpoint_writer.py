@@ -66,7 +66,7 @@ class CheckpointWriter:
         self.wait()
         files = {QUARANTINE: quarantine} if quarantine else {}
         if evaluation is not None and evaluation.details:
-            files[SCORED] = save_arrays(dict(evaluation.details))
+            files[SCORED] = saved(evaluation.details)
         checkpoint = self._checkpoint(state, evaluation.metrics if evaluation else {}, files)
         self._pending = self._executor.submit(self._write, checkpoint, state.frozen())
 
@@ -136,8 +136,8 @@ class CheckpointWriter:
         """Return the checkpoint without the state's tensors."""
         files = dict(files)
         if self.mean_image is not None:
-            files[INPUTS] = save_arrays({MEAN_IMAGE: self.mean_image})
-        files[LEDGER] = save_arrays(self.ledger.to_arrays())
+            files[INPUTS] = saved({MEAN_IMAGE: self.mean_image})
+        files[LEDGER] = saved(self.ledger.to_arrays())
         files[RECORDS] = "".join(record.to_json() + "\n" for record in self.history).encode()
         files["recipe.toml"] = self.recipe.to_toml().encode()
         return Checkpoint(
@@ -147,6 +147,14 @@ class CheckpointWriter:
             data_digest=self.data_digest,
             files=files,
         )
+
+
+def saved(arrays: Mapping[str, npt.NDArray[np.generic]]) -> bytes:
+    """Return arrays as a safetensors file.
+
+    The library writes the memory of an array from its first element on, so a view with strides needs a copy first.
+    """
+    return save_arrays({name: np.asarray(values, order="C") for name, values in arrays.items()})
 
 
 def details(sums: ScoreSums, mistakes: Mistakes) -> dict[str, npt.NDArray[np.generic]]:

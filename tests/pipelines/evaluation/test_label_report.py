@@ -106,7 +106,7 @@ def test_one_model_as_a_person_reads_it(tmp_path: Path) -> None:
     assert any(re.fullmatch(r"mean AP \d\d\.\d\d% \(95 %: \d\d\.\d\d% to \d\d\.\d\d%\)", line) for line in text)
     assert any(re.fullmatch(r"macro F1 \d\d\.\d\d% at the model's thresholds \(precision .*%\)", line) for line in text)
     assert "class images AP 95 % threshold precision recall F1" in text
-    assert "unicorn 0 - - 1.000 0.00% 0.00% 0.00%" in text
+    assert "unicorn 0 - - 1.000 0.0% 0.0% 0.0%" in text
     places = {name: str(tmp_path / name) for name in ("json", "predictions", "plots")}
     Outputs(**places).write(shown)
     assert json.loads(Path(places["json"]).read_text())["count"] == IMAGES

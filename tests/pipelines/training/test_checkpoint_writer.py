@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors.numpy import load
 
 from infra.storage import LocalStore
 from pipelines.checkpoint import RunFolder
@@ -17,7 +18,7 @@ from pipelines.config.recipe import build_recipe
 from pipelines.data.order.ledger import Ledger
 from pipelines.training.bad_samples import BadSamples
 from pipelines.training.build import build_state, continued, scaler_of
-from pipelines.training.checkpoint_writer import CheckpointWriter
+from pipelines.training.checkpoint_writer import CheckpointWriter, saved
 from resnet_core import compute
 from resnet_core.loop import Evaluation
 from resnet_core.state import TrainState
@@ -64,6 +65,14 @@ def test_a_run_in_fp16_resumes_with_its_scale(colours: Coloured, tmp_path: Path,
     resumed.load_tensors(checkpoint.tensors)
     assert resumed.scaler is not None and resumed.scaler.tensors()["scale"].item() == 512.0
     assert torch.equal(next(resumed.model.parameters()), kept)
+
+
+def test_views_are_saved_with_their_values() -> None:
+    """safetensors writes the memory of a view as it lies: thresholds of classes were lost that way."""
+    table = np.arange(6.0).reshape(3, 2)
+    found = load(saved({"column": table.T[1], "every_other": np.arange(9)[::2], "one": np.array(7)}))
+    assert found["column"].tolist() == [1.0, 3.0, 5.0] and found["every_other"].tolist() == [0, 2, 4, 6, 8]
+    assert found["one"].shape == () and found["one"] == 7
 
 
 def test_a_slow_checkpoint_is_reported_and_its_time_recorded(colours: Coloured, tmp_path: Path) -> None:

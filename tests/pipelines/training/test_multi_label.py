@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from pipelines.config.prepare import PrepareConfig
 from pipelines.config.recipe import Recipe, build_recipe
 from pipelines.data.shards.manifest import MANIFEST, load_manifest
 from pipelines.evaluation.label_predictions import LabelPredictions, resampled
+from pipelines.evaluation.label_report import LabelComparisonReport, LabelReport
+from pipelines.evaluation.models import Request
+from pipelines.evaluation.outputs import report_on
 from pipelines.evaluation.scoring import EvalData
 from pipelines.evaluation.task import task_of
 from pipelines.inference.batch_predict import predictions
@@ -83,7 +87,15 @@ def test_a_run_is_registered_with_its_thresholds_and_answers_by_them(recipe_of: 
     best = folder_of(recipe).best(pytest.fail)
     assert best is not None and best.scored is not None
     thresholds = files.metadata["thresholds"]
-    assert thresholds == best.scored["threshold"].tolist()  # chosen on the validation split
+    assert thresholds == best.scored["threshold"].tolist()
+    target = Request(targets=(folder_of(recipe).store.uri,), split="validation", home=recipe.run.home)
+    validated = report_on(target, False, Console(quiet=True))
+    assert isinstance(validated, LabelReport)
+    assert thresholds == pytest.approx(validated.evaluated.rates.threshold.tolist(), abs=0.01)  # in fp32
+    both = report_on(replace(target, targets=(*target.targets, outcome.model), split=None), False, Console(quiet=True))
+    assert isinstance(both, LabelComparisonReport)
+    assert both.old.mean == pytest.approx(outcome.value, abs=1e-6) == both.new.mean  # the run and its version
+    assert both.as_json()["old"]["macro_f1"] == both.as_json()["new"]["macro_f1"] > 0
     assert best.scored["count"].sum() > 60
     model, images = files.open(), np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
     probabilities = model.predict(images)
