@@ -391,6 +391,7 @@ def test_a_table_that_contradicts_itself(shell: Shell, colours: Coloured) -> Non
     assert not (shell.folder / "out" / "manifest.json").exists()
 
 
+@pytest.mark.faults
 def test_image_that_does_not_decode(shell: Shell, colours: Coloured) -> None:
     images = shell.folder / "images"
     shutil.copytree(Path(colours.store.uri).with_name("images"), images)

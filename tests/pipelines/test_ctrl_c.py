@@ -183,7 +183,8 @@ def test_while_the_model_is_registered(shell: Shell, unbroken: Checkpoint) -> No
     assert shell.mlflow()["last"] == "FINISHED"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_prepare_keeps_finished_shards(shell: Shell) -> None:
     album, data = shell.folder / "album", shell.folder / "album-data"
     for place in range(60):

@@ -341,9 +341,9 @@ def test_of_many_classes_those_with_the_lowest_accuracy_are_shown(
     names = tuple(f"class{number}" for number in range(30))
     model = RunModel.of(colours.checkpoint({}, {}))  # which nobody opens
     target = Target(description="m", model=model, class_names=names, data=colours.data)
-    monkeypatch.setattr("pipelines.evaluation.comparison_report.open_targets", lambda request, warn: [target])
+    monkeypatch.setattr("pipelines.evaluation.outputs.open_targets", lambda request, warn: [target])
     found = Evaluated(score=score, predictions=answers)
-    monkeypatch.setattr("pipelines.evaluation.comparison_report.evaluate", lambda choice, model, data: found)
+    monkeypatch.setattr("pipelines.evaluation.task.evaluate", lambda choice, model, data: found)
     title, *rows = [line.split() for line in command(evaluate, "m")[12:]]
     assert title == ["lowest", "20", "of", "30", "classes", "images", "top-1", "95", "%", "precision", "F1"]
     assert [row[:3] for row in rows[:3]] == [

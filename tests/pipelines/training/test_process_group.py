@@ -173,6 +173,7 @@ def test_the_line_names_the_gpus_of_each_host() -> None:
     assert devices_line(many).endswith("; n3: cuda:0, cuda:1 and 2 more node(s)")
 
 
+@pytest.mark.faults
 def test_two_logical_gpus_of_a_ray_go_to_different_ranks() -> None:
     """Real workers of Train on a Ray that counts two GPUs, in a process of its own; torch is made to see them."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "0,1", "PYTHONPATH": str(ROOT)}
