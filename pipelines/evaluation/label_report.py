@@ -88,7 +88,7 @@ class LabelReport:
 
     @cached_property
     def mean_interval(self) -> Interval:
-        return interval(mean_over_classes(self._resamples))
+        return interval(self.mean, mean_over_classes(self._resamples))
 
     @cached_property
     def _resamples(self) -> npt.NDArray[np.float64]:
@@ -139,7 +139,7 @@ class LabelReport:
                 self.target.class_names[place],
                 f"{shown['count']:,}",
                 "-" if precision is None else f"{precision:.1%}",
-                "-" if precision is None else _percent(interval(self._resamples[place])),
+                "-" if precision is None else _percent(interval(precision, self._resamples[place])),
                 *at_threshold,
             )
         return found
@@ -150,7 +150,7 @@ class LabelReport:
         found: dict[str, Any] = {
             "count": count,
             "average_precision": None if absent else precision,
-            "average_precision_interval": None if absent else bounds(interval(self._resamples[place])),
+            "average_precision_interval": None if absent else bounds(interval(precision, self._resamples[place])),
         }
         if self._rates is not None:
             rates = zip(("precision", "recall", "f1"), self._rates[:, place].tolist(), strict=True)
@@ -219,7 +219,7 @@ class LabelComparisonReport:
 
     @cached_property
     def _interval(self) -> Interval:
-        return interval(np.subtract(*mean_over_classes(self._resamples)))
+        return interval(self._difference, np.subtract(*mean_over_classes(self._resamples)), least=-1.0)
 
     @cached_property
     def _changes(self) -> npt.NDArray[np.float64]:
@@ -227,7 +227,8 @@ class LabelComparisonReport:
 
     @cached_property
     def _intervals(self) -> list[Interval]:
-        return [interval(row) for row in np.subtract(*self._resamples)]
+        rows = zip(self._changes.tolist(), np.subtract(*self._resamples), strict=True)
+        return [interval(change, row, least=-1.0) for change, row in rows]
 
     @property
     def _summary(self) -> Mapping[str, str]:
@@ -276,11 +277,15 @@ def _percent(found: Interval) -> str:
     return f"{100 * found.low:.1f} to {100 * found.high:.1f}%"
 
 
-def interval(resamples_R: npt.NDArray[np.float64]) -> Interval:
-    """Return the percentile interval of a bootstrap; resamples that have no value are left out."""
+def interval(observed: float, resamples_R: npt.NDArray[np.float64], least: float = 0.0) -> Interval:
+    """Return the basic bootstrap interval within `least` and 1; resamples that have no value are left out.
+
+    The basic interval mirrors the distribution of the resamples: on average, the average precision of a resample
+    exceeds the sample's, and the sample's the true one.
+    """
     found = resamples_R[~np.isnan(resamples_R)]
     if not len(found):
         return Interval(0.0, 0.0)
     outside = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(found, (outside, 1 - outside))
-    return Interval(float(low), float(high))
+    low, high = 2 * observed - np.quantile(found, (1 - outside, outside))
+    return Interval(max(least, float(low)), min(1.0, float(high)))
