@@ -74,11 +74,9 @@ def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoR
     try:
         sys.exit(main() or 0)
     except KeyboardInterrupt as error:
-        interruption.quiet()
         _leave(str(error) or interrupted, interruption.STATUS)
     except Exception as error:
         if interruption.raised():  # other code turned the Ctrl-C into this exception
-            interruption.quiet()
             _leave(interrupted, interruption.STATUS)
         found = error if isinstance(error, UserError) else machine_error(error)
         if found is None:
@@ -87,7 +85,12 @@ def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoR
 
 
 def _leave(line: str, status: int) -> NoReturn:
-    sys.stderr.write(f"{line}\n")
+    """Print the last line and exit; after a Ctrl-C nothing follows it."""
+    stderr = sys.stderr
+    if status == interruption.STATUS:
+        interruption.quiet()
+    stderr.write(f"{line}\n")
+    stderr.flush()
     sys.exit(status)
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -78,8 +79,12 @@ def raised() -> bool:
 
 
 def quiet() -> None:
-    """Silence all threads from now on: threads left by Ray Data lose their Ray while the process ends."""
+    """Silence all threads from now on, `print` included.
+
+    Threads left by Ray Data lose their Ray while the process ends, and Ray prints what its daemons report of it.
+    """
     logging.disable()
+    sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
     threading.excepthook = lambda arguments: None
     sys.unraisablehook = lambda arguments: None
 

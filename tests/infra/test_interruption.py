@@ -109,6 +109,7 @@ gone = threading.Event()
 def left_behind():
     gone.wait()
     logging.getLogger("ray").error("no Ray")
+    print("no Ray", flush=True)
     raise RuntimeError("no Ray")
 def main():
     thread = threading.Thread(target=left_behind, daemon=True)
