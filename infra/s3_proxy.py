@@ -31,6 +31,7 @@ _HOST = "127.0.0.1"
 _CHUNK_BYTES = 1 << 18
 _SHORT_BY = 7  # bytes
 _NO_BODY = (204, 304)
+_GOOD_AFTER_FLIP = 8  # answers of the same range
 _SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
@@ -54,7 +55,10 @@ class Faults:
     error_page: float = 0.0
     """200 with an XML error instead of the object."""
     flip: float = 0.0
-    """One bit of the body is flipped; never twice in a row for the same range, as a damaged object would be."""
+    """One bit of the body is flipped; then the same range has a few good answers, unlike a damaged object.
+
+    Several tasks may read a range at once, and each that received a flipped bit reads it a second time.
+    """
     stall_s: float = 20.0
     """Length of a stall, in seconds."""
 
@@ -81,16 +85,16 @@ class Proxy:
         """"requests", how many of them met each fault by its name in `Faults`, and how many found the server "away"."""
         self.endpoint = ""
         self._rng = random.Random(seed)
-        self._flipped: set[str] = set()  # requests whose last answer had a flipped bit
+        self._unflipped: Counter[str] = Counter()  # answers of a range that come without a flipped bit from now on
         self._lock = threading.Lock()
 
     def fault_of(self, method: str, what: str) -> str:
         """Count a request for `what` (a path and a range) and draw its fault."""
         with self._lock:
             fault = self.faults.draw(self._rng.random(), method)
-            if fault == "flip" and what in self._flipped:
+            if fault == "flip" and self._unflipped[what] > 0:
                 fault = ""
-            (self._flipped.add if fault == "flip" else self._flipped.discard)(what)
+            self._unflipped[what] = _GOOD_AFTER_FLIP if fault == "flip" else self._unflipped[what] - 1
             self.seen.update(["requests", *filter(None, [fault])])
         return fault
 

@@ -6,7 +6,10 @@ import itertools
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.warm", "infra.registry.champion"])
@@ -17,15 +20,27 @@ KILLED = -signal.SIGKILL
 
 def exit_codes(target: Callable[..., object], arguments: Iterable[tuple[object, ...]]) -> list[int | None]:
     """Call `target` with each of `arguments`, all at once; how each process ended."""
-    processes = [_CONTEXT.Process(target=target, args=each) for each in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(_LIMIT_S)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            _CONTEXT.Process(target=_reporting, args=(f"{folder}/{place}", target, each))
+            for place, each in enumerate(arguments)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(_LIMIT_S)
+        codes = [process.exitcode for process in processes]
+        for place, (process, code) in enumerate(zip(processes, codes, strict=True)):
+            process.kill()
+            if code not in (0, KILLED):
+                sys.stdout.write(f"process {place} ended with {code}:\n{Path(folder, str(place)).read_text()}\n")
     return codes
+
+
+def _reporting(stderr: str, target: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    with Path(stderr).open("wb") as file:
+        os.dup2(file.fileno(), 2)
+    target(*arguments)
 
 
 def kill_at(point: str) -> None:

@@ -19,7 +19,7 @@ from infra.tracking.address import check_address, is_server, reach, reason, reda
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_RETRY_FOR_S = 60.0
+_RETRY_FOR_S = 180.0  # sixteen writers share a database on a busy machine
 _LOCAL_UI = "http://127.0.0.1:5000"  # of `make ui`
 _GAVE_UP = "Giving up after"  # MLflow's error when concurrent writers took every version number that it tried
 # Packages whose exceptions MLflow raises or passes on; they share no base class.
@@ -126,7 +126,7 @@ def one_line_errors(tracking: Tracking) -> Iterator[None]:
 
 
 def patient(client: MlflowClient) -> MlflowClient:
-    """Return the client with retries for many concurrent writers: calls that a busy database refuses, for a minute.
+    """Return the client with retries for many concurrent writers: calls that a busy database refuses.
 
     On a server, a refused call may have had its effect nevertheless. So use this only for calls that can be repeated.
     """
