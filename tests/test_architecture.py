@@ -41,13 +41,13 @@ def files_that_import(name: str) -> set[str]:
 def test_the_core_imports_torch_torchvision_and_the_standard_library_only() -> None:
     allowed = {*sys.stdlib_module_names, "torch", "torchvision", "resnet_core"}
     outside = {
-        f"{path.name}: {name}"
+        f"{path.name}: {name.partition('.')[0]}"
         for path in SOURCES
         if path.is_relative_to(ROOT / "resnet_core")
         for name in imported_names(path)
         if name.partition(".")[0] not in allowed
     }
-    assert outside == set()
+    assert outside == {"average_precision.py: pycocotools"}  # when COCO's metrics are computed (decision 41)
 
 
 def test_file_systems_of_pyarrow_only_in_storage() -> None:
@@ -112,6 +112,7 @@ def test_nothing_is_pickled() -> None:
         (" ".join(f"pipelines.{verb}" for verb in VERBS), "torch ray mlflow boto3 matplotlib"),
         ("pipelines.training.driver pipelines.tuning.study", "torch ray mlflow boto3 matplotlib"),
         ("resnet_core.models pipelines.training.build", "torch._dynamo"),  # two seconds, in each process
+        ("resnet_core.detection resnet_core.segmentation", "torch._dynamo pycocotools"),
         ("pipelines.tuning.trial", "mlflow boto3 matplotlib sklearn"),  # in each process of a trial
         ("pipelines.tuning.schedulers", "torch mlflow sklearn"),
         (

@@ -77,6 +77,9 @@ class ModelConfig:
     """Activation function of the whole network."""
     blur_pool: bool = False
     """Blur the input of convolutions of stride two (Zhang 2019), in the same places as FFCV's ImageNet recipe."""
+    output_stride: int = 32
+    """Most pixels of an image's side per position of the last features: 8, 16 or 32. Later strides become dilation
+    with the same weights, for segmentation (Chen et al. 2017, arXiv 1706.05587, Section 3.1)."""
     drop_path: float = 0.0
     """Stochastic depth: the highest probability that a branch is dropped for an image (Huang et al. 2016)."""
     drop_path_shape: DropPathShape = "linear"
@@ -95,6 +98,7 @@ class ModelConfig:
         require(self.in_channels >= 1, "model.in_channels", "at least 1", self.in_channels)
         require_choice("model.activation", self.activation, ActivationKind)
         require_choice("model.drop_path_shape", self.drop_path_shape, DropPathShape)
+        require(self.output_stride in _OUTPUT_STRIDES, "model.output_stride", "8, 16 or 32", self.output_stride)
         for field, choices in _OVERRIDES.items():
             if getattr(self, field):
                 require_choice(f"model.{field}", getattr(self, field), choices)
@@ -122,6 +126,7 @@ class ModelConfig:
             **changes,
             activation=self.activation,
             blur_pool=self.blur_pool,
+            output_stride=self.output_stride,
             in_channels=self.in_channels,
         )
 
@@ -154,8 +159,13 @@ class ModelConfig:
             f'"" with shortcut {variant.shortcut}, which has no projections',
             self.projection,
         )
+        undilated = replace(variant, output_stride=_OUTPUT_STRIDES[-1]).stride
+        fits = self.output_stride == _OUTPUT_STRIDES[-1] or self.output_stride < undilated
+        rule = f"{_OUTPUT_STRIDES[-1]} for a network whose last features are {undilated} times smaller than the image"
+        require(fits, "model.output_stride", rule, self.output_stride)
 
 
+_OUTPUT_STRIDES = (8, 16, 32)
 _OVERRIDES = {
     "shortcut": ShortcutOption,
     "stride_on": StrideOn,

@@ -107,6 +107,8 @@ class Variant:
     activation: ActivationKind = "relu"
     blur_pool: bool = False
     """Blur the input of every convolution of stride two that has at least 16 input channels."""
+    output_stride: int = 32
+    """Most pixels of an image's side per position of the last features; later strides become dilation."""
     in_channels: int = 3
 
     @property
@@ -117,8 +119,12 @@ class Variant:
     @property
     def stride(self) -> int:
         """Return the pixels of an image's side per position of the last features; the positions are rounded up."""
-        halvings = (self.stem != "cifar") + (self.stem_pool != "none") + len(self.depths) - 1
-        return 1 << halvings
+        return min(self.stem_stride << (len(self.depths) - 1), self.output_stride)
+
+    @property
+    def stem_stride(self) -> int:
+        """Return the pixels of an image's side per position of the first stage's input."""
+        return 1 << (self.stem != "cifar") + (self.stem_pool != "none")
 
     @property
     def layers(self) -> int:

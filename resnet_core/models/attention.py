@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from resnet_core.config.variants import Variant
 
 
-def attention(variant: Variant, channels: int) -> nn.Module | None:
-    """Build the variant's attention over `channels`; None if it has none."""
+def attention(variant: Variant, channels: int, dilation: int = 1) -> nn.Module | None:
+    """Build the variant's attention over `channels`, in a block of this dilation; None if the variant has none."""
     match variant.attention:
         case "se":
             return SqueezeExcitation(channels, variant.attention_ratio)
         case "eca":
             return EfficientChannelAttention(channels)
         case "cbam":
-            return Cbam(channels, variant.attention_ratio)
+            return Cbam(channels, variant.attention_ratio, dilation)
         case "none":
             return None
         case _:
@@ -67,10 +67,10 @@ class EfficientChannelAttention(nn.Module):
 class Cbam(nn.Module):
     """Attention over channels, then over pixels (Woo et al. 2018, arXiv 1807.06521, Section 3)."""
 
-    def __init__(self, channels: int, ratio: float) -> None:
+    def __init__(self, channels: int, ratio: float, dilation: int = 1) -> None:
         super().__init__()
         self.channel = ChannelAttention(channels, ratio)
-        self.spatial = SpatialAttention()
+        self.spatial = SpatialAttention(dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         attended: Tensor = self.spatial(self.channel(x))
@@ -96,9 +96,9 @@ class ChannelAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """Scale pixels by the sigmoid of a normalized 7x7 convolution of the mean and the maximum over channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, dilation: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3 * dilation, dilation=dilation, bias=False)
         self.bn = nn.BatchNorm2d(1)
 
     def forward(self, x: Tensor) -> Tensor:

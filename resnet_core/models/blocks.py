@@ -18,7 +18,7 @@ from resnet_core.config.model import DropPathShape
 from resnet_core.config.variants import Variant
 from resnet_core.models.activations import activation
 from resnet_core.models.attention import attention
-from resnet_core.models.convs import conv
+from resnet_core.models.convs import planned_conv
 from resnet_core.models.plan import BlockPlan, branch_plan
 from resnet_core.models.shortcuts import shortcut
 
@@ -36,18 +36,10 @@ class ResidualBlock(nn.Module, ABC):
         self.numbers = range(1, len(convs) + 1)
         for number, each in zip(self.numbers, convs, strict=True):
             normalized = each.in_channels if variant.block_order == "pre" else each.out_channels
-            layer = conv(
-                each.in_channels,
-                each.out_channels,
-                each.kernel,
-                stride=each.stride,
-                groups=each.groups,
-                blur=variant.blur_pool,
-            )
-            self.add_module(f"conv{number}", layer)
+            self.add_module(f"conv{number}", planned_conv(each, blur=variant.blur_pool))
             self.add_module(f"bn{number}", nn.BatchNorm2d(normalized))
             self.add_module(f"act{number}", activation(variant.activation, normalized))
-        self.attention = attention(variant, plan.out_channels)
+        self.attention = attention(variant, plan.out_channels, plan.last_dilation)
         self.downsample = shortcut(plan, variant)
 
     @property

@@ -88,8 +88,8 @@ class ResNet(nn.Module):
     def features(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return every stage's output, named after the paper's stages: C2 (conv2_x), C3, ...; no classifier.
 
-        In an ImageNet network C2 to C5 are 4, 8, 16 and 32 times smaller than the image. In a pre-activation network
-        they are the sums, not yet normalized.
+        In an ImageNet network C2 to C5 are 4, 8, 16 and 32 times smaller than the image; an output stride is the
+        greatest of these factors. In a pre-activation network they are the sums, not yet normalized.
         """
         survivals, _ = self._masks(images_BCHW.shape[0])
         x = self._stem(images_BCHW)
@@ -117,7 +117,8 @@ class ResNet(nn.Module):
     def spread_drop_rates(self) -> None:
         """Set every block's drop rate for the current number of blocks."""
         rates = drop_rates(self.drop_path, self.drop_path_shape, len(self.blocks()))
-        self.register_buffer("drop_rates_L", torch.tensor(rates, device=self.fc.weight.device), persistent=False)
+        device = next(self.parameters()).device
+        self.register_buffer("drop_rates_L", torch.tensor(rates, device=device), persistent=False)
 
     def _stem(self, images_BCHW: Tensor) -> Tensor:
         x: Tensor = self.maxpool(self.act1(self.bn1(self.conv1(images_BCHW))))
