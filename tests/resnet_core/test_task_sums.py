@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from datetime import timedelta
 from pathlib import Path
@@ -71,4 +72,5 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_any_number_of_ranks_scores_the_same(tmp_path: Path) -> None:
-    mp.spawn(work, args=(str(tmp_path),), nprocs=RANKS)
+    multiprocessing.set_forkserver_preload([__name__])  # torch is imported once, not by each rank
+    mp.start_processes(work, args=(str(tmp_path),), nprocs=RANKS, start_method="forkserver")
