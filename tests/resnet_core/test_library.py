@@ -81,9 +81,10 @@ def test_dir_and_import_bring_no_torch() -> None:
     assert subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True) == "False\n"
 
 
-def test_every_snippet_of_the_page_runs() -> None:
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "core.md").read_text(), re.DOTALL)
-    assert len(snippets) == 7
+@pytest.mark.parametrize(("page", "count"), [("core.md", 7), ("segmentation-and-detection.md", 6)])
+def test_every_snippet_of_a_page_runs(page: str, count: int) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    assert len(snippets) == count
     scope: dict[str, Any] = {}
     for snippet in snippets:
         exec(snippet, scope)
