@@ -170,7 +170,8 @@ class _Part:
 
 def _centres(side: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
     """Return the centres of the canvas's pixels, in pixels of the image."""
-    return side[0] + (np.arange(size) + 0.5) * (side[1] / size)
+    start, length, _, _ = side.tolist()
+    return np.asarray(start + (np.arange(size) + 0.5) * (length / size), dtype=np.float64)
 
 
 def _inside(side: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.int64]:

@@ -207,5 +207,5 @@ def test_scales_and_places_cover_their_ranges() -> None:
     offsets = large[:, :, 0] / (80 - large[:, :, 1])
     assert (offsets >= 0).all() and (offsets <= 1 + 1e-9).all()
     assert np.abs(offsets.mean(axis=0) - 0.5).max() < 0.03
-    assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.07
+    assert abs(np.corrcoef(offsets.T).min()) < 0.07
     assert not windows[scales < 1][:, :, 0].any()
