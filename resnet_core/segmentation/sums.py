@@ -30,15 +30,15 @@ class SegmentationSums:
     def add(self, predicted_BHW: Tensor, masks_BHW: Tensor) -> None:
         """Add predicted classes. The host does not wait for the device.
 
-        Pixels whose label is `ignore_index` do not count. Another label outside [0, K) is an error of the device.
+        Pixels whose label is `ignore_index` do not count.
+
+        Raises:
+            IndexError: another label is outside [0, K); on a GPU the device reports it.
         """
         labels = masks_BHW.long().flatten()
-        nowhere = self.num_classes**2
-        cells = torch.where(
-            labels == self.ignore_index, nowhere, labels * self.num_classes + predicted_BHW.long().flatten()
-        )
-        counts = self.confusion.new_zeros(nowhere + 1).index_add_(0, cells, torch.ones_like(cells))
-        self.confusion += counts[:-1].view_as(self.confusion)
+        counted = labels != self.ignore_index
+        cells = torch.where(counted, labels * self.num_classes + predicted_BHW.long().flatten(), 0)
+        self.confusion.view(-1).index_add_(0, cells, counted.long())
 
     def all_reduce(self) -> None:
         """Add up the pixels of all ranks; every rank must call this."""

@@ -48,6 +48,12 @@ def test_logits_become_as_large_as_the_mask() -> None:
     assert sums.details()["confusion"].dtype == torch.int64
 
 
+@pytest.mark.parametrize("label", [-1, 3, 254])
+def test_a_label_that_is_no_class_is_an_error(label: int) -> None:
+    with pytest.raises(IndexError):
+        SegmentationSums(3, CPU).add(torch.zeros(1, 1, 2), torch.tensor([[[0, label]]]))
+
+
 def test_scoring_no_pixel_is_an_error() -> None:
     sums = SegmentationSums(3, CPU)
     sums.add(torch.zeros(1, 2, 2), torch.full((1, 2, 2), 255))
