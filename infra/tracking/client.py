@@ -19,9 +19,10 @@ from infra.tracking.address import check_address, is_server, reach, reason, reda
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_RETRY_FOR_S = 180.0  # sixteen writers share a database on a busy machine
+_RETRY_FOR_S = 60.0
 _LOCAL_UI = "http://127.0.0.1:5000"  # of `make ui`
 _GAVE_UP = "Giving up after"  # MLflow's error when concurrent writers took every version number that it tried
+_SAME_ALIAS = "registered_model_alias"  # table of a row that two writers inserted at once: one of them then updates it
 # Packages whose exceptions MLflow raises or passes on; they share no base class.
 _BELOW = frozenset({"mlflow", "requests", "urllib3", "sqlalchemy", "alembic", "botocore", "boto3"})
 # Database errors for which a retry does not help -> what helps. MLflow calls every operational error temporary.
@@ -126,7 +127,7 @@ def one_line_errors(tracking: Tracking) -> Iterator[None]:
 
 
 def patient(client: MlflowClient) -> MlflowClient:
-    """Return the client with retries for many concurrent writers: calls that a busy database refuses.
+    """Return the client with retries for many concurrent writers: calls that a busy database refuses, for a minute.
 
     On a server, a refused call may have had its effect nevertheless. So use this only for calls that can be repeated.
     """
@@ -164,6 +165,8 @@ def _is_busy(error: Exception) -> bool:
 
     if any(words in str(error) for words in _LASTING):
         return False
+    if "unique" in str(error).lower() and _SAME_ALIAS in str(error):
+        return True
     if isinstance(error, MlflowException):
         return error.error_code == "TEMPORARILY_UNAVAILABLE" or _GAVE_UP in str(error)
     return isinstance(error, OperationalError) and "locked" in str(error)

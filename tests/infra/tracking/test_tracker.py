@@ -18,7 +18,7 @@ from typing import cast
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 from sqlalchemy.exc import OperationalError
 
 from infra.errors import UserError
@@ -317,6 +317,27 @@ def test_a_database_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("this is no database, and is long enough to be read as a header of one" * 20)
     with pytest.raises(UserError, match=r"MLflow at sqlite:.*mlflow.db refuses: .*not a database"):
         connect(resolve_tracking(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "(sqlite3.IntegrityError) UNIQUE constraint failed: registered_model_aliases.workspace, "
+        "registered_model_aliases.name, registered_model_aliases.alias",
+        '(psycopg2.errors.UniqueViolation) duplicate key value violates unique constraint "registered_model_alias_pk"',
+    ],
+)
+def test_an_alias_that_two_writers_create_at_once_is_set_again(words: str) -> None:
+    calls: list[str] = []
+
+    class Client:
+        def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
+            calls.append(version)
+            if len(calls) == 1:
+                raise MlflowException(words, error_code=BAD_REQUEST)
+
+    patient(cast("MlflowClient", Client())).set_registered_model_alias("digits", "champion", "8")
+    assert calls == ["8", "8"]
 
 
 @pytest.mark.parametrize(
