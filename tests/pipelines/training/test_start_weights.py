@@ -154,6 +154,7 @@ def test_torchvisions_file_gives_torchvisions_logits(tmp_path: Path, home: Path)
 def test_a_registered_model_gives_its_weights_and_its_preprocessing(
     home: Path, registry: Registry, weights: dict[str, torch.Tensor]
 ) -> None:
+    registry.champion_is(registry.first)
     recipe = recipe_of(home, registry.uri, augment__mean=[0.5, 0.5, 0.5])
     found = started(recipe, registry.tracking)
     assert all(torch.equal(found[name], tensor) for name, tensor in weights.items() if "num_batches" not in name)
