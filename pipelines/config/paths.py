@@ -54,7 +54,7 @@ def destination_on_disk(path: str) -> str:
 def origin(path: str, words: Sequence[str] = ()) -> str:
     """Return a path of the command line that is read: a Ray job looks into the submitted folder first.
 
-    `words` may stand in its place, and stay unchanged.
+    A path that is one of `words`, such as the name of an embedded source, is returned unchanged.
     """
     return path if path in words or os.path.exists(path) or next(glob.iglob(path), None) else destination(path)
 

@@ -25,7 +25,7 @@ _OVER_CLASSES = ("balanced_accuracy", "macro_precision", "macro_recall", "macro_
 
 
 class Report(Protocol):
-    """What `evaluate.py` says of one model, or of two."""
+    """The report of `evaluate.py` on one model, or on two."""
 
     @property
     def predictions(self) -> bytes:

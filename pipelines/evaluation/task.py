@@ -37,7 +37,7 @@ _MISTAKES_SHOWN = 25
 
 
 class Task(Protocol):
-    """What a run, the registry and the gate ask."""
+    """Answers to what a run, the registry, the gate and `evaluate.py` ask."""
 
     mistakes_shown: int
     """Most confident mistakes that an evaluation keeps; 0 where an image is neither right nor wrong."""

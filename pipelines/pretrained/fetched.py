@@ -140,7 +140,7 @@ def _kept(wanted: PublishedWeights, data: bytes, config: dict[str, Any] | None) 
 
 
 def _config(wanted: PublishedWeights) -> dict[str, Any] | None:
-    """Return the JSON file beside the weights, or None if there is none."""
+    """Return the JSON file next to the weights, or None if there is none."""
     if not wanted.config_url:
         return None
     try:

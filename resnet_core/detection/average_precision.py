@@ -1,7 +1,7 @@
 """Average precision by COCO's rules, computed by pycocotools, and by Pascal VOC's.
 
-This is the only part of `resnet_core` that needs another package than torch and torchvision, and it needs it only when
-COCO's metrics are computed (docs/decisions/0041-pycocotools.md).
+COCO's metrics need pycocotools, the only package that `resnet_core` needs besides torch and torchvision
+(docs/decisions/0041-pycocotools.md). It is imported when they are computed.
 
 Shapes: I images, M objects, D detections, K classes without the background. A box is (x1, y1, x2, y2), the edges in
 pixels of the image.

@@ -67,7 +67,7 @@ class Dense(nn.Module):
         Args:
             model: a classifier of crops.
             crop_size: S, in pixels.
-            multi_label: each class has a probability of its own (a sigmoid), instead of one for all (a softmax).
+            multi_label: a sigmoid for each class, instead of one softmax over all classes.
         """
         super().__init__()
         self.model, self.multi_label = model, multi_label
