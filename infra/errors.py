@@ -86,11 +86,10 @@ def run(main: Callable[[], int | None], interrupted: str = "interrupted") -> NoR
 
 def _leave(line: str, status: int) -> NoReturn:
     """Print the last line and exit; after a Ctrl-C nothing follows it."""
-    stderr = sys.stderr
     if status == interruption.STATUS:
-        interruption.quiet()
-    stderr.write(f"{line}\n")
-    stderr.flush()
+        interruption.last_line(line)
+    else:
+        sys.stderr.write(f"{line}\n")
     sys.exit(status)
 
 

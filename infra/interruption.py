@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -78,15 +78,27 @@ def raised() -> bool:
     return _ctrl_c.raised
 
 
-def quiet() -> None:
-    """Silence all threads from now on, `print` included.
+def last_line(line: str) -> None:
+    """Print a command's last line, and silence the process from then on.
 
-    Threads left by Ray Data lose their Ray while the process ends, and Ray prints what its daemons report of it.
+    Threads left by Ray Data lose their Ray while the process ends. Ray prints what its daemons report of it, and its
+    C++ code writes to the terminal by itself.
     """
     logging.disable()
-    sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
     threading.excepthook = lambda arguments: None
     sys.unraisablehook = lambda arguments: None
+    stdout, stderr = sys.stdout, sys.stderr
+    sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - to the end
+    for stream in (stdout, stderr):
+        with suppress(OSError):
+            stream.flush()
+    if stderr is not sys.__stderr__:  # a test's
+        stderr.write(f"{line}\n")
+        return
+    terminal = os.dup(2)
+    for descriptor in (1, 2):
+        os.dup2(sys.stderr.fileno(), descriptor)
+    os.write(terminal, f"{line}\n".encode())
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def forever():  # in short waits: a signal that comes just before a wait does no
 def script(folder: Path, text: str) -> Terminal:
     file = folder / "script.py"
     file.write_text(HEAD + text)
-    return Terminal([str(file)], cwd=folder, environment=os.environ)
+    return Terminal([str(file)], cwd=folder, environment=os.environ, shell=True)
 
 
 MAIN = """
@@ -104,12 +104,13 @@ def test_what_it_became_on_its_way_is_no_error(tmp_path: Path, error: str) -> No
 
 
 LEFT_BEHIND = """
-import atexit, logging
+import atexit, logging, os
 gone = threading.Event()
 def left_behind():
     gone.wait()
     logging.getLogger("ray").error("no Ray")
     print("no Ray", flush=True)
+    os.write(2, b"no Ray")
     raise RuntimeError("no Ray")
 def main():
     thread = threading.Thread(target=left_behind, daemon=True)
@@ -181,7 +182,7 @@ def test_where_it_is_ignored_it_stays_ignored(tmp_path: Path) -> None:
     text = MAIN.replace("forever()", "time.sleep(0.3)")
     file = tmp_path / "script.py"
     file.write_text("import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n" + HEAD + text)
-    with Terminal([str(file)], cwd=tmp_path, environment=os.environ) as terminal:
+    with Terminal([str(file)], cwd=tmp_path, environment=os.environ, shell=True) as terminal:
         terminal.wait_for(r"working\n")
         terminal.press()
         assert terminal.ended() == 0
@@ -194,7 +195,7 @@ def test_every_verb_answers_while_it_is_still_imported(tmp_path: Path, verb: str
     for module in ("rich/__init__.py", "numpy.py"):
         (tmp_path / module).write_text(f"{HEAD}print('importing', flush=True)\nforever()\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    with Terminal([str(ROOT / f"pipelines/{verb}.py")], cwd=tmp_path, environment=environment) as terminal:
+    with Terminal([str(ROOT / f"pipelines/{verb}.py")], cwd=tmp_path, environment=environment, shell=True) as terminal:
         terminal.wait_for(r"importing\n")
         terminal.press()
         assert terminal.ended() == 130

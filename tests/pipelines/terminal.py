@@ -25,16 +25,38 @@ _LOGIN = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     "signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
 )
+# The same, but a parent keeps the session, as a shell does. If the first process of a session ends, the kernel hangs
+# the terminal up, and what was printed in the last moment may be lost.
+_SHELL = """
+import fcntl, os, signal, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+for each in (signal.SIGINT, signal.SIGTTOU):
+    signal.signal(each, signal.SIG_IGN)
+child = os.fork()
+if not child:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    for each in (signal.SIGINT, signal.SIGTTOU):
+        signal.signal(each, signal.SIG_DFL)
+    os.execv(sys.argv[1], sys.argv[1:])
+os.write(1, b"\\0%d\\0" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+signal.pause()
+"""
+_STATUS = re.compile(r"\0(-?\d+)\0")  # as the shell prints it
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 class Terminal:
     """A Python script and what it prints; both ends are closed, and whatever is left killed, when the block ends."""
 
-    def __init__(self, command: Sequence[str], *, cwd: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], shell: bool = False
+    ) -> None:
+        """Start the script; `shell` = below a process that keeps the terminal, for scripts that end in a moment."""
         self._master, slave = pty.openpty()
+        self._shell = shell
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _LOGIN, sys.executable, *command],
+            [sys.executable, "-c", _SHELL if shell else _LOGIN, sys.executable, *command],
             cwd=cwd,
             env=dict(environment),
             stdin=slave,
@@ -64,7 +86,7 @@ class Terminal:
     @property
     def text(self) -> str:
         """Everything printed so far, without colours, moves of the cursor, and the terminal's own "^C"."""
-        plain = _CONTROL.sub("", self._raw.decode(errors="replace")).replace("^C", "")
+        plain = _STATUS.sub("", _CONTROL.sub("", self._raw.decode(errors="replace"))).replace("^C", "")
         return plain.replace("\r\n", "\n").replace("\r", "\n")
 
     @property
@@ -90,6 +112,10 @@ class Terminal:
 
     def ended(self) -> int:
         """The exit status, once the command has ended and all that it printed is read."""
+        if self._shell:
+            status = self._wait(lambda: _STATUS.search(self._raw.decode(errors="replace")))
+            assert status, self.text
+            return int(status.group(1))
         self._wait(lambda: not self._open or None)
         return self.process.wait(_PATIENCE_S)
 
