@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from infra.errors import UserError
 from infra.proportions import CONFIDENCE, Paired, Resampled
 from infra.registry.gate import OverClasses
-from pipelines.evaluation.predictions import Predictions, to_parquet
+from pipelines.evaluation.predictions import Predictions, check_same_images, to_parquet
 
 _RESAMPLES, _SEED = 2000, 0
 _ADDED = 0.5  # images added to each cell of a class
@@ -48,8 +47,7 @@ class Comparison:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if not (np.array_equal(self.new.id, self.old.id) and np.array_equal(self.new.label, self.old.label)):
-            raise UserError("the two models were not shown the same images: name one data set with --data and --split")
+        check_same_images(self.new, self.old)
 
     @property
     def paired(self) -> Paired:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from infra.registry.gate import points
 from pipelines.evaluation.comparison import ClassChange, Comparison
-from pipelines.evaluation.report import EvaluationReport, bounds, lines, shown_data, table
+from pipelines.evaluation.report import EvaluationReport, bounds, lines, shown_data_of_two, table
 from pipelines.evaluation.result import Evaluated, pictures
 
 if TYPE_CHECKING:
@@ -96,16 +96,10 @@ class ComparisonReport:
     def _summary(self) -> Mapping[str, str]:
         paired = self.comparison.paired
         low, high = 100 * paired.interval().low, 100 * paired.interval().high
-        old, new = self.old.target.data, self.new.target.data
-        shown = dict(shown_data(old, paired.count))
-        other = shown_data(new, paired.count)
-        for name in ("views", "pixels"):
-            if shown[name] != other[name]:
-                shown[name] = f"A: {shown[name]}; B: {other[name]}"
         return {
             "A": self.old.target.description,
             "B": self.new.target.description,
-            **shown,
+            **shown_data_of_two(self.old.target.data, self.new.target.data, paired.count),
             "top-1 of A": _accuracy(self.old.evaluated),
             "top-1 of B": _accuracy(self.new.evaluated),
             "difference": f"{points(paired.difference)}  (95 %: {low:+.2f} to {high:+.2f}; "

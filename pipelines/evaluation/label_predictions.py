@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from infra.errors import UserError
 from infra.proportions import CONFIDENCE, Resampled
 from infra.registry.gate import MEAN_AVERAGE_PRECISION, Score
+from pipelines.evaluation.predictions import check_same_images
 
 if TYPE_CHECKING:
     from resnet_core.evaluation.multi_label import LabelRates
@@ -133,20 +133,17 @@ def thresholds_of(scored: Mapping[str, Any] | None) -> tuple[float, ...]:
     return tuple(found)
 
 
-def check_same_images(new: LabelPredictions, old: LabelPredictions) -> None:
-    """Raise UserError unless row i of both belongs to the same image."""
-    if not (np.array_equal(new.id, old.id) and np.array_equal(new.label, old.label)):
-        raise UserError("the two models were not shown the same images: name one data set with --data and --split")
+def bootstrap(predictions: LabelPredictions) -> npt.NDArray[np.float64]:
+    """Return each class's average precision in 400 resamples of the images, [K, R].
 
-
-def bootstrap(*models: LabelPredictions) -> npt.NDArray[np.float64]:
-    """Return each class's average precision in 400 resamples of the images, the same for all models: [models, K, R]."""
-    rng, count = np.random.default_rng(_SEED), len(models[0])
+    The seed is fixed: two models that were shown the same images get the same resamples, so results can be paired.
+    """
+    rng, count = np.random.default_rng(_SEED), len(predictions)
     parts = []
     for _ in range(0, _RESAMPLES, _AT_ONCE):
         weights = rng.multinomial(count, np.full(count, 1 / count), size=_AT_ONCE).astype(np.float64)
-        parts.append(np.stack([model.average_precisions(weights) for model in models]))
-    return np.concatenate(parts, axis=2)
+        parts.append(predictions.average_precisions(weights))
+    return np.concatenate(parts, axis=1)
 
 
 def mean_over_classes(precisions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -165,6 +162,6 @@ def resampled(new: LabelPredictions, old: LabelPredictions) -> Resampled:
     check_same_images(new, old)
     once = np.ones((1, len(new)))
     observed = mean_over_classes(new.average_precisions(once)) - mean_over_classes(old.average_precisions(once))
-    differences = np.subtract(*mean_over_classes(bootstrap(new, old)))
+    differences = mean_over_classes(bootstrap(new)) - mean_over_classes(bootstrap(old))
     bound = float(np.quantile(differences, 1 - CONFIDENCE, method="lower"))
     return Resampled(measure=MEAN_AVERAGE_PRECISION, difference=float(observed[0]), bound=bound, count=len(new))

@@ -21,17 +21,18 @@ from infra.registry.gate import points
 from pipelines.evaluation.label_predictions import (
     EvaluatedLabels,
     bootstrap,
-    check_same_images,
     labels_to_parquet,
     mean_over_classes,
 )
 from pipelines.evaluation.models import Target
-from pipelines.evaluation.report import bounds, lines, shown_data, table
+from pipelines.evaluation.predictions import check_same_images
+from pipelines.evaluation.report import bounds, identity, lines, shown_data, shown_data_of_two, table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SHOWN_CLASSES = 20  # if there are more: those with the lowest average precision, or the largest change; --json has all
+_MACRO = ("macro_precision", "macro_recall", "macro_f1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,7 @@ class LabelReport:
         target, score = self.target, self.evaluated.score
         macro = {} if self._rates is None else dict(zip(_MACRO, self._rates.mean(axis=1).tolist(), strict=True))
         return {
-            "target": target.description,
-            "data_digest": score.data_digest,
-            "split": target.data.split,
-            "views": target.data.views.name,
-            **target.data.crop.shown,
-            "scales": target.data.scales,
-            "count": score.count,
+            **identity(target, score),
             "loss": score.loss,
             "accuracy": score.accuracy,
             "mean_average_precision": self.mean,
@@ -88,13 +83,12 @@ class LabelReport:
 
     @cached_property
     def mean_interval(self) -> Interval:
-        return interval(self.mean, mean_over_classes(self._resamples))
+        return interval(self.mean, mean_over_classes(self.resamples))
 
     @cached_property
-    def _resamples(self) -> npt.NDArray[np.float64]:
+    def resamples(self) -> npt.NDArray[np.float64]:
         """Average precisions of resampled images, [K, R]."""
-        found: npt.NDArray[np.float64] = bootstrap(self.evaluated.predictions)[0]
-        return found
+        return bootstrap(self.evaluated.predictions)
 
     @cached_property
     def _rates(self) -> npt.NDArray[np.float64] | None:
@@ -139,7 +133,7 @@ class LabelReport:
                 self.target.class_names[place],
                 f"{shown['count']:,}",
                 "-" if precision is None else f"{precision:.1%}",
-                "-" if precision is None else _percent(interval(precision, self._resamples[place])),
+                "-" if precision is None else _percent(interval(precision, self.resamples[place])),
                 *at_threshold,
             )
         return found
@@ -150,15 +144,12 @@ class LabelReport:
         found: dict[str, Any] = {
             "count": count,
             "average_precision": None if absent else precision,
-            "average_precision_interval": None if absent else bounds(interval(precision, self._resamples[place])),
+            "average_precision_interval": None if absent else bounds(interval(precision, self.resamples[place])),
         }
         if self._rates is not None:
             rates = zip(("precision", "recall", "f1"), self._rates[:, place].tolist(), strict=True)
             found |= {"threshold": self.target.thresholds[place], **dict(rates)}
         return found
-
-
-_MACRO = ("macro_precision", "macro_recall", "macro_f1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,13 +204,10 @@ class LabelComparisonReport:
         return self.new.mean - self.old.mean
 
     @cached_property
-    def _resamples(self) -> npt.NDArray[np.float64]:
-        """Average precisions of B and A on the same resamples, [2, K, R]."""
-        return bootstrap(self.new.evaluated.predictions, self.old.evaluated.predictions)
-
-    @cached_property
     def _interval(self) -> Interval:
-        return interval(self._difference, np.subtract(*mean_over_classes(self._resamples)), least=-1.0)
+        return interval(
+            self._difference, mean_over_classes(self.new.resamples) - mean_over_classes(self.old.resamples), least=-1.0
+        )
 
     @cached_property
     def _changes(self) -> npt.NDArray[np.float64]:
@@ -227,25 +215,20 @@ class LabelComparisonReport:
 
     @cached_property
     def _intervals(self) -> list[Interval]:
-        rows = zip(self._changes.tolist(), np.subtract(*self._resamples), strict=True)
+        rows = zip(self._changes.tolist(), self.new.resamples - self.old.resamples, strict=True)
         return [interval(change, row, least=-1.0) for change, row in rows]
 
     @property
     def _summary(self) -> Mapping[str, str]:
         low, high = 100 * self._interval.low, 100 * self._interval.high
-        count = self.new.evaluated.score.count
-        shown = dict(shown_data(self.old.target.data, count))
-        other = shown_data(self.new.target.data, count)
-        for name in ("views", "pixels"):
-            if shown[name] != other[name]:
-                shown[name] = f"A: {shown[name]}; B: {other[name]}"
+        data, count = (self.old.target.data, self.new.target.data), self.new.evaluated.score.count
         verdict = "these images do not show which model is better"
         if low > 0 or high < 0:
             verdict = f"{'B' if low > 0 else 'A'} is better"
         return {
             "A": self.old.target.description,
             "B": self.new.target.description,
-            **shown,
+            **shown_data_of_two(*data, count),
             "mean AP of A": f"{self.old.mean:.2%}",
             "mean AP of B": f"{self.new.mean:.2%}",
             "difference": f"{points(self._difference)}  (95 %: {low:+.2f} to {high:+.2f}, paired bootstrap)",

@@ -8,10 +8,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from infra.errors import UserError
 
 Mask = npt.NDArray[np.bool_]
 
@@ -77,6 +79,22 @@ class Predictions:
 
     def _columns(self) -> list[tuple[str, npt.NDArray[Any]]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
+
+
+class _Shown(Protocol):
+    """The images that a model was shown: their ids, and their labels."""
+
+    @property
+    def id(self) -> npt.NDArray[np.int64]: ...
+
+    @property
+    def label(self) -> npt.NDArray[Any]: ...
+
+
+def check_same_images(new: _Shown, old: _Shown) -> None:
+    """Raise UserError unless row i of both belongs to the same image."""
+    if not (np.array_equal(new.id, old.id) and np.array_equal(new.label, old.label)):
+        raise UserError("the two models were not shown the same images: name one data set with --data and --split")
 
 
 def to_parquet(columns: dict[str, npt.NDArray[Any]]) -> bytes:

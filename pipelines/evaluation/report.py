@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from infra.proportions import Interval
+from infra.registry.gate import Score
 from pipelines.evaluation.models import Target
 from pipelines.evaluation.result import Evaluated, pictures
 from pipelines.evaluation.scoring import EvalData
@@ -60,13 +61,7 @@ class EvaluationReport:
         target, score, evaluated = self.target, self.evaluated.score, self.evaluated
         names = target.class_names
         return {
-            "target": target.description,
-            "data_digest": score.data_digest,
-            "split": target.data.split,
-            "views": target.data.views.name,
-            **target.data.crop.shown,
-            "scales": target.data.scales,
-            "count": score.count,
+            **identity(target, score),
             "loss": score.loss,
             "loss_interval": bounds(evaluated.loss),
             "accuracy": score.accuracy,
@@ -171,6 +166,28 @@ def shown_data(data: EvalData, count: int) -> Mapping[str, str]:
         "images": f"{count:,}",
         "views": _described(data),
         "pixels": f"{data.crop.interpolation}, {data.crop.decoder}",
+    }
+
+
+def shown_data_of_two(old: EvalData, new: EvalData, count: int) -> Mapping[str, str]:
+    """Return the rows of `shown_data` for two models; what differs has the values of both."""
+    shown, other = dict(shown_data(old, count)), shown_data(new, count)
+    for name in ("views", "pixels"):
+        if shown[name] != other[name]:
+            shown[name] = f"A: {shown[name]}; B: {other[name]}"
+    return shown
+
+
+def identity(target: Target, score: Score) -> dict[str, Any]:
+    """Return as JSON values which model was scored on what."""
+    return {
+        "target": target.description,
+        "data_digest": score.data_digest,
+        "split": target.data.split,
+        "views": target.data.views.name,
+        **target.data.crop.shown,
+        "scales": target.data.scales,
+        "count": score.count,
     }
 
 
