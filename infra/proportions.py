@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 CONFIDENCE = 0.95
 
@@ -32,12 +33,13 @@ def wilson(successes: int, trials: int, confidence: float = CONFIDENCE) -> Inter
     Raises:
         ValueError: there were no trials.
     """
-    from scipy.stats import binomtest
-
     if trials < 1:
         raise ValueError(f"trials must be at least 1, got {trials}")
-    found = binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return Interval(float(found.low), float(found.high))
+    z = NormalDist().inv_cdf((1 + confidence) / 2)  # SciPy has it, too, but takes each run a second to import
+    share, weight = successes / trials, z * z / trials
+    centre = (share + weight / 2) / (1 + weight)
+    half = z * math.sqrt(share * (1 - share) / trials + weight / (4 * trials)) / (1 + weight)
+    return Interval(0.0 if successes == 0 else centre - half, 1.0 if successes == trials else centre + half)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -112,6 +112,7 @@ def test_nothing_is_pickled() -> None:
         (" ".join(f"pipelines.{verb}" for verb in VERBS), "torch ray mlflow boto3 matplotlib"),
         ("pipelines.training.driver pipelines.tuning.study", "torch ray mlflow boto3 matplotlib"),
         ("resnet_core.models pipelines.training.build", "torch._dynamo"),  # two seconds, in each process
+        ("pipelines.training.stream pipelines.training.messages", "torch mlflow boto3"),  # in Train's actor for data
         ("resnet_core.detection resnet_core.segmentation", "pycocotools"),
         ("pipelines.tuning.trial", "mlflow boto3 matplotlib sklearn"),  # in each process of a trial
         ("pipelines.tuning.schedulers", "torch mlflow sklearn"),
@@ -125,6 +126,18 @@ def test_importing_is_cheap_and_silent(modules: str, heavy: str) -> None:
     script = f"import sys, {', '.join(modules.split())}; print(*sorted({set(heavy.split())!r} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert (result.stdout.strip(), result.stderr) == ("", "")
+
+
+def test_a_network_is_measured_without_the_compiler() -> None:
+    """Each command shows the cost of its network; the compiler takes two seconds to import."""
+    script = """if True:
+        import sys
+        from resnet_core.config.variants import VARIANTS
+        from resnet_core.models.cost import cost
+        print(cost(VARIANTS["resnet50"], size=224, num_classes=1000).multiply_adds, "torch._dynamo" in sys.modules)
+    """
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["4089184256", "False"]
 
 
 def module_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from ray.train.torch.config import _set_torch_distributed_env_vars as set_distri
 from ray.train.torch.config import _TorchBackend as TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import RayTrainError
-from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.preemption import PreemptionContext
 
@@ -17,7 +17,6 @@ __all__ = [
     "PlacementGroupCleanerCallback",
     "TorchBackend",
     "WorkerGroupCallback",
-    "disable_placement_group_cleaner",
     "placement_group_of",
     "preemption_context",
     "set_distributed_environment",
@@ -44,10 +43,3 @@ def preemption_context() -> PreemptionContext | None:
 def placement_group_of(worker_group: Any) -> Any:
     """Return the placement group of a worker group that has started."""
     return worker_group.get_worker_group_state().placement_group_handle.placement_group
-
-
-def disable_placement_group_cleaner() -> None:
-    """Stop Train from starting a placement group cleaner for the runs of this process."""
-    from ray.train.v2.api import data_parallel_trainer
-
-    data_parallel_trainer.PlacementGroupCleanerCallback = ControllerCallback  # type: ignore[attr-defined,assignment]

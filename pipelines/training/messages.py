@@ -7,10 +7,14 @@ every checkpoint has the history of records.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from infra.tracking.metric_point import MetricPoint
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,3 +67,13 @@ class MessageQueue:
         """Remove and return all messages."""
         messages, self._messages = self._messages, []
         return messages
+
+
+@dataclass(frozen=True, slots=True)
+class SendWarning:
+    """Function that sends a warning of another process to the terminal."""
+
+    queue: ActorHandle[Any]
+
+    def __call__(self, text: str) -> None:
+        self.queue.put.remote(Event(text=text))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +14,17 @@ from infra.storage import pyarrow_filesystem
 from pipelines.config.recipe import Recipe
 from pipelines.ray_internals.train import PlacementGroupCleanerCallback
 from pipelines.training.errors import Repeats, final_error, worker_error
-from pipelines.training.messages import Event
+from pipelines.training.messages import Event, SendWarning
 from pipelines.training.placement import Placement
 from pipelines.training.preemption import StopReason
 from pipelines.training.process_group import NodeAddress
 from pipelines.training.start_weights import StartWeights
-from pipelines.training.stream import IngestConfig, Stream, remaining
+from pipelines.training.stream import IngestConfig, Stream, placeholder, remaining
 from pipelines.training.trial_reporting import Reporting
 from pipelines.training.worker import WorkerJob, train_worker
 
 if TYPE_CHECKING:
     from ray.actor import ActorHandle
-
-
-@dataclass(frozen=True, slots=True)
-class _Warn:
-    """Sends a warning of the controller to the terminal."""
-
-    queue: ActorHandle[Any]
-
-    def __call__(self, text: str) -> None:
-        self.queue.put.remote(Event(text=text))
 
 
 class _Failures(ray.train.UserCallback):
@@ -59,21 +48,17 @@ class _Failures(ray.train.UserCallback):
 
 
 class _Trainer(TorchTrainer):
-    """Trainer without Train's handler of Ctrl-C, which kills the workers without a checkpoint.
+    """Trainer that leaves Ctrl-C and placement groups to this project.
 
-    `preemption.stop_on_signals` handles Ctrl-C instead.
+    Train's handler of Ctrl-C kills the workers without a checkpoint; `preemption.stop_on_signals` replaces it. Train's
+    cleaner of placement groups is a detached actor that asks the dashboard whether its controller lives. Without a
+    dashboard it gets no answer: it outlives a stopped trial, and each run waits 12 seconds for it at its end. Ray
+    itself frees the groups of a job that has ended; a study frees those of its trials
+    (`pipelines/tuning/placement_groups.py`).
     """
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Keep the current handler."""
-
-
-class _TrialTrainer(_Trainer):
-    """Trainer of a trial. Tune may stop it at any time; its study removes its placement groups.
-
-    See `pipelines/tuning/placement_groups.py`. Train's own cleaner is a detached actor and would outlive the trial:
-    without a dashboard, it never learns that the trial is gone.
-    """
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # Train V2, by a switch
@@ -98,12 +83,12 @@ def launch(
     run = recipe.run
     filesystem, path = pyarrow_filesystem(stream.run_uri)
     # local mode takes the dataset itself; a worker group gets it from IngestConfig
-    warn = _Warn(queue)
-    dataset: Any = partial(remaining, stream, world_size=1, warn=warn) if placement.workers[1] == 0 else _placeholder
+    warn = SendWarning(queue)
+    dataset: Any = partial(remaining, stream, world_size=1, warn=warn) if placement.workers[1] == 0 else placeholder
     callbacks = reporting.callbacks if reporting else ()
     reports = reporting is not None
     job = WorkerJob(recipe=recipe, gpu=placement.gpu, stream=stream, start=start, mailbox=queue, reports=reports)
-    trainer = (_TrialTrainer if reports else _Trainer)(
+    trainer = _Trainer(
         train_worker,  # type: ignore[arg-type]  # what rank 0 returns is the run's result
         train_loop_config={"job": job},
         torch_config=NodeAddress(mailbox=queue),
@@ -138,7 +123,3 @@ def _num_workers(workers: tuple[int, int]) -> Any:
     """Return a number, or the range of an elastic run."""
     least, most = workers
     return most if least == most else workers
-
-
-def _placeholder() -> None:
-    """Placeholder for a dataset. Train only needs its name; `IngestConfig.configure` builds it."""

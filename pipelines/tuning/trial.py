@@ -53,8 +53,6 @@ def run_trial(job: TrialJob, number: int) -> None:
     from ray import tune
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    from pipelines.ray_internals.train import disable_placement_group_cleaner
-
     _work_in(job.plan.here.disk)
     trial = Trial.from_json(json.loads(open_store(job.study_uri).read(trial_file(number))))
     if job.repeats:
@@ -62,7 +60,6 @@ def run_trial(job: TrialJob, number: int) -> None:
             tune.report({key: getattr(report, key) for key in ("report", "step", "accuracy", "loss")})
     if trial.over:
         return
-    disable_placement_group_cleaner()
     study = job.plan.space.name
     recipe = job.plan.named(trial.present, run_name(study, trial))
     folder = RunFolder(open_store(recipe.run.home).sub(recipe.run_name))

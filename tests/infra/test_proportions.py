@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from infra.proportions import Interval, Paired, wilson
 
@@ -31,6 +33,9 @@ def test_wilson() -> None:
         found = wilson(right, count)
         assert (round(found.low, 4), round(found.high, 4)) == (low, high)
     assert wilson(29, 29).high == 1.0
+    for right, count, confidence in itertools.product((0, 1, 7, 20), (20, 21, 50_000), (0.5, 0.95)):
+        found, expected = wilson(right, count, confidence), binomtest(right, count).proportion_ci(confidence, "wilson")
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
     with pytest.raises(ValueError, match="trials must be at least 1, got 0"):
         wilson(0, 0)
 

@@ -20,6 +20,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 CTRL_C = b"\x03"
 _PATIENCE_S = 600.0
+_ENDING_S = 240.0  # below any test's limit, so that the failure names the processes
 # The terminal becomes the controlling one of a new session; SIGINT is what it is in a shell's foreground.
 _LOGIN = (
     "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
@@ -130,12 +131,13 @@ class Terminal:
                 continue
         return found
 
-    def all_gone(self) -> bool:
-        """Whether every process of the session ends by itself; workers notice in seconds that their Ray is gone."""
-        deadline = time.monotonic() + _PATIENCE_S
+    def check_all_gone(self) -> None:
+        """Check that every process of the session ends by itself: workers notice in seconds that their Ray is gone."""
+        deadline = time.monotonic() + _ENDING_S
         while self.left() and time.monotonic() < deadline:
             time.sleep(0.1)
-        return not self.left()
+        left = [_described(each) for each in self.left()]
+        assert not left, "\n".join([*left, self.text])
 
     def _wait(self, happened: Callable[[], re.Match[str] | bool | None]) -> re.Match[str] | None:
         deadline = time.monotonic() + _PATIENCE_S
@@ -162,3 +164,14 @@ class Terminal:
 
 def _alive(pid: int) -> bool:
     return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def _described(pid: int) -> str:
+    """What a process is, and where the kernel holds each of its threads."""
+    try:
+        process = psutil.Process(pid)
+        threads = sorted(Path(f"/proc/{pid}/task").iterdir())
+        held = ", ".join(f"{(each / 'comm').read_text().strip()}: {(each / 'wchan').read_text()}" for each in threads)
+        return f"{pid}, child of {process.ppid()}, {process.status()}: {' '.join(process.cmdline())[:200]} [{held}]"
+    except (psutil.NoSuchProcess, OSError):
+        return f"{pid}: ended meanwhile"

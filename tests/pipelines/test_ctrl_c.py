@@ -108,7 +108,7 @@ def check_end(terminal: Terminal, last_line: str) -> None:
     assert terminal.ended() == 130, terminal.text
     assert "Traceback" not in terminal.text
     assert re.fullmatch(last_line, terminal.lines[-1]), terminal.text
-    assert terminal.all_gone()
+    terminal.check_all_gone()
 
 
 def check_same_end(found: Checkpoint, expected: Checkpoint, *, bits: bool) -> None:
@@ -297,4 +297,4 @@ def test_serve_ends_cleanly(shell: Shell, registry: Registry, free_port: int) ->
         terminal.press()
         assert terminal.ended() == 0
         assert terminal.lines[-1] == "stopping: requests that are under way get their answers"
-        assert terminal.all_gone()
+        terminal.check_all_gone()

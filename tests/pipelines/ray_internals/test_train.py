@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from ray.exceptions import RayActorError, RayTaskError
-from ray.train.torch import TorchConfig
-from ray.train.v2.api import data_parallel_trainer
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.ray_internals import train
+from pipelines.training.trainer import _Trainer
 
 
 def test_the_backend_of_torch_is_the_one_that_ray_train_starts() -> None:
@@ -45,12 +45,13 @@ def test_the_notice_of_preemption_has_the_field_that_the_vote_reads() -> None:
     assert hasattr(train.PreemptionContext, "preemption_info") or "preemption_info" in vars(train.PreemptionContext())
 
 
-def test_no_cleaner_of_placement_groups_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    cleaner = data_parallel_trainer.PlacementGroupCleanerCallback
-    assert cleaner is train.PlacementGroupCleanerCallback
-    monkeypatch.setattr(data_parallel_trainer, "PlacementGroupCleanerCallback", cleaner)
-    train.disable_placement_group_cleaner()
-    assert data_parallel_trainer.PlacementGroupCleanerCallback is not cleaner
+def test_no_cleaner_of_placement_groups_is_started() -> None:
+    """It would hold up each run's end; the other callbacks of Train stay."""
+
+    def kinds(trainer: type[TorchTrainer]) -> set[str]:
+        return {type(each).__name__ for each in trainer(lambda: None)._create_default_callbacks()}
+
+    assert kinds(TorchTrainer) - kinds(_Trainer) == {train.PlacementGroupCleanerCallback.__name__}
 
 
 def test_the_callback_of_worker_groups_is_called_when_one_has_started() -> None:
