@@ -10,6 +10,7 @@ mounts:
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import json
 import logging
@@ -45,6 +46,7 @@ _UNWATCHED = {
 }
 # Train's default is to look for preempted nodes every 5 s, and the whole notice may be 25 s.
 _WATCHED = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
+_ENDING_S = 5.0  # for the processes of a local Ray to end by themselves, which takes milliseconds
 _ALIVE = 0  # GcsNodeInfo.GcsNodeState.ALIVE
 # Makes a local Ray use loopback on every system, so that all its ports stay there. Without it, on Linux, its ports are
 # open to the network. Ray reads it at import.
@@ -139,17 +141,48 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
                 _node_ip_address="127.0.0.1",
                 _temp_dir=folder,
             )
+            atexit.register(_end_here, _descendants() - before, ray.get_runtime_context().get_session_name())
             return
         except Exception as error:  # Ray raises bare Exceptions if one of its processes is slow
             ray.shutdown()
-            for process in _descendants() - before:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
+            _kill(_descendants() - before)
             if last or isinstance(error, (OSError, ValueError)):
                 hint = (
                     "the machine may be overloaded or out of memory; the logs are in ray/session_latest/logs of TMPDIR"
                 )
                 raise UserError(f"Ray does not start on this machine: {_line(str(error))}: {hint}") from error
+
+
+def _end_here(daemons: set[psutil.Process], session: str) -> None:
+    """Shut down the Ray of this process, and kill what is left of it after a while.
+
+    A worker that starts at this moment waits for its Ray for minutes, and one that ends may never do so (Ray 2.60).
+    """
+    import ray
+
+    found = set(daemons)
+    for daemon in daemons:
+        with suppress(psutil.NoSuchProcess):
+            found.update(daemon.children(recursive=True))
+    ray.shutdown()
+    found.update(each for each in psutil.process_iter(["cmdline"]) if session in " ".join(each.info["cmdline"] or ()))
+    deadline = time.monotonic() + _ENDING_S
+    while any(map(_runs, found)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    _kill(found)
+
+
+def _kill(processes: set[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _descendants() -> set[psutil.Process]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -9,11 +11,12 @@ from ray.train.torch.config import _set_torch_distributed_env_vars as set_distri
 from ray.train.torch.config import _TorchBackend as TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import RayTrainError
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.context import get_train_context
 from ray.train.v2._internal.execution.preemption import PreemptionContext
 
 __all__ = [
+    "LeaveAtOnce",
     "PlacementGroupCleanerCallback",
     "TorchBackend",
     "WorkerGroupCallback",
@@ -43,3 +46,14 @@ def preemption_context() -> PreemptionContext | None:
 def placement_group_of(worker_group: Any) -> Any:
     """Return the placement group of a worker group that has started."""
     return worker_group.get_worker_group_state().placement_group_handle.placement_group
+
+
+class LeaveAtOnce(ControllerCallback):
+    """Callback that lets the controller's process end without the clean-up of Ray's C++ code.
+
+    In Ray 2.60 that clean-up can wait for itself for ever: a publisher that is destroyed with events in its queue tells
+    its subscribers so by the same queue. Ray has taken leave of the process by then, so it would stay.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        atexit.register(os._exit, 0)

@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 from infra.errors import user_error
 from infra.storage import pyarrow_filesystem
 from pipelines.config.recipe import Recipe
-from pipelines.ray_internals.train import PlacementGroupCleanerCallback
+from pipelines.ray_internals.train import LeaveAtOnce, PlacementGroupCleanerCallback
 from pipelines.training.errors import Repeats, final_error, worker_error
 from pipelines.training.messages import Event, SendWarning
 from pipelines.training.placement import Placement
@@ -103,7 +103,7 @@ def launch(
             storage_path=path,
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=run.max_failures),
-            callbacks=[_Failures(queue), *callbacks],  # type: ignore[list-item]  # annotated as Tune's
+            callbacks=[_Failures(queue), LeaveAtOnce(), *callbacks],  # type: ignore[list-item]  # annotated as Tune's
         ),
         datasets={} if recipe.data.device_cache else {"train": dataset},
         dataset_config=IngestConfig(stream, warn),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +15,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipelines.ray_internals import train
 from pipelines.training.trainer import _Trainer
+
+ROOT = Path(__file__).parents[3]
 
 
 def test_the_backend_of_torch_is_the_one_that_ray_train_starts() -> None:
@@ -52,6 +57,17 @@ def test_no_cleaner_of_placement_groups_is_started() -> None:
         return {type(each).__name__ for each in trainer(lambda: None)._create_default_callbacks()}
 
     assert kinds(TorchTrainer) - kinds(_Trainer) == {train.PlacementGroupCleanerCallback.__name__}
+
+
+def test_the_controller_s_process_ends_without_further_clean_up() -> None:
+    script = """if True:
+        import atexit
+        from pipelines.ray_internals.train import LeaveAtOnce
+        atexit.register(print, "cleaned up")
+        LeaveAtOnce().after_controller_start(None)
+    """
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout == ""
 
 
 def test_the_callback_of_worker_groups_is_called_when_one_has_started() -> None:
