@@ -71,8 +71,8 @@ def live_groups() -> int:
 
 
 def train_processes() -> dict[int, str]:
-    """Workers, controllers and cleaners of Ray Train that this test's Ray has, by process."""
-    kinds = ("ray::RayTrain", "ray::TrainController", "ray::PlacementGroup")
+    """Workers and controllers of Ray Train that this test's Ray has, by process."""
+    kinds = ("ray::RayTrain", "ray::TrainController")
     running = {each.pid: command_line(each) for each in psutil.Process().children(recursive=True)}
     return {pid: name for pid, name in running.items() if name.startswith(kinds)}
 
@@ -143,8 +143,7 @@ def test_a_stopped_trial_ends_and_the_others_do_not(watched: Watched) -> None:
 def test_it_frees_its_workers_and_their_placement_group(watched: Watched) -> None:
     """Two workers hold two of four CPUs; the third trial can only have begun on those of the one that was stopped.
 
-    That all CPUs and placement groups are free in the end, the fixture waits for. The last processes hold nothing: a
-    cleaner of placement groups looks every few seconds.
+    That all CPUs and placement groups are free in the end, the fixture waits for.
     """
     assert watched.before == CPUS
     assert watched.least <= CPUS - 2
