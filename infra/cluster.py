@@ -77,18 +77,27 @@ def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or
     import ray
 
     if not ray.is_initialized():
+        if os.environ.get("RAY_ADDRESS", "local") == "local" and min_cpus > local_cpus():  # known before it starts
+            raise _too_small("CPU", min_cpus, str(local_cpus()), settings)
         _start(ray)
     for kind, needed in (("CPU", min_cpus), ("GPU", gpus)):
         have, most = int(ray.cluster_resources().get(kind, 0)), cluster_total(kind)
         if most < needed and not unknown_may_come():
             ray.shutdown()
             available = str(have) if most == have else f"{most}, with every node that may come"
-            remedy = (
-                f"lower {settings if kind == 'CPU' else 'run.num_workers'}, or join a larger cluster by RAY_ADDRESS"
-            )
-            if kind == "GPU" and not most:
-                available, remedy = "none", "set run.use_gpu=false, or join a cluster that has them by RAY_ADDRESS"
-            raise UserError(f"the run needs {needed} {kind}s at once and the cluster has {available}: {remedy}")
+            raise _too_small(kind, needed, available, settings)
+
+
+def local_cpus() -> int:
+    """Return the logical CPUs of the Ray that a command starts on this machine."""
+    return max(LEAST_LOCAL_CPUS, os.cpu_count() or 1)
+
+
+def _too_small(kind: str, needed: int, available: str, settings: str) -> UserError:
+    remedy = f"lower {settings if kind == 'CPU' else 'run.num_workers'}, or join a larger cluster by RAY_ADDRESS"
+    if kind == "GPU" and available == "0":
+        available, remedy = "none", "set run.use_gpu=false, or join a cluster that has them by RAY_ADDRESS"
+    return UserError(f"the run needs {needed} {kind}s at once and the cluster has {available}: {remedy}")
 
 
 def _start(ray) -> None:  # type: ignore[no-untyped-def]
@@ -134,7 +143,7 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
         try:
             ray.init(
                 address="local",
-                num_cpus=max(LEAST_LOCAL_CPUS, os.cpu_count() or 1),
+                num_cpus=local_cpus(),
                 include_dashboard=False,
                 logging_level="ERROR",
                 log_to_driver=False,

@@ -20,6 +20,7 @@ from pipelines.config.paths import shown
 from pipelines.data.prepare.sources import open_source
 from pipelines.data.shards.manifest import MANIFEST, Manifest, check_shards, load_manifest
 from pipelines.training.driver import fitted
+from pipelines.training.placement import least_cpus
 from pipelines.training.recipe_for_data import check_own_data
 from pipelines.training.same_run import check_same_run
 from pipelines.training.start_weights import find_start
@@ -67,8 +68,7 @@ def check_workers(recipe: Recipe, cores: int) -> str:
 
     Ray counts at least four CPUs on one machine, and a data task needs one of them.
     """
-    least, cpus = recipe.run.workers[0], recipe.run.cpus_per_worker
-    needed, have = least * (cpus if isinstance(cpus, int) else 1) + 1, max(LEAST_LOCAL_CPUS, cores)
+    needed, have = least_cpus(recipe.run), max(LEAST_LOCAL_CPUS, cores)
     if needed > have:
         raise UserError(
             f"the run needs {needed} CPUs at once, and this machine has {have}: lower run.num_workers or "

@@ -34,7 +34,7 @@ from pipelines.data.shards.manifest import MANIFEST, Manifest, check_shards, loa
 from pipelines.evaluation.task import task_of
 from pipelines.registry.description import folder_name
 from pipelines.training.imbalance import check_class_names, class_balance
-from pipelines.training.placement import Placement, place
+from pipelines.training.placement import Placement, least_cpus, place
 from pipelines.training.preview import summary, warnings
 from pipelines.training.recipe_for_data import check_own_data
 from pipelines.training.result import DELIVERY_TIMEOUT_S, Outcome, conclude, curves_of, early_stop, run_note
@@ -92,7 +92,7 @@ def _train(
         console.print(line)
     with ThreadPoolExecutor(max_workers=1) as pool:
         ready = pool.submit(_warm_tracker, tracking)  # both take seconds, mostly waiting
-        infra.cluster.connect(min_cpus=1)
+        infra.cluster.connect(min_cpus=least_cpus(recipe.run))
         placement = place(recipe.run)
         placement.check()
         ready.result()

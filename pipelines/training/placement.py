@@ -41,6 +41,11 @@ class Placement:
         infra.cluster.connect(min_cpus=least * self.cpus + 1, gpus=least if self.gpu else 0)
 
 
+def least_cpus(run: RunConfig) -> int:
+    """Return the CPUs that the run needs, whatever GPUs there are: of the least number of workers and a data task."""
+    return run.workers[0] * (run.cpus_per_worker if isinstance(run.cpus_per_worker, int) else 1) + 1
+
+
 def place(run: RunConfig) -> Placement:
     """Decide the resources of the workers, on the cluster that this process has joined.
 
