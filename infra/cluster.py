@@ -150,8 +150,6 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
                 _node_ip_address="127.0.0.1",
                 _temp_dir=folder,
             )
-            atexit.register(_end_here, _descendants() - before, ray.get_runtime_context().get_session_name())
-            return
         except Exception as error:  # Ray raises bare Exceptions if one of its processes is slow
             ray.shutdown()
             _kill(_descendants() - before)
@@ -160,6 +158,9 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
                     "the machine may be overloaded or out of memory; the logs are in ray/session_latest/logs of TMPDIR"
                 )
                 raise UserError(f"Ray does not start on this machine: {_line(str(error))}: {hint}") from error
+        else:
+            atexit.register(_end_here, _descendants() - before, ray.get_runtime_context().get_session_name())
+            return
 
 
 def _end_here(daemons: set[psutil.Process], session: str) -> None:
@@ -174,7 +175,8 @@ def _end_here(daemons: set[psutil.Process], session: str) -> None:
         with suppress(psutil.NoSuchProcess):
             found.update(daemon.children(recursive=True))
     ray.shutdown()
-    found.update(each for each in psutil.process_iter(["cmdline"]) if session in " ".join(each.info["cmdline"] or ()))
+    argument = f"--session-name={session}"  # of each process of it that has just started
+    found.update(each for each in psutil.process_iter(["cmdline"]) if argument in (each.info["cmdline"] or ()))
     deadline = time.monotonic() + _ENDING_S
     while any(map(_runs, found)) and time.monotonic() < deadline:
         time.sleep(0.05)

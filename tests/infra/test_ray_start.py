@@ -8,6 +8,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -138,15 +139,21 @@ class _Ray:
     def shutdown(self) -> None:
         pass
 
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(get_session_name=lambda: "session_of_this_ray")
+
 
 _SLOW = Exception("The current node timed out during startup.\nThis could happen because some of the raylet failed")
 
 
 def test_a_slow_start_is_tried_twice_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    at_exit: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("atexit.register", lambda *call: at_exit.append(call))
     ray = _Ray(_SLOW, _SLOW)
     infra.cluster._start(ray)
     assert ray.starts == 3
+    assert at_exit == [(infra.cluster._end_here, set(), "session_of_this_ray")]
 
 
 @pytest.mark.parametrize(("failures", "starts"), [([_SLOW, _SLOW, _SLOW], 3), ([OSError(13, "Permission denied")], 1)])
