@@ -226,15 +226,15 @@ def _draw(
 
 
 _TOP = 5  # of top5_accuracy, which is always 1 with at most 5 classes
-_WAITING = "waiting_for_data/"  # sorts after test, train and validation
+_WAITING, _WRITING = "waiting_for_data/", "writing_checkpoint/"  # sort after test, train and validation
 
 
 def curves_of(recipe: Recipe, manifest: Manifest) -> CurveNames:
     """Return the names of the run's curves: accuracies and losses come first, constant curves are left out."""
     several = recipe.run.workers[1] > 1
     return CurveNames(
-        renamed={"data/": _WAITING},
-        from_first_value=(_WAITING, "train/data_wait_share"),
+        renamed={"data/": _WAITING, "checkpoint/": _WRITING},
+        from_first_value=(_WAITING, f"{_WRITING}retries", "train/data_wait_share"),
         left_out=(
             *(() if several else ("_share_max",)),
             *(() if len(manifest.class_names) > _TOP else ("/top5_accuracy",)),

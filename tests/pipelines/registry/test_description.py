@@ -66,6 +66,8 @@ def test_curves_of_few_classes_and_one_worker(colours: Coloured) -> None:
     drawn = curves_of(recipe, colours.manifest).of(metrics, ())
     assert drawn == {"test/accuracy": 0.5, "waiting_for_data/read_share": 0.1}
     assert sorted([*drawn, "train/loss", "validation/loss"])[-1] == "waiting_for_data/read_share"
+    written = curves_of(recipe, colours.manifest).of({"checkpoint/seconds": 0.2, "checkpoint/retries": 0.0}, ())
+    assert written == {"writing_checkpoint/seconds": 0.2}  # after all others, and no curve of zeros
     several = build_recipe({}, {**colours.recipe, "run.num_workers": 2})
     assert "waiting_for_data/read_share_max" in curves_of(several, colours.manifest).of(metrics, ())
 
