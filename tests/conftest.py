@@ -11,8 +11,8 @@ from tests.mlflow_server import a_free_port
 
 LONGEST_FILES = (
     *("test_study.py", "test_ctrl_c.py", "test_printed_commands.py", "test_kill.py", "test_faults_data.py"),
-    *("test_bad_input.py", "test_ingest.py", "test_placement.py", "test_train.py", "test_prepare.py"),
-    *("test_batch_predict.py", "test_validation_split.py", "test_deployment.py", "test_verbs.py"),
+    *("test_bad_input.py", "test_ingest.py", "test_placement.py", "test_train.py"),
+    *("test_batch_predict.py", "test_validation_split.py", "test_deployment.py", "test_verbs.py", "test_prepare.py"),
     *("test_architecture.py", "test_device_cache.py", "test_equivalence.py", "test_reproduce.py", "test_step.py"),
     *("test_models.py", "test_image_kinds.py", "test_kuberay.py", "test_tracker.py", "test_device_decode.py"),
 )
