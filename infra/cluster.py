@@ -32,9 +32,10 @@ from infra.cluster_rules import broken_rules
 from infra.errors import UserError, run
 from infra.ray_start import check_head, ray_folder, use_own_token
 from infra.storage import environment_of_s3
+from infra.subprocesses import wait_for_end
 
 # Ray counts one CPU per core by default. Data tasks need CPUs next to the workers even on the smallest machine.
-LEAST_LOCAL_CPUS = 4
+_LEAST_LOCAL_CPUS = 4
 # Monitoring that a Ray of one command does not need: no dashboard reads it, and no cloud takes its node away. On two
 # cores it slows the training down (docs/results.md, overhead).
 _UNWATCHED = {
@@ -88,9 +89,9 @@ def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or
             raise _too_small(kind, needed, available, settings)
 
 
-def local_cpus() -> int:
-    """Return the logical CPUs of the Ray that a command starts on this machine."""
-    return max(LEAST_LOCAL_CPUS, os.cpu_count() or 1)
+def local_cpus(cores: int | None = None) -> int:
+    """Return the logical CPUs of the Ray that a command starts on a machine of so many cores; None = this machine."""
+    return max(_LEAST_LOCAL_CPUS, cores or os.cpu_count() or 1)
 
 
 def _too_small(kind: str, needed: int, available: str, settings: str) -> UserError:
@@ -177,9 +178,7 @@ def _end_here(daemons: set[psutil.Process], session: str) -> None:
     ray.shutdown()
     argument = f"--session-name={session}"  # of each process of it that has just started
     found.update(each for each in psutil.process_iter(["cmdline"]) if argument in (each.info["cmdline"] or ()))
-    deadline = time.monotonic() + _ENDING_S
-    while any(map(_runs, found)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_end(found, _ENDING_S)
     _kill(found)
 
 
@@ -187,13 +186,6 @@ def _kill(processes: set[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def _runs(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _descendants() -> set[psutil.Process]:

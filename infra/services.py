@@ -30,7 +30,7 @@ from infra.errors import UserError, run
 from infra.mlflow_server import DATABASE, serve_mlflow
 from infra.prometheus_server import installed, serve_prometheus
 from infra.s3_server import serve_s3
-from infra.subprocesses import exit_on_sigterm, make_folder, pick_port
+from infra.subprocesses import ended, exit_on_sigterm, make_folder, pick_port, wait_for_end
 from infra.tracking.address import redact
 
 _FOLDER = Path("runs/services")
@@ -125,11 +125,11 @@ class Services:
         processes = self._processes()
         if "services" in processes:
             processes["services"].terminate()
-            _wait(processes["services"])
+            wait_for_end([processes["services"]], _STOP_TIMEOUT_S)
         for process in self._processes().values():
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            _wait(process)
+            wait_for_end([process], _STOP_TIMEOUT_S)
         self._forget()
 
     def alive(self) -> bool:
@@ -159,7 +159,7 @@ class Services:
         for name, (pid, began) in record.items():
             with suppress(psutil.NoSuchProcess):
                 process = psutil.Process(pid)
-                if process.create_time() == began and not _ended(process):
+                if process.create_time() == began and not ended(process):
                     found[name] = process
         return found
 
@@ -192,20 +192,6 @@ class Services:
     def _forget(self) -> None:
         for file in (self.environment, self._record):
             file.unlink(missing_ok=True)
-
-
-def _wait(process: psutil.Process) -> None:
-    deadline = time.monotonic() + _STOP_TIMEOUT_S
-    while not _ended(process) and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-def _ended(process: psutil.Process) -> bool:
-    """Return whether a process has ended; a zombie counts: its parent may be unrelated to us."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def main() -> None:

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+
+import psutil
 
 from infra.errors import UserError
 from infra.storage import open_store
@@ -88,6 +90,21 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def wait_for_end(processes: Collection[psutil.Process], seconds: float) -> None:
+    """Wait until the processes have ended, which need not be children of this one; at most so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not all(map(ended, processes)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Return whether a process has ended; a zombie counts: its parent may be unrelated to us."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def exit_on_sigterm() -> None:

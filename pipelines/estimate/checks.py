@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from infra.cluster import LEAST_LOCAL_CPUS
+from infra.cluster import local_cpus
 from infra.errors import UserError
 from infra.storage import open_store
 from infra.tracking.address import check_address, reach, sqlite_file
@@ -68,7 +68,7 @@ def check_workers(recipe: Recipe, cores: int) -> str:
 
     Ray counts at least four CPUs on one machine, and a data task needs one of them.
     """
-    needed, have = least_cpus(recipe.run), max(LEAST_LOCAL_CPUS, cores)
+    needed, have = least_cpus(recipe.run), local_cpus(cores)
     if needed > have:
         raise UserError(
             f"the run needs {needed} CPUs at once, and this machine has {have}: lower run.num_workers or "

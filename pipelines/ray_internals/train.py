@@ -51,8 +51,8 @@ def placement_group_of(worker_group: Any) -> Any:
 class LeaveAtOnce(ControllerCallback):
     """Callback that lets the controller's process end without the clean-up of Ray's C++ code.
 
-    In Ray 2.60 that clean-up can wait for itself for ever: a publisher that is destroyed with events in its queue tells
-    its subscribers so by the same queue. Ray has taken leave of the process by then, so it would stay.
+    In Ray 2.60 that clean-up can wait for itself for ever: a publisher that is destroyed with events in its queue uses
+    that queue to inform its subscribers. Ray has taken leave of the process by then, so it would stay.
     """
 
     def after_controller_start(self, train_run_context: Any) -> None:

@@ -71,8 +71,8 @@ def live_groups() -> int:
 
 
 def train_processes() -> dict[int, str]:
-    """Workers and controllers of Ray Train that this test's Ray has, by process."""
-    kinds = ("ray::RayTrain", "ray::TrainController")
+    """Workers, controllers and cleaners of Ray Train that this test's Ray has, by process."""
+    kinds = ("ray::RayTrain", "ray::TrainController", "ray::PlacementGroup")
     running = {each.pid: command_line(each) for each in psutil.Process().children(recursive=True)}
     return {pid: name for pid, name in running.items() if name.startswith(kinds)}
 
