@@ -217,6 +217,14 @@ def _head_may_do_what_the_file_asks(config: Config) -> Iterator[str]:
     for name, kind in _workers(config):
         if (wanted := kind["node_config"].get("InstanceType")) not in may_start:
             yield f"available_node_types.{name}: by {_HEAD_POLICY.name} the head may not start {wanted}: add it there"
+    groups = set(re.findall(r':placement-group/([^"]+)"', _HEAD_POLICY.read_text()))
+    for name, kind in _workers(config):
+        group = kind["node_config"].get("Placement", {}).get("GroupName")
+        if group and group not in groups:
+            yield (
+                f"available_node_types.{name}: by {_HEAD_POLICY.name} the head may not start nodes in the placement"
+                f" group {group}: call it {' or '.join(sorted(groups))}, or add it there"
+            )
 
 
 def _orphans_end(config: Config) -> Iterator[str]:

@@ -111,6 +111,7 @@ _EXAMPLES: dict[str, Any] = {
     "schedule.gamma": 0.2,
     "schedule.points": [0, 30, 90],
     "schedule.factors": [0.1, 1.0, 0.0],
+    "compute.all_reduce": "bf16",
     "compute.microbatch_size": 64,
     "compute.threads_per_worker": 4,
     "run.name": "first-try",

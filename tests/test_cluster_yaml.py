@@ -155,6 +155,10 @@ def test_what_ray_or_ec2_does_not_take_is_named(
             f"{GPU}: by head-policy.json the head may not start p5.48xlarge",
         ),
         (
+            lambda config: kinds(config)["gpu-worker"]["node_config"].update(Placement={"GroupName": "other"}),
+            "may not start nodes in the placement group other: call it resnet-ray",
+        ),
+        (
             lambda config: kinds(config)["cpu-worker"]["node_config"].pop("InstanceInitiatedShutdownBehavior"),
             "InstanceInitiatedShutdownBehavior must be terminate",
         ),
@@ -209,6 +213,16 @@ def test_what_our_rules_forbid_is_named(config: Config, spoil: Callable[[Config]
     assert broken_rules(config) == []
     spoil(yaml_copy := yaml.safe_load(yaml.safe_dump(config, default_flow_style=False)))
     assert any(told in line for line in broken_rules(yaml_copy)), broken_rules(yaml_copy)
+
+
+def test_nodes_may_be_asked_for_side_by_side(config: Config, tmp_path: Path) -> None:
+    """In EC2's placement group, whose name the head's policy has."""
+    for name in ("gpu-worker", "gpu-worker-on-demand"):
+        kinds(config)[name]["node_config"]["Placement"] = {"GroupName": "resnet-ray"}
+    assert broken_rules(config) == []
+    file = tmp_path / "cluster.yaml"
+    file.write_text(yaml.safe_dump(config))
+    assert wrong_with(file) == []
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,13 @@ class Recipe(BaseModel):
 
         Defaults are left out, so that a run keeps its name when a later version adds keys.
         """
-        sections = ("prepare.", "compute.", "run.")
+        sections, rounding = ("prepare.", "compute.", "run."), ("compute.precision", "compute.all_reduce")
         flat = self.flat()
         flat["model.init_from"] = paths.below(self.model.init_from, self.run.relative_to)
         return {
             key: value
             for key, value in flat.items()
-            if key in {"run.seed", "compute.precision"} or not (key in NOT_TRAINED or key.startswith(sections))
+            if key in rounding or key == "run.seed" or not (key in NOT_TRAINED or key.startswith(sections))
             if value != DEFAULTS[key]
         }
 

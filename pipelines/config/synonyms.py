@@ -58,6 +58,7 @@ _NAMES = {
     "schedule.patience": "patience_epochs lr_patience",
     "compute.precision": "amp fp16 bf16 half mixed_precision dtype use_amp",
     "compute.compile": "torch_compile torchcompile",
+    "compute.all_reduce": "comm_hook ddp_comm_hook bf16_compress fp16_allreduce gradient_compression",
     "compute.microbatch_size": "micro_batch_size grad_accum grad_accum_steps accumulate accumulate_grad_batches "
     "gradient_accumulation_steps",
     "compute.deterministic": "use_deterministic_algorithms",

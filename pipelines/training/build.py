@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from infra.errors import UserError
 from pipelines.config.recipe import Recipe
@@ -125,6 +126,8 @@ def _wrapped(model: nn.Module, recipe: Recipe, device: torch.device, world_size:
     if world_size > 1:
         ids = [device.index] if device.type == "cuda" else None
         forward = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        if recipe.compute.all_reduce == "bf16":
+            forward.register_comm_hook(None, bf16_compress_hook)
     if recipe.compute.compile is True:
         compile_forward(forward)
     return forward

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -73,6 +76,29 @@ def test_ranks_do_not_send_each_other_buffers_at_every_step(monkeypatch: pytest.
     monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Wrapper)
     build_state(recipe(precision="fp32", compile=False), CPU, 2, samples=100)
     assert asked == {"device_ids": None, "broadcast_buffers": False}
+
+
+@pytest.fixture
+def process_group(tmp_path: Path) -> Iterator[None]:
+    """A group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("process_group")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gradients_are_exchanged_in_the_precision_of_the_recipe(precision: str) -> None:
+    state = build_state(recipe(precision="fp32", compile=False, all_reduce=precision), CPU, 2, samples=100)
+    images = torch.randn(4, 3, 14, 14, generator=torch.Generator().manual_seed(0))
+    parameters = list(state.model.parameters())
+    alone = torch.autograd.grad(state.model(images).square().sum(), parameters)
+    state.forward(images).square().sum().backward()
+    for parameter, gradient in zip(parameters, alone, strict=True):
+        assert parameter.grad is not None
+        rounded = gradient.bfloat16().float()
+        assert not rounded.equal(gradient) or gradient.numel() < 100  # it can be told apart
+        assert parameter.grad.equal(rounded if precision == "bf16" else gradient)
 
 
 @pytest.mark.parametrize(
