@@ -261,6 +261,11 @@ def _nodes_are_asked_for_one_by_one(config: Config) -> Iterator[str]:
             "docker.head_run_options: -e AUTOSCALER_MAX_LAUNCH_BATCH=1 is missing: EC2 may start a part of a batch,"
             " while the autoscaler waits for the rest"
         )
+    if not any(str(each).startswith("-e RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S=") for each in options):
+        yield (
+            "docker.head_run_options: -e RAY_AUTOSCALER_RECONCILE_REQUEST_STATUS_TIMEOUT_S=120 is missing: a request"
+            " that EC2 does not answer would be repeated after ten minutes, while the other nodes cost money"
+        )
 
 
 def _drivers_know_mlflow(config: Config) -> Iterator[str]:

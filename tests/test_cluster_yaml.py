@@ -146,6 +146,7 @@ def test_what_ray_or_ec2_does_not_take_is_named(
             "-v /home/ubuntu/mlflow:/home/ray/mlflow is missing",
         ),
         (lambda config: config["docker"].update(head_run_options=[]), "AUTOSCALER_MAX_LAUNCH_BATCH=1 is missing"),
+        (lambda config: config["docker"].update(head_run_options=[]), "REQUEST_STATUS_TIMEOUT_S=120 is missing"),
         (
             lambda config: config["head_start_ray_commands"].__setitem__(2, "python -m infra.head --mlflow ~/mlflow"),
             "`python -m infra.head` needs --backup resnet-ray",

@@ -18,6 +18,7 @@ import yaml
 from botocore import xform_name
 
 from infra import launch_failures as launches
+from pipelines.estimate.machines import INSTANCES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/aws-first-hour.md"
@@ -159,6 +160,38 @@ def test_names_of_the_page_are_those_of_the_cluster_file() -> None:
     assert mount.endswith("/mlflow") and "mlflow_backup ~/mlflow " in text
     for log in re.findall(r"~/(\w+\.log)", text):
         assert any(f">> ~/{log}" in line for line in file["head_start_ray_commands"])
+
+
+def test_prices_of_the_page_agree_with_the_estimate_and_add_up() -> None:
+    text = PAGE.read_text()
+    prices = {
+        line.split("|")[1]: float(line.split("|")[2])
+        for line in text.splitlines()
+        if re.match(r"^\|.*\| \d+\.\d{3} \|$", line)
+    }
+    (gpu,) = [price for name, price in prices.items() if "g6.4xlarge" in name]
+    assert gpu == INSTANCES["g6.4xlarge"].hour
+    shares = {name: 8 for name in prices if "g6.4xlarge" in name or "disk of a worker" in name}
+    shares |= {name: 1 for name in prices if "head" in name}
+    total = sum(count * prices[name] for name, count in shares.items())
+    assert f"Eight L4 on demand and the head: ${total:.2f} an hour" in text
+
+
+def test_no_command_is_left_in_the_background_of_the_terminal() -> None:
+    """`ray dashboard … &` may stop where it writes to the terminal: it needs a terminal of its own."""
+    assert [line for page in PAGES for line in commands(page) if re.search(r"(?<!&)&\s*$", line)] == []
+
+
+def test_cpu_nodes_come_only_where_somebody_lets_them() -> None:
+    """A GPU node of the file decodes for its own GPU; two more types would double the bill."""
+    kinds = yaml.safe_load((ROOT / "ray-cluster.yaml").read_text())["available_node_types"]
+    assert [kinds[name]["max_workers"] for name in ("cpu-worker", "cpu-worker-on-demand")] == [0, 0]
+
+
+@pytest.mark.parametrize("name", ["infra/local-cluster.yaml", "infra/slurm/train.sbatch", "infra/aws/node.sh"])
+def test_gloo_and_nccl_get_the_interface_between_the_nodes(name: str) -> None:
+    text = " ".join((ROOT / name).read_text().split())
+    assert re.search(r"export [^;]*GLOO_SOCKET_IFNAME", text) and re.search(r"export [^;]*NCCL_SOCKET_IFNAME", text)
 
 
 def test_quotas_of_the_page_are_what_the_file_may_start() -> None:

@@ -15,15 +15,20 @@ ROOT = Path(__file__).resolve().parents[1]
 PATH = [
     *("resnet_core/step.py", "resnet_core/loop.py", "resnet_core/distributed.py", "resnet_core/losses.py"),
     *("resnet_core/mixed_labels.py", "resnet_core/state.py", "resnet_core/crop_resize.py", "resnet_core/batchnorm.py"),
+    *("resnet_core/compute.py", "resnet_core/curriculum.py", "resnet_core/plateau.py", "resnet_core/schedule.py"),
     *(
         "pipelines/training/preemption.py",
         "pipelines/training/data_stalls.py",
         "pipelines/training/checkpoint_writer.py",
         "pipelines/training/bad_samples.py",
+        "pipelines/training/batches.py",
+        "pipelines/training/side_stream.py",
+        "pipelines/training/device_decode.py",
+        "pipelines/training/device_jpeg.py",
     ),
     *(
         f"resnet_core/{folder}/{file.name}"
-        for folder in ("augment", "models", "optim", "evaluation")
+        for folder in ("augment", "models", "optim", "evaluation", "segmentation", "detection")
         for file in sorted((ROOT / "resnet_core" / folder).glob("*.py"))
     ),
 ]

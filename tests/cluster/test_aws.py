@@ -178,7 +178,8 @@ def test_workers_are_asked_for_as_the_file_says(  # noqa: PLR0913, PLR0917
     assert worker["IamInstanceProfile"] == {"Name": "resnet-ray-worker"}
     assert worker["MetadataOptions"]["HttpTokens"] == "required"
     assert worker["InstanceInitiatedShutdownBehavior"] == "terminate"  # as infra/aws/orphan.sh shuts it down
-    assert worker["BlockDeviceMappings"][0]["Ebs"]["Encrypted"] is True
+    (disk,) = worker["BlockDeviceMappings"]
+    assert disk["Ebs"] == {"VolumeSize": 300, "VolumeType": "gp3", "Throughput": 500, "Encrypted": True}
     tags = {tag["Key"]: tag["Value"] for spec in worker["TagSpecifications"] for tag in spec["Tags"]}
     assert tags["ray-user-node-type"] == name and tags["ray-cluster-name"] == "resnet-ray"
     groups = [group for each in worker.get("NetworkInterfaces", [worker]) for group in each.get("Groups", [])]

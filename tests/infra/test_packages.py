@@ -75,6 +75,14 @@ def test_a_package_whose_hash_differs_is_not_installed(home: Path) -> None:
     assert not (home / "venv/installed.lock").exists()
 
 
+@pytest.mark.parametrize("name", ["infra/aws/packages.sh", "infra/docker/Dockerfile"])
+def test_every_installation_is_checked_by_hashes(name: str) -> None:
+    text = (ROOT / name).read_text().replace("\\\n", " ")
+    found = re.findall(r"pip (?:install|sync)\b[^&\n]*", text)
+    assert len(found) == 2  # uv, and by it all others
+    assert all("--require-hashes" in each for each in found), found
+
+
 def test_an_image_that_brings_the_packages_is_left_as_it_is(home: Path) -> None:
     """As infra/docker/Dockerfile makes it: no network, no python, nothing but a comparison."""
     (home / "venv").mkdir()

@@ -8,6 +8,7 @@ import pytest
 import ray
 from ray.util import placement_group, remove_placement_group
 
+from infra.launch_failures import LaunchFailure
 from pipelines.training import progress as room
 from pipelines.training.placement import Placement
 from pipelines.training.progress import StallCheck, missing_resources
@@ -34,6 +35,16 @@ def test_nodes_that_are_missing_are_counted_by_what_is_missing() -> None:
     assert missing_resources(workers(2, gpu=True)) == (
         "waiting for nodes: 2 worker(s) need 2 GPUs and the cluster has 0"
     )
+
+
+def test_the_cloud_s_refusals_are_in_the_line_and_a_quota_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    capacity = LaunchFailure(node_type="gpu-worker", code="InsufficientInstanceCapacity", text="none in us-east-1a")
+    quota = LaunchFailure(node_type="gpu-worker-on-demand", code="VcpuLimitExceeded", text="limit of 0")
+    monkeypatch.setattr(room, "recent_launch_failures", lambda: [capacity])
+    assert missing_resources(workers(8)) == f"{NODES}; {capacity}"
+    monkeypatch.setattr(room, "recent_launch_failures", lambda: [capacity, quota])
+    advice = "request a larger quota for the account: docs/aws-first-hour.md has the commands"
+    assert missing_resources(workers(8)) == f"{NODES}; {capacity}; {quota}; {advice}"
 
 
 def test_room_that_others_hold_is_told_while_the_run_s_group_waits() -> None:
