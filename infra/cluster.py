@@ -17,7 +17,9 @@ import logging
 import os
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -140,17 +142,19 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
     use_own_token()
     folder = ray_folder()
     before = _descendants()
+    quick = Path(__file__).with_name("setup_worker.py")
     for last in (False, False, True):  # Ray waits 30 seconds for its node each time
         try:
-            ray.init(
-                address="local",
-                num_cpus=local_cpus(),
-                include_dashboard=False,
-                logging_level="ERROR",
-                log_to_driver=False,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=folder,
-            )
+            with _workers_start_by(quick):
+                ray.init(
+                    address="local",
+                    num_cpus=local_cpus(),
+                    include_dashboard=False,
+                    logging_level="ERROR",
+                    log_to_driver=False,
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=folder,
+                )
         except Exception as error:  # Ray raises bare Exceptions if one of its processes is slow
             ray.shutdown()
             _kill(_descendants() - before)
@@ -162,6 +166,19 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
         else:
             atexit.register(_end_here, _descendants() - before, ray.get_runtime_context().get_session_name())
             return
+
+
+@contextmanager
+def _workers_start_by(program: Path) -> Iterator[None]:
+    """Let a node that starts meanwhile prepare its workers by `program`, in place of Ray's."""
+    from ray._private.parameter import RayParams
+
+    plain = RayParams.__init__
+    RayParams.__init__ = partialmethod(plain, setup_worker_path=str(program))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        RayParams.__init__ = plain  # type: ignore[method-assign]
 
 
 def _end_here(daemons: set[psutil.Process], session: str) -> None:
