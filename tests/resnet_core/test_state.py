@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from resnet_core.config import OptimConfig
 from resnet_core.optim.averaging import WeightAverage, exponential
@@ -120,6 +121,28 @@ def test_average_follows_the_weights_and_copies_the_buffers() -> None:
     assert int(average.model.get_buffer("num_batches_tracked")) == 2
     assert not average.model.training
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
+
+
+def test_an_average_takes_one_kernel_for_each_dtype_and_not_one_for_each_tensor(make_state) -> None:
+    model = make_state().model
+    average = WeightAverage(model, exponential(0.75))
+    with Called() as called:
+        average.update(model, 0)
+    assert called.names == ["_foreach_lerp_", "_foreach_copy_", "_foreach_copy_"]  # weights, statistics, counts
+
+
+class Called(TorchDispatchMode):
+    """Records the operations that write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name.endswith("_"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
 
 
 def test_averaged_weights_are_the_ones_scored(make_state) -> None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 import torch
 from safetensors.numpy import load
 
@@ -21,7 +22,7 @@ from pipelines.training.build import build_state, continued, scaler_of
 from pipelines.training.checkpoint_writer import CheckpointWriter, saved
 from resnet_core import compute
 from resnet_core.loop import Evaluation
-from resnet_core.state import TrainState
+from resnet_core.state import Frozen, TrainState
 from tests.pipelines.conftest import Coloured
 
 CPU = torch.device("cpu")
@@ -75,7 +76,17 @@ def test_views_are_saved_with_their_values() -> None:
     assert found["one"].shape == () and found["one"] == 7
 
 
-def test_a_slow_checkpoint_is_reported_and_its_time_recorded(colours: Coloured, tmp_path: Path) -> None:
+def test_a_slow_checkpoint_is_reported_and_its_time_recorded(
+    colours: Coloured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    to_host = Frozen.to_host
+
+    def noted(frozen: Frozen) -> Any:
+        threads.append(threading.current_thread())
+        return to_host(frozen)
+
+    monkeypatch.setattr(Frozen, "to_host", noted)
     recipe = build_recipe({}, {**colours.recipe, "compute.compile": False})
     written, lines = threading.Event(), []
 
@@ -107,6 +118,7 @@ def test_a_slow_checkpoint_is_reported_and_its_time_recorded(colours: Coloured, 
     assert writer.take_timing() == {}
     writer.save(state, Evaluation(metrics={"accuracy": 0.5}, details={"labels": np.array([1, 2])}))
     writer.wait()
+    assert len(threads) == 1 and threads[0] is not threading.current_thread()  # training goes on meanwhile
     assert lines[0].startswith("the checkpoint of step 3 is still not written after 0 s")
     assert re.fullmatch(r"the checkpoint of step 3 was written after \d+ s", lines[1])
     timing = writer.take_timing()
