@@ -19,9 +19,6 @@ from tests.waiting import wait_until
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.timeout(1800),
-    pytest.mark.skip(
-        reason="not seen to pass yet: 2026-11-30, two nodes formed one Ray, and the run found no shared disk"
-    ),
     pytest.mark.skipif(bool(missing()), reason=missing()),
 ]
 ADDRESSES = {"node1": "10.78.0.1", "node2": "10.78.0.2"}
