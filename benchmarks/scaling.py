@@ -30,7 +30,7 @@ IMAGENET_JOB = Job(
     stored_bytes=110e3,
     decoded_bytes=3 * 224 * 224,
     gradient_bytes=25.6e6 * 4,
-    blocks_per_s=190,
+    blocks_per_s=328,
     block_images=256,
     step_spread=0.01,
 )

@@ -142,10 +142,9 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
     use_own_token()
     folder = ray_folder()
     before = _descendants()
-    quick = Path(__file__).with_name("setup_worker.py")
     for last in (False, False, True):  # Ray waits 30 seconds for its node each time
         try:
-            with _workers_start_by(quick):
+            with _lean_node():
                 ray.init(
                     address="local",
                     num_cpus=local_cpus(),
@@ -169,16 +168,25 @@ def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
 
 
 @contextmanager
-def _workers_start_by(program: Path) -> Iterator[None]:
-    """Let a node that starts meanwhile prepare its workers by `program`, in place of Ray's."""
+def _lean_node() -> Iterator[None]:
+    """Let a node that starts meanwhile leave out what the Ray of one command does not need.
+
+    Its workers start by `infra/setup_worker.py`. There is no autoscaler, no monitor that sends logs to the driver, and
+    no web server, for which Ray would wait.
+    """
+    from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    plain = RayParams.__init__
-    RayParams.__init__ = partialmethod(plain, setup_worker_path=str(program))  # type: ignore[assignment]
+    init, serve = RayParams.__init__, Node.start_api_server
+    program = str(Path(__file__).with_name("setup_worker.py"))
+    RayParams.__init__ = partialmethod(  # type: ignore[assignment]
+        init, setup_worker_path=program, no_monitor=True, include_log_monitor=False
+    )
+    Node.start_api_server = lambda node, **_: None  # type: ignore[method-assign]
     try:
         yield
     finally:
-        RayParams.__init__ = plain  # type: ignore[method-assign]
+        RayParams.__init__, Node.start_api_server = init, serve  # type: ignore[method-assign]
 
 
 def _end_here(daemons: set[psutil.Process], session: str) -> None:

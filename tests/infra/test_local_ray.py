@@ -35,10 +35,10 @@ def colour():
     return os.environ["COLOUR"]
 
 import json, psutil
-raylets = [each.cmdline() for each in psutil.Process().children() if each.name() == "raylet"]
+started = [each.cmdline() for each in psutil.Process().children()]
 red = colour.options(runtime_env={"env_vars": {"COLOUR": "red"}}).remote()
 left = ray.get(start_detached.remote(ray.get_runtime_context().get_session_name()))
-print(json.dumps({"left": left, "colour": ray.get(red), "raylets": raylets}))
+print(json.dumps({"left": left, "colour": ray.get(red), "started": started}))
 """
 PROGRAM = ROOT / "infra" / "setup_worker.py"
 
@@ -91,7 +91,9 @@ def test_its_workers_start_by_our_program_and_none_outlives_the_command() -> Non
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     told = json.loads(ended.stdout)
     assert told["colour"] == "red"
-    ((command,),) = [[each for each in raylet if "--python_worker_command" in each] for raylet in told["raylets"]]
+    (command,) = [each for words in told["started"] for each in words if "--python_worker_command" in each]
     assert f"{sys.executable} {PROGRAM} " in command
+    left_out = ("monitor.py", "dashboard.py")  # log_monitor.py, too
+    assert not [words for words in told["started"] if any(each.endswith(left_out) for each in words)]
     left = told["left"]
     assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE

@@ -93,6 +93,30 @@ def test_tasks_give_what_this_process_would(colours: Coloured, monkeypatch: pyte
     assert sum(len(batch.labels_B) for batch in batches) == 30
 
 
+@pytest.mark.usefixtures("in_process")
+def test_a_gpu_is_sent_what_it_scores_without_a_wait_of_the_host(
+    colours: Coloured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[bool] = []
+    sent: list[tuple[torch.Tensor, torch.device, bool]] = []
+    empty = torch.empty
+
+    def noted(*shape, dtype, pin_memory):
+        pinned.append(pin_memory)
+        return empty(*shape, dtype=dtype)
+
+    def send(tensor, device, non_blocking=False):
+        sent.append((tensor, device, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", noted)
+    monkeypatch.setattr(torch.Tensor, "to", send)
+    batch = next(eval_batches(colours.data, torch.device("cuda:1"), 3))
+    assert pinned == [True] * 3
+    assert [(device, non_blocking) for _, device, non_blocking in sent] == [(torch.device("cuda:1"), True)] * 3
+    assert batch.images_BHWC is sent[0][0] and batch.images_BHWC.shape == (3, SIZE, SIZE, 3)
+
+
 @pytest.mark.usefixtures("ray_local")
 def test_a_damaged_shard_is_one_line_also_from_a_task(colours: Coloured, tmp_path: Path) -> None:
     shutil.copytree(colours.store.uri, tmp_path / "data")

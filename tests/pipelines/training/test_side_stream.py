@@ -226,3 +226,24 @@ def test_crops_outside_a_feed_wait_for_the_stream_that_they_are_made_in(monkeypa
         for _ in range(2):
             crops = DeviceImages(device=CPU).crops([jpegs(range(3))], SideStream(CPU, cuda))
             crops.float().sum()
+
+
+def test_a_gpu_copies_from_page_locked_memory_by_itself(monkeypatch):
+    asked = []
+    empty, empty_like = torch.empty, torch.empty_like
+
+    class Device(torch.Tensor):
+        def copy_(self, other, non_blocking=False):
+            asked.append(("non_blocking", non_blocking))
+            return self
+
+    def noted(*shape, pin_memory=False, **settings):
+        asked.append(("pinned", pin_memory))
+        return empty(*shape, **settings)
+
+    monkeypatch.setattr(torch, "empty", noted)
+    monkeypatch.setattr(torch, "empty_like", lambda buffer, device: empty_like(buffer).as_subclass(Device))
+    stream = SideStream(torch.device("cuda"), FakeCuda())
+    sent = stream.send([np.zeros((2, 3), np.uint8), np.ones((1, 3), np.uint8)])
+    assert sent.shape == (3, 3)
+    assert asked == [("pinned", True), ("non_blocking", True)]
