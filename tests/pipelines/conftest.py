@@ -94,6 +94,16 @@ def coloured(root: Path, names: dict[str, tuple[int, int, int]], per_class: int,
     return prepared(root)
 
 
+def album(folder: Path, count: int, side: int) -> None:
+    """Write `count` PNGs, numbered from 0000, of COLOURS in turn: one picture of each, and names of it for the rest."""
+    for place in range(count):
+        file, first = folder / f"{place:04d}.png", place % len(COLOURS)
+        if place == first:
+            picture(list(COLOURS.values())[first], place).resize((side, side)).save(file)
+        else:
+            file.hardlink_to(folder / f"{first:04d}.png")
+
+
 def written(source: Source, store: LocalStore, config: PrepareConfig | None = None) -> Manifest:
     """The shards of a data set without Ray: what prepare's tasks do, one after another. The manifest is not written."""
     config = config or PrepareConfig()

@@ -19,7 +19,7 @@ from infra.storage import LocalStore
 from infra.tracking.tracker import resolve_tracking
 from pipelines.checkpoint import Checkpoint, RunFolder
 from pipelines.data.order.ledger import Ledger
-from tests.pipelines.conftest import COLOURS, coloured, picture
+from tests.pipelines.conftest import COLOURS, album, coloured, picture
 from tests.pipelines.registered import Registry
 from tests.pipelines.terminal import ROOT, Terminal
 from tests.pipelines.tuning.conftest import Spaces
@@ -209,8 +209,7 @@ def test_prepare_keeps_finished_shards(shell: Shell) -> None:
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_predict_keeps_finished_files(shell: Shell, registry: Registry, tmp_path: Path) -> None:
-    for place in range(1000):
-        picture(list(COLOURS.values())[place % 3], place).resize((320, 320)).save(tmp_path / f"{place:04d}.png")
+    album(tmp_path, 1000, side=320)
     out = shell.folder / "out"
     command = [str(tmp_path), "--out", str(out), "--home", str(registry.home), "--model", registry.first.uri]
     command += ["--file-rows", "64"]

@@ -17,7 +17,7 @@ import pytest
 from infra.errors import UserError
 from infra.registry.versions import load
 from pipelines import predict
-from tests.pipelines.conftest import COLOURS, SIZE, Coloured, picture
+from tests.pipelines.conftest import COLOURS, SIZE, Coloured, album, picture
 from tests.pipelines.registered import Registry
 
 ROOT = Path(__file__).parents[3]
@@ -96,10 +96,7 @@ def test_a_data_set_needs_a_place_for_its_predictions(command: Predict, colours:
 def test_kill_9_and_the_same_command_goes_on(registry: Registry, tmp_path: Path) -> None:
     folder, out = tmp_path / "album", tmp_path / "out"
     folder.mkdir()
-    for place in range(1000):
-        picture(list(COLOURS.values())[place % 3], place).resize((SIZE * 20, SIZE * 20)).save(
-            folder / f"{place:04d}.png", compress_level=1
-        )
+    album(folder, 1000, side=20 * SIZE)
     command = [sys.executable, str(ROOT / "pipelines/predict.py"), str(folder), "--out", str(out)]
     command += ["--model", registry.first.uri, "--home", str(registry.home), "--file-rows", "64"]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
