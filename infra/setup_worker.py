@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 _CONTEXT, _LANGUAGE = "--serialized-runtime-env-context=", "--language="
@@ -41,9 +42,9 @@ def worker_command(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]
 def main() -> None:
     found = worker_command(sys.argv[1:])
     if found is None:
-        import ray
-
-        own = Path(ray.__file__).parent / "_private" / "workers" / "setup_worker.py"
+        package = find_spec("ray")
+        assert package and package.origin
+        own = Path(package.origin).parent / "_private" / "workers" / "setup_worker.py"
         os.execv(sys.executable, [sys.executable, str(own), *sys.argv[1:]])
     command, variables = found
     os.environ.update(variables)
