@@ -207,18 +207,18 @@ def _code_is_an_exported_tree(config: Config) -> Iterator[str]:
 
 
 def _head_may_do_what_the_file_asks(config: Config) -> Iterator[str]:
-    """Check the head's policy, which names the cluster and the instance types that the head may start."""
-    statements = json.loads(_HEAD_POLICY.read_text())["Statement"]
+    """Check the head's policy, which names the cluster, and the instance types and placement group of its workers."""
+    policy = _HEAD_POLICY.read_text()
+    statements = json.loads(policy)["Statement"]
     conditions = [statement.get("Condition", {}).get("StringEquals", {}) for statement in statements]
     names = {condition.get("aws:ResourceTag/ray-cluster-name") for condition in conditions} - {None}
     for name in names - {config["cluster_name"]}:
         yield f"cluster_name: by {_HEAD_POLICY.name} the head may end nodes of {name!r} only: change it too"
     may_start = {kind for condition in conditions for kind in condition.get("ec2:InstanceType", [])}
+    groups = set(re.findall(r':placement-group/([^"]+)"', policy))
     for name, kind in _workers(config):
         if (wanted := kind["node_config"].get("InstanceType")) not in may_start:
             yield f"available_node_types.{name}: by {_HEAD_POLICY.name} the head may not start {wanted}: add it there"
-    groups = set(re.findall(r':placement-group/([^"]+)"', _HEAD_POLICY.read_text()))
-    for name, kind in _workers(config):
         group = kind["node_config"].get("Placement", {}).get("GroupName")
         if group and group not in groups:
             yield (
