@@ -10,16 +10,13 @@ mounts:
 from __future__ import annotations
 
 import argparse
-import atexit
 import copy
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from functools import partialmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,63 +29,71 @@ from infra.capacity import cluster_total, unknown_may_come
 from infra.checkout import EXPORTED, LIST, export
 from infra.cluster_rules import broken_rules
 from infra.errors import UserError, run
-from infra.ray_start import check_head, ray_folder, use_own_token
+from infra.local_ray import start as local
+from infra.ray_start import check_head
 from infra.storage import environment_of_s3
-from infra.subprocesses import wait_for_end
 
 # Ray counts one CPU per core by default. Data tasks need CPUs next to the workers even on the smallest machine.
 _LEAST_LOCAL_CPUS = 4
-# Monitoring that a Ray of one command does not need: no dashboard reads it, and no cloud takes its node away. On two
-# cores it slows the training down (docs/results.md, overhead).
-_UNWATCHED = {
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_metrics_report_interval_ms": "60000",
-    "RAY_raylet_report_resources_period_milliseconds": "1000",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "REPORTER_UPDATE_INTERVAL_MS": "30000",
-}
 # Train's default is to look for preempted nodes every 5 s, and the whole notice may be 25 s.
 _WATCHED = {"RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1"}
-_ENDING_S = 5.0  # for the processes of a local Ray to end by themselves, which takes milliseconds
 _ALIVE = 0  # GcsNodeInfo.GcsNodeState.ALIVE
-# Makes a local Ray use loopback on every system, so that all its ports stay there. Without it, on Linux, its ports are
-# open to the network. Ray reads it at import.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Ray warns of more processes than cores, which is normal for a study of several trials. Ray reads it at import, too.
 _SILENCED = {"RAY_DEDUP_LOGS_SKIP_REGEX": "worker processes have been started on node"}
 _ROOT = str(Path(__file__).resolve().parents[1])
 
 
-def connect(*, min_cpus: int, gpus: int = 0, settings: str = "run.num_workers or run.cpus_per_worker") -> None:
+def connect(
+    *,
+    min_cpus: int,
+    gpus: int = 0,
+    settings: str = "run.num_workers or run.cpus_per_worker",
+    modules: Sequence[str] = (),
+) -> None:
     """Join or start Ray and check that it is large enough.
 
     Args:
         min_cpus: logical CPUs that the caller will hold at once.
         gpus: GPUs that the caller will hold at once.
         settings: names of the settings to lower if the cluster has too few CPUs.
+        modules: those of `warm_up`, if the caller did not call it before.
 
     Raises:
         UserError: no cluster answers at RAY_ADDRESS, or the cluster is too small even with every node that its
             autoscaler may start.
     """
-    # a thread that still reads from a Ray that was shut down must not start another one
-    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.update(_LOOPBACK)
-    for name, value in _SILENCED.items():
-        os.environ.setdefault(name, value)
+    _set_environment()
     import ray
 
     if not ray.is_initialized():
-        if os.environ.get("RAY_ADDRESS", "local") == "local" and min_cpus > local_cpus():  # known before it starts
+        if _is_local() and min_cpus > local_cpus():  # known before it starts
             raise _too_small("CPU", min_cpus, str(local_cpus()), settings)
-        _start(ray)
+        _start(ray, modules)
     for kind, needed in (("CPU", min_cpus), ("GPU", gpus)):
         have, most = int(ray.cluster_resources().get(kind, 0)), cluster_total(kind)
         if most < needed and not unknown_may_come():
             ray.shutdown()
             available = str(have) if most == have else f"{most}, with every node that may come"
             raise _too_small(kind, needed, available, settings)
+
+
+def warm_up(modules: Sequence[str]) -> None:
+    """Start to import modules for the workers of a local Ray, in another process, while the command goes on.
+
+    Call this as early as it is known that `connect` will follow. It does nothing if the command will join a cluster, or
+    has a Ray already.
+
+    Args:
+        modules: modules that several workers will need, in the order to import them; Ray Data comes first by itself.
+    """
+    ray = sys.modules.get("ray")
+    if _is_local() and not (ray and ray.is_initialized()):
+        _set_environment()
+        local.warm_up(modules)
+
+
+def _is_local() -> bool:
+    return os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 def local_cpus(cores: int | None = None) -> int:
@@ -103,17 +108,27 @@ def _too_small(kind: str, needed: int, available: str, settings: str) -> UserErr
     return UserError(f"the run needs {needed} {kind}s at once and the cluster has {available}: {remedy}")
 
 
-def _start(ray) -> None:  # type: ignore[no-untyped-def]
+def _set_environment() -> None:
+    """Set what Ray reads at its import, and what its processes inherit."""
+    # a thread that still reads from a Ray that was shut down must not start another one
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    for name, value in _SILENCED.items():
+        os.environ.setdefault(name, value)
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.update(local.LOOPBACK)
     # Ray's processes import this checkout, from any working directory of the command.
     paths = [_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     for name, value in environment_of_s3().items():
         os.environ.setdefault(name, value)
-    if os.environ.get("RAY_ADDRESS", "local") != "local":
-        _join(ray, os.environ["RAY_ADDRESS"])
+
+
+def _start(ray, modules: Sequence[str] = ()) -> None:  # type: ignore[no-untyped-def]
+    if _is_local():
+        local.start(ray, local_cpus(), modules)
     else:
-        _start_here(ray)
+        _join(ray, os.environ["RAY_ADDRESS"])
 
 
 def _join(ray, address: str) -> None:  # type: ignore[no-untyped-def]
@@ -133,89 +148,6 @@ def _join(ray, address: str) -> None:  # type: ignore[no-untyped-def]
         raise UserError(
             f"no Ray cluster can be joined at {address} (RAY_ADDRESS): {_line(str(error))}: {hint}"
         ) from error
-
-
-def _start_here(ray) -> None:  # type: ignore[no-untyped-def]
-    """Start a Ray that ends with this process; try three times if the start is too slow, as on a busy machine."""
-    for name, value in _UNWATCHED.items():
-        os.environ.setdefault(name, value)
-    use_own_token()
-    folder = ray_folder()
-    before = _descendants()
-    for last in (False, False, True):  # Ray waits 30 seconds for its node each time
-        try:
-            with _lean_node():
-                ray.init(
-                    address="local",
-                    num_cpus=local_cpus(),
-                    include_dashboard=False,
-                    logging_level="ERROR",
-                    log_to_driver=False,
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=folder,
-                )
-        except Exception as error:  # Ray raises bare Exceptions if one of its processes is slow
-            ray.shutdown()
-            _kill(_descendants() - before)
-            if last or isinstance(error, (OSError, ValueError)):
-                hint = (
-                    "the machine may be overloaded or out of memory; the logs are in ray/session_latest/logs of TMPDIR"
-                )
-                raise UserError(f"Ray does not start on this machine: {_line(str(error))}: {hint}") from error
-        else:
-            atexit.register(_end_here, _descendants() - before, ray.get_runtime_context().get_session_name())
-            return
-
-
-@contextmanager
-def _lean_node() -> Iterator[None]:
-    """Let a node that starts meanwhile leave out what the Ray of one command does not need.
-
-    Its workers start by `infra/setup_worker.py`. There is no autoscaler, no monitor that sends logs to the driver, and
-    no web server, for which Ray would wait.
-    """
-    from ray._private.node import Node
-    from ray._private.parameter import RayParams
-
-    init, serve = RayParams.__init__, Node.start_api_server
-    program = str(Path(__file__).with_name("setup_worker.py"))
-    RayParams.__init__ = partialmethod(  # type: ignore[assignment]
-        init, setup_worker_path=program, no_monitor=True, include_log_monitor=False
-    )
-    Node.start_api_server = lambda node, **_: None  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        RayParams.__init__, Node.start_api_server = init, serve  # type: ignore[method-assign]
-
-
-def _end_here(daemons: set[psutil.Process], session: str) -> None:
-    """Shut down the Ray of this process, and kill what is left of it after a while.
-
-    A worker that starts at this moment waits for its Ray for minutes, and one that ends may never do so (Ray 2.60).
-    """
-    import ray
-
-    found = set(daemons)
-    for daemon in daemons:
-        with suppress(psutil.NoSuchProcess):
-            found.update(daemon.children(recursive=True))
-    ray.shutdown()
-    argument = f"--session-name={session}"  # of each process of it that has just started
-    found.update(each for each in psutil.process_iter(["cmdline"]) if argument in (each.info["cmdline"] or ()))
-    wait_for_end(found, _ENDING_S)
-    _kill(found)
-
-
-def _kill(processes: set[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def _descendants() -> set[psutil.Process]:
-    """Return all descendants of this process."""
-    return set(psutil.Process().children(recursive=True))
 
 
 class OwnNode:

@@ -17,7 +17,9 @@ if not __package__:
 
     listen()
 
+import infra.cluster
 from pipelines import cli
+from pipelines.training import WORKER_MODULES
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
 
         dry_run(recipe, request_of(arguments), console)
         return
+    infra.cluster.warm_up(WORKER_MODULES)  # beside this process's own imports
     from pipelines.training.driver import train
     from pipelines.training.summary import summarise
 

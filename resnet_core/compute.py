@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -113,8 +114,12 @@ def share_compilers(ranks: int) -> None:
 
     Inductor starts up to 32 processes per rank by default: 256 on a node of eight.
     """
+    if "TORCHINDUCTOR_COMPILE_THREADS" in os.environ:
+        return
     each = max(1, min(_COMPILERS, (os.cpu_count() or 1) // ranks))
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(each))
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = str(each)  # read at Inductor's import
+    if inductor := sys.modules.get("torch._inductor.config"):
+        inductor.compile_threads = each  # type: ignore[attr-defined]
 
 
 def configure(config: ComputeConfig, device: torch.device) -> None:
@@ -122,13 +127,18 @@ def configure(config: ComputeConfig, device: torch.device) -> None:
     forbid_tf32()
     if device.type == "cpu":
         _keep_freed_memory()
-        if config.threads_per_worker:
-            torch.set_num_threads(config.threads_per_worker)
+        torch.set_num_threads(config.threads_per_worker or _threads_of_environment())
     if config.deterministic:
         # cuBLAS reads it when it starts, so it must be set before the first product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.deterministic)
     tune_convolutions(True)
+
+
+def _threads_of_environment() -> int:
+    """Return the threads that OMP_NUM_THREADS names: Ray sets it to a worker's CPUs, perhaps after torch's import."""
+    named = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(named) if named.isdigit() and int(named) else torch.get_num_threads()
 
 
 def forbid_tf32() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from infra.local_ray import start as local
 from tests.mlflow_server import a_free_port
 
 LONGEST_FILES = (
@@ -44,6 +45,6 @@ def ray_local() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
         environment.setenv("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+        local.start(ray, 4, ("torch",))
         yield
         ray.shutdown()

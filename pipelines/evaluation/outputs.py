@@ -15,6 +15,7 @@ import infra.cluster
 from infra.errors import UserError
 from infra.storage import open_store
 from pipelines.config.sections import UseGpu
+from pipelines.evaluation import TASK_MODULES
 from pipelines.evaluation.models import Request, open_targets
 from pipelines.evaluation.placement import choose
 from pipelines.evaluation.report import Report
@@ -29,7 +30,7 @@ def report_on(request: Request, use_gpu: UseGpu, console: Console) -> Report:
     """
     targets = open_targets(request, console.print)
     task = task_of(multi_label=targets[0].multi_label)
-    infra.cluster.connect(min_cpus=1)
+    infra.cluster.connect(min_cpus=1, modules=TASK_MODULES)
     placement, reports = choose(use_gpu), []
     sys.stderr.write(f"scoring on {placement.description}\n")
     for target in targets:

@@ -19,6 +19,7 @@ from pipelines.cli.progress_bars import PredictBar
 from pipelines.config.sections import UseGpu
 from pipelines.data.prepare.sources.place import counted
 from pipelines.data.tasks.crops import Block
+from pipelines.evaluation import TASK_MODULES
 from pipelines.evaluation.placement import check, choose
 from pipelines.inference.batch_predict import Classification, classify, left_out, predictions
 from pipelines.inference.output_files import SUMMARY, Collector, Layout, write_summary
@@ -141,7 +142,7 @@ def write_predictions(wanted: Classification, use_gpu: UseGpu, store: Store, bad
     missing = layout.missing(store)
     if missing:
         with explained(lambda: _kept(layout, store)):
-            infra.cluster.connect(min_cpus=1)
+            infra.cluster.connect(min_cpus=1, modules=TASK_MODULES)
             wanted = replace(wanted, choice=choose(use_gpu))
             check(wanted.choice)
             on = f"{wanted.model.version.uri} on {wanted.choice.description}"

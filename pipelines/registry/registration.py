@@ -20,6 +20,7 @@ from pipelines import cli
 from pipelines.checkpoint import RUN, Checkpoint, RunFolder
 from pipelines.config.sections import UseGpu
 from pipelines.data.shards.manifest import load_manifest
+from pipelines.evaluation import TASK_MODULES
 from pipelines.evaluation.label_predictions import EvaluatedLabels
 from pipelines.evaluation.model_source import RunModel
 from pipelines.evaluation.placement import HERE, InferencePlacement, choose
@@ -119,7 +120,7 @@ def register_run(request: RegisterRequest, console: Console) -> tuple[Version, D
     data = EvalData(store=store, manifest=load_manifest(store), crop=crop, split=recipe.data.test_split)
     _check_data(checkpoint, data)
     tracking, run_id = resolve_tracking(cli.local_home(recipe.run.home)), _run_id(folder)
-    infra.cluster.connect(min_cpus=1)
+    infra.cluster.connect(min_cpus=1, modules=TASK_MODULES)
     placement = choose(request.use_gpu)
     sys.stderr.write(f"scoring on {placement.description}\n")
     with console.status("exporting, comparing, registering"):

@@ -18,6 +18,7 @@ from pipelines.checkpoint import Checkpoint, RunFolder
 from pipelines.config.compute_budget import multiply_adds
 from pipelines.config.recipe import Recipe
 from pipelines.data.shards.manifest import load_manifest
+from pipelines.evaluation import TASK_MODULES
 from pipelines.evaluation.model_source import Ensemble, RunModel
 from pipelines.evaluation.models import Request, Target, open_targets
 from pipelines.evaluation.placement import KEY, InferencePlacement, Resources, choose, compute
@@ -97,7 +98,7 @@ def measure_run(suite: Suite, run: Finished, store: Store, warn: Warn) -> Measur
     from pipelines.evaluation.run_checkpoint import recipe_of
 
     (planned, outcome), entry = run, run[0].entry
-    infra.cluster.connect(min_cpus=1)
+    infra.cluster.connect(min_cpus=1, modules=TASK_MODULES)
     _share_cores(planned)
     checkpoint = RunFolder(open_store(planned.uri)).load(outcome.step)
     records, recipe = checkpoint.records, recipe_of(checkpoint)
@@ -129,7 +130,7 @@ def measure_ensemble(suite: Suite, entry: Entry, runs: Sequence[Finished], store
     Raises:
         UserError: a run's last checkpoint or its data set is missing or damaged.
     """
-    infra.cluster.connect(min_cpus=1)
+    infra.cluster.connect(min_cpus=1, modules=TASK_MODULES)
     _share_cores(runs[0][0])
     return _keep(
         store,

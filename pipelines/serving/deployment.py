@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from ray import serve
 from ray.serve.metrics import Counter, Gauge, Histogram
 from starlette.requests import Request
@@ -93,6 +94,8 @@ class Classifier:
     def __init__(self, serving: Serving) -> None:
         self._poll_s, self._most_requests = serving.poll_s, serving.most_requests
         self._under_way = 0
+        if not serving.choice.gpu:
+            torch.set_num_threads(serving.cpus)
         self._following = ModelWatcher(serving.models, serving.choice.device())
         self._metrics = Metrics(self._following.now.version)
         self._trouble = ""

@@ -21,6 +21,7 @@ from pipelines.serving.model_watcher import Served
 from pipelines.serving.models import Announcer, FromMlflow
 
 _APPLICATION = "resnet-ray"
+MODULES = ("ray.serve", "torch", "pipelines.serving.deployment")  # of the controller, the proxy and the replicas
 _REPLICA_POLL_S = 1.0  # maximum seconds between a replica's checks of what this command publishes
 
 
@@ -60,7 +61,7 @@ def serve(request: ServeRequest) -> None:
     version = Served.of(files.open()).version  # a model that cannot be served fails here, with a one-line error
     # without this, Ray's agent reports a local cluster's metrics once a minute
     os.environ.setdefault("RAY_metrics_report_interval_ms", "5000")
-    infra.cluster.connect(min_cpus=request.replicas * request.cpus, settings="--replicas or --cpus")
+    infra.cluster.connect(min_cpus=request.replicas * request.cpus, settings="--replicas or --cpus", modules=MODULES)
     from ray import serve as ray_serve
 
     from pipelines.serving.deployment import Serving

@@ -33,6 +33,7 @@ from pipelines.data.prepare.sources import open_source
 from pipelines.data.shards.manifest import MANIFEST, Manifest, check_shards, load_manifest
 from pipelines.evaluation.task import task_of
 from pipelines.registry.description import folder_name
+from pipelines.training import WORKER_MODULES
 from pipelines.training.imbalance import check_class_names, class_balance
 from pipelines.training.placement import Placement, least_cpus, place
 from pipelines.training.preview import summary, warnings
@@ -92,7 +93,7 @@ def _train(
         console.print(line)
     with ThreadPoolExecutor(max_workers=1) as pool:
         ready = pool.submit(_warm_tracker, tracking)  # both take seconds, mostly waiting
-        infra.cluster.connect(min_cpus=least_cpus(recipe.run))
+        infra.cluster.connect(min_cpus=least_cpus(recipe.run), modules=WORKER_MODULES)
         placement = place(recipe.run)
         placement.check()
         ready.result()
@@ -154,7 +155,7 @@ def find_data(recipe: Recipe, store: Store, console: Console) -> Manifest:
             columns=made,
         )
         console.print(f"preparing {source.description} at {store.description}")
-        infra.cluster.connect(min_cpus=1)
+        infra.cluster.connect(min_cpus=1, modules=WORKER_MODULES)
         with PrepareBar(console) as bar:
             manifest = prepare(source, store, recipe.prepare, bar.show)
         for line in report_lines(store):

@@ -27,6 +27,7 @@ from pipelines import cli
 from pipelines.checkpoint import RunFolder
 from pipelines.cli.next_command import command
 from pipelines.config.paths import shown
+from pipelines.training import WORKER_MODULES
 from pipelines.training.driver import find_data, train
 from pipelines.training.placement import Placement, place
 from pipelines.training.result import DELIVERY_TIMEOUT_S
@@ -78,7 +79,7 @@ class Study:
         if self.over and state["delivered"] == self._delivery:
             self.console.print(f"study {self.plan.space.name} is finished: nothing to do{self._failures()}")
             return str(state["run_id"])
-        infra.cluster.connect(min_cpus=1)
+        infra.cluster.connect(min_cpus=1, modules=WORKER_MODULES)
         placement = place(self.plan.base.run)
         placement.check()
         self.console.print(placement.line)

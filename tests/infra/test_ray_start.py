@@ -16,6 +16,7 @@ import pytest
 import infra.cluster
 import infra.ray_start
 from infra.errors import UserError
+from infra.local_ray import start
 from infra.ray_start import check_head, ray_folder, short_folder, use_own_token
 
 
@@ -143,6 +144,11 @@ class _Ray:
         return SimpleNamespace(get_session_name=lambda: "session_of_this_ray")
 
 
+@pytest.fixture(autouse=True)
+def _no_fork_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "warm_up", lambda _: None)
+
+
 _SLOW = Exception("The current node timed out during startup.\nThis could happen because some of the raylet failed")
 
 
@@ -153,7 +159,7 @@ def test_a_slow_start_is_tried_twice_more(monkeypatch: pytest.MonkeyPatch) -> No
     ray = _Ray(_SLOW, _SLOW)
     infra.cluster._start(ray)
     assert ray.starts == 3
-    assert at_exit == [(infra.cluster._end_here, set(), "session_of_this_ray")]
+    assert at_exit == [(start._end_here, set(), "session_of_this_ray")]
 
 
 @pytest.mark.parametrize(("failures", "starts"), [([_SLOW, _SLOW, _SLOW], 3), ([OSError(13, "Permission denied")], 1)])
