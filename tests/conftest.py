@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from infra.local_ray import start as local
+from pipelines.training import WORKER_MODULES
 from tests.mlflow_server import a_free_port
 
 LONGEST_FILES = (
@@ -45,6 +46,6 @@ def ray_local() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("RAY_ADDRESS", raising=False)
         environment.setenv("RAY_AUTH_MODE", "disabled")
-        local.start(ray, 4, ("torch",))
+        local.start(ray, 4, WORKER_MODULES)
         yield
         ray.shutdown()

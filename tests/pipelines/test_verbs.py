@@ -80,7 +80,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     """A pipeline's main in this process and without Ray: the lines that it prints."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.delenv("MLFLOW_DEFAULT_ARTIFACT_ROOT", raising=False)
-    monkeypatch.setattr("infra.cluster.connect", lambda *, min_cpus: None)
+    monkeypatch.setattr("infra.cluster.connect", lambda **_: None)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
 
     def run(module: types.ModuleType, *arguments: object) -> list[str]:

@@ -14,7 +14,7 @@ from pipelines import prepare
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     """prepare.py in this process, on the Ray that the tests have started."""
-    cluster = types.SimpleNamespace(connect=lambda *, min_cpus: None)
+    cluster = types.SimpleNamespace(connect=lambda **_: None)
     monkeypatch.setitem(sys.modules, "infra.cluster", cluster)  # type: ignore[arg-type]
 
     def run(*arguments: str) -> None:
