@@ -22,6 +22,8 @@ LONGEST_FILES = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # as infra.cluster.connect: a thread that still reads from a Ray that was shut down must not start another one
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     if "PYTEST_XDIST_WORKER" in os.environ:  # threads of processes that run side by side would wait for each other
         import torch
 

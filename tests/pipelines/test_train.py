@@ -27,6 +27,7 @@ from resnet_core.models import build_model
 SMALL = {
     "schedule.length": 0.5,  # epochs: 2,000 images, 31 steps
     "schedule.warmup": 0,
+    "data.image_size": 16,
     "run.log_every_steps": 5,
     "run.checkpoint_every_steps": 5,
     "run.register_as": "",
@@ -83,7 +84,7 @@ EVERYTHING = {
     "model__name": "resnet44",
     "model__drop_path": 0.1,
     "curriculum__until": [0.12, 0.3],  # epochs: steps 7 and 18
-    "curriculum__image_size": [16, 20, 28],
+    "curriculum__image_size": [8, 12, 16],
     "curriculum__model": ["resnet20", "resnet32", "resnet44"],
     "optim__ema_decay": 0.9,
     "augment__flip": True,

@@ -20,6 +20,7 @@ from pipelines.training.result import Outcome
 SHORT = {
     "schedule.length": 0.6,  # epochs
     "schedule.warmup": 0,
+    "data.image_size": 16,
     "run.num_workers": 0,
     "run.eval_at": [0.2, 0.4],
     "run.register_as": "",
