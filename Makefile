@@ -13,6 +13,8 @@ GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 READY := .venv/.installed
 # Every Ray process imports torch, so the set-up compiles bytecode even if the environment forbids it.
 INSTALL := env -u PYTHONDONTWRITEBYTECODE -u VIRTUAL_ENV
+# Tests start some hundred commands; each would compile the whole project.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-faults test-cluster test-gpu check audit lock services services-stop ui bench
@@ -24,13 +26,13 @@ demo: $(READY) ## train the embedded demo on real images and register the model
 	$(BIN)/python pipelines/train.py
 
 test: $(READY) ## run the tests, except those of faults and clusters
-	$(BIN)/python -m pytest -m "not faults and not cluster" $(PARALLEL)
+	$(PYTEST) -m "not faults and not cluster" $(PARALLEL)
 
 test-faults: $(READY) ## run the tests of faults and other slow tests: kills, studies, services, a simulated cloud
-	$(BIN)/python -m pytest -m faults $(PARALLEL_FAULTS)
+	$(PYTEST) -m faults $(PARALLEL_FAULTS)
 
 test-cluster: $(READY) ## run the tests of ray up and all services on hosts simulated by Linux namespaces: 20 minutes; needs root on Linux, openssh-server, rsync, iproute2, prometheus, postgresql
-	$(BIN)/python -m pytest -m cluster
+	$(PYTEST) -m cluster
 
 test-gpu: ## run the GPU tests and measure the GPU's speed, without Ray: 8 minutes at most (GPU_PYTHON=… for a Python with torch, torchvision, Pillow and pytest)
 	timeout 240 $(GPU_PYTHON) -m pytest -o addopts= -p no:cacheprovider -m gpu -ra tests/gpu

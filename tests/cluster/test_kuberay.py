@@ -241,6 +241,7 @@ def test_mlflow_is_what_the_settings_say(tmp_path: Path) -> None:
     assert len(images) == 1
 
 
+@pytest.mark.faults
 def test_the_command_of_the_mlflow_pod_serves_by_that_name(tmp_path: Path) -> None:
     """As the kubelet runs it, on another port and folder; a name that nobody allowed is refused."""
     (pod,) = [each for each in yaml.safe_load_all(MLFLOW.read_text()) if each["kind"] == "Deployment"]

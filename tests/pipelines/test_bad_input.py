@@ -431,6 +431,7 @@ def test_odd_destination(shell: Shell, command: tuple[str, ...], place: str) -> 
     assert shell.files() == before
 
 
+@pytest.mark.faults
 def test_no_ray_where_the_environment_names_one(shell: Shell) -> None:
     """Ray itself waits for 14 minutes."""
     with socket.socket() as held:
@@ -466,6 +467,7 @@ def test_wrong_s3_credentials(shell: Shell) -> None:
         pytest.skip(str(error))
 
 
+@pytest.mark.faults
 def test_mlflow_server_down_at_start(shell: Shell, closed_endpoint: str) -> None:
     ended = shell.with_environment(MLFLOW_TRACKING_URI=closed_endpoint).train()
     refused(ended, f"no MLflow server answers at {closed_endpoint}", "MLFLOW_TRACKING_URI")

@@ -322,6 +322,7 @@ def test_nobody_at_the_endpoint(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -
     assert "password" not in line
 
 
+@pytest.mark.faults
 def test_a_silent_endpoint(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -261,10 +261,9 @@ def test_evaluate_and_register_score_in_a_task_with_a_gpu(
         assert found and all(len(each["gpus"]) == 1 for each in found)
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "verb", ["predict", *(pytest.param(verb, marks=pytest.mark.faults) for verb in ("evaluate", "serve"))]
-)
+@pytest.mark.parametrize("verb", ["predict", "evaluate", "serve"])
 def test_gpus_that_torch_does_not_see_are_one_line(
     verb: str, registry: Registry, album: Path, run_folder: Path, free_port: int, tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ class Load:
             self.answers[status, version, answer["predictions"][0]["class"]] += 1
 
 
+@pytest.mark.faults
 def test_a_new_champion_takes_over_without_a_request_lost(post: Post, url: str, registry: Registry) -> None:
     with Load(post=post) as under_load:
         wait_until(lambda: under_load.answers[200, 1, "lime"] > 20)

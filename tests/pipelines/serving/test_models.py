@@ -45,6 +45,7 @@ def answered_by_a_replica(board: FromBoard) -> tuple[int, Any]:
     return found
 
 
+@pytest.mark.faults
 def test_replicas_follow_the_alias_through_the_command(announcer: Announcer, registry: Registry) -> None:
     first = registry.champion_is(registry.first)
     number, probabilities = answered_by_a_replica(announcer.board)
