@@ -35,6 +35,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from infra.local_ray.start_worker import FORKED
+from infra.ray_start import short_folder
 
 _READ_AT_IMPORT = (
     "RAY_",
@@ -54,6 +55,7 @@ _READ_LATER = {"RAY_RAYLET_PID", "RAY_JOB_ID", "RAY_LD_PRELOAD_ON_WORKERS", "RAY
 """Variables with such a prefix that a worker reads after its start."""
 _NO_JOB = "ffffffff"  # what a worker has that Ray starts before it is needed; the first task brings the job
 ALWAYS = ("ray.data", "pandas", "pydantic.v1")
+_FOLDER, _SOCKET = "resnet-ray-fork-", "socket"
 _WAITING = 64  # requests that may wait for the end of an import
 _HEAD = 4  # bytes of a request's length
 _STDIN = 0
@@ -69,9 +71,14 @@ class ForkServer:
         Args:
             modules: names of modules.
             environment: environment that the workers will have.
+
+        Raises:
+            UserError: TMPDIR is too long for a socket, and /tmp cannot be written.
         """
-        self._folder = tempfile.mkdtemp(prefix="resnet-ray-fork-")  # only this user may open the socket in it
-        self.path = os.path.join(self._folder, "socket")
+        below = len(f"/{_FOLDER}12345678/{_SOCKET}")
+        # only this user may open the socket in it
+        self._folder = tempfile.mkdtemp(prefix=_FOLDER, dir=short_folder(below))
+        self.path = os.path.join(self._folder, _SOCKET)
         with socket.socket(socket.AF_UNIX) as listening:
             listening.bind(self.path)
             listening.listen(_WAITING)
@@ -125,21 +132,23 @@ def _serve(listening: socket.socket, environment: Mapping[str, str], modules: Se
 def _answer(listening: socket.socket, environment: Mapping[str, str]) -> Request | None:
     """Answer one request: fork a worker if its environment allows it. Return the request in the worker, else None."""
     connection, _ = listening.accept()
+    descriptors: list[int] = []
     with connection:
-        descriptors: list[int] = []
         try:
             request = _receive(connection, descriptors)
-            if _decisive(request["environment"]) != environment:
+        except (OSError, ValueError):  # who asked has ended meanwhile
+            request = None
+        try:
+            if request is None or _decisive(request["environment"]) != environment:
                 return None  # the connection closes without an answer
             if os.fork() == 0:
                 _become(request, descriptors)
                 return request
-            connection.sendall(FORKED)
-        except (OSError, ValueError):  # who asked has ended meanwhile
-            return None
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
+        with suppress(OSError):
+            connection.sendall(FORKED)
     return None
 
 

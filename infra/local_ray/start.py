@@ -40,9 +40,9 @@ _ENDING_S = 5.0  # for the processes of a local Ray to end by themselves, which 
 def warm_up(modules: Sequence[str]) -> None:
     """Start to import modules for the workers, in another process, for a Ray that `start` starts later."""
     global _fork_server  # a process has one local Ray
+    _set_environment()
     if _fork_server or sys.platform != "linux":  # macOS's own libraries do not survive a fork
         return
-    _set_environment()
     _fork_server = ForkServer(modules, _SET_BY_RAY | os.environ)
     atexit.register(_fork_server.close)
 
@@ -53,7 +53,6 @@ def start(ray, cpus: int, modules: Sequence[str] = ()) -> None:  # type: ignore[
     Raises:
         UserError: it does not start within three tries, which a busy machine may need.
     """
-    _set_environment()
     folder = ray_folder()
     warm_up(modules)
     before = _descendants()
@@ -124,7 +123,8 @@ def _end_here(daemons: set[psutil.Process], session: str) -> None:
 
     found = set(daemons)
     if _fork_server:
-        found.add(_fork_server.process)
+        with suppress(psutil.NoSuchProcess):
+            found.add(_fork_server.process)
     for parent in tuple(found):
         with suppress(psutil.NoSuchProcess):
             found.update(parent.children(recursive=True))

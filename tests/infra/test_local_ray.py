@@ -15,8 +15,8 @@ import psutil
 import pytest
 from ray._private.runtime_env.context import RuntimeEnvContext
 
-from infra.local_ray.fork_server import ALWAYS
-from infra.local_ray.start_worker import SOCKET, worker_command
+from infra.local_ray.fork_server import ALWAYS, ForkServer
+from infra.local_ray.start_worker import FORKED, SOCKET, worker_command
 from pipelines.evaluation import TASK_MODULES
 from pipelines.serving import server
 from pipelines.training import WORKER_MODULES
@@ -171,6 +171,41 @@ def test_a_worker_starts_without_a_fork_server(tmp_path: Path, environment: dict
     for path in (str(tmp_path / "nobody"), _refusing(tmp_path / "refusing")):
         done = subprocess.run(command, env=environment | {SOCKET: path}, capture_output=True, text=True, check=True)
         assert done.stdout == "red None\n"
+
+
+def test_a_long_tmpdir_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    forking = ForkServer((), os.environ)
+    folder = Path(forking.path).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    forking.close()
+    assert not folder.exists()
+    with pytest.raises(psutil.NoSuchProcess):
+        _ = forking.process
+
+
+def test_a_worker_that_cannot_begin_is_no_second_server(tmp_path: Path, environment: dict[str, str]) -> None:
+    """Its working directory is gone. The server goes on."""
+    worker = tmp_path / "worker.py"
+    worker.write_text("import os; print('in', os.getcwd(), flush=True)")
+    forking = ForkServer((), environment)
+    try:
+        for folder in (str(tmp_path / "gone"), str(tmp_path)):
+            reading, writing = os.pipe()
+            request = {"argv": [str(worker)], "cwd": folder, "environment": environment, "leads": True, "blocked": []}
+            text = json.dumps(request).encode()
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(forking.path)
+                socket.send_fds(connection, [len(text).to_bytes(4, "big")], [0, writing, 2])
+                connection.sendall(text)
+                assert connection.recv(1) == FORKED
+            os.close(writing)
+            with open(reading) as said:  # to its end: nobody holds the worker's output any longer
+                assert said.read() == ("" if folder.endswith("gone") else f"in {tmp_path}\n")
+    finally:
+        forking.close()
 
 
 def _refusing(path: Path) -> str:

@@ -157,6 +157,35 @@ def test_ranks_of_a_node_share_its_compilers(
     assert compute.os.environ["TORCHINDUCTOR_COMPILE_THREADS"] == "3"  # as the user says
 
 
+def test_a_compiler_that_is_there_already_is_shared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has read its variable: a worker is forked after the import."""
+    from torch._inductor import config
+
+    monkeypatch.setattr(config, "compile_threads", 32)
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "")
+    monkeypatch.delenv("TORCHINDUCTOR_COMPILE_THREADS")
+    monkeypatch.setattr(compute.os, "cpu_count", lambda: 8)
+    compute.share_compilers(4)
+    assert config.compile_threads == 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named", "expected"), [(2, "3", 2), (0, "3", 3), (0, "4,2", 4), (0, "", 1), (0, "x", 1)]
+)
+def test_threads_are_the_recipes_or_the_environments(
+    monkeypatch: pytest.MonkeyPatch, chosen: int, named: str, expected: int
+) -> None:
+    """Torch has read OMP_NUM_THREADS where a worker is forked, and Ray sets it afterwards."""
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", named)
+    torch.set_num_threads(1)
+    try:
+        compute.configure(ComputeConfig(threads_per_worker=chosen), CPU)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_network_that_grows_again_and_again_stays_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch by itself compiles eight graphs of one piece of code, and runs those after them as they are."""
     made: list[int] = []
