@@ -7,7 +7,8 @@ memory.
 
 A forked worker differs from a started one in what an import has read already. So the server refuses a worker if a
 variable that libraries read at import has another value; `start_worker.py` then starts it as Ray would. Threads do not
-survive a fork, so the server has none: it computes nothing, and its libraries get one thread each.
+survive a fork, so the server has none: it computes nothing, and its libraries get one thread each. PyArrow's allocator
+(jemalloc) has one, which it stops before a fork and starts again after it.
 """
 
 from __future__ import annotations
@@ -220,8 +221,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command decides what Ctrl-C ends
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # workers that end leave no zombies
     with socket.socket(fileno=int(descriptor)) as listening, _no_random_ids():
+        folder = Path(listening.getsockname()).parent
         request = _serve(listening, environment, modules)
-    if request:
+    if request is None:  # the command was killed, or it would have removed the folder
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
         runpy.run_path(request["argv"][0], run_name="__main__")
 
 

@@ -72,8 +72,8 @@ class Worker:
 variables = [{}, {}, {"COLOUR": "red"}, {"OMP_NUM_THREADS": "2"}]
 workers = [Worker.options(runtime_env={"env_vars": each} if each else None).remote() for each in variables]
 facts = ray.get([each.facts.remote() for each in workers])
-server = start._fork_server.process
-print(json.dumps({"server": server.pid, "facts": facts}), flush=True)
+server = start._fork_server
+print(json.dumps({"server": server.process.pid, "socket": server.path, "facts": facts}), flush=True)
 sys.stdin.read()
 """
 
@@ -160,6 +160,7 @@ def test_its_workers_are_forked_and_differ_where_processes_must(environment: dic
         assert len(set(values)) == len(values)
     _, alive = psutil.wait_procs(processes, timeout=60)
     assert not alive
+    assert not Path(told["socket"]).parent.exists()
 
 
 def test_a_worker_starts_without_a_fork_server(tmp_path: Path, environment: dict[str, str]) -> None:
