@@ -8,7 +8,7 @@ memory.
 A forked worker differs from a started one in what an import has read already. So the server refuses a worker if a
 variable that libraries read at import has another value; `start_worker.py` then starts it as Ray would. Threads do not
 survive a fork, so the server has none: it computes nothing, and its libraries get one thread each. PyArrow's allocator
-(jemalloc) has one, which it stops before a fork and starts again after it.
+(jemalloc) has one; it holds its locks during a fork, and a worker does without that thread.
 """
 
 from __future__ import annotations
