@@ -30,6 +30,7 @@ _PAIRS = 20  # the most confused pairs that are named
 _MAX_EPOCH_MARKS = 40
 _NAME_CHARS = 22
 _SHEET_COLUMNS = 6
+_CELL_WIDTH, _CELL_HEIGHT, _IMAGE, _GAP = 2.0, 2.35, 1.88, 0.05  # inches
 _MIN_SHOWN_PIXELS = 64  # smaller images show their pixels, larger ones are smoothed
 
 Series = dict[str, tuple[list[int], list[float]]]  # metric key -> steps, values
@@ -96,15 +97,22 @@ def image_grid(
     """Show images in rows, each under its coloured title; without images, show the text `empty`."""
     columns = max(1, min(_SHEET_COLUMNS, len(images)))
     rows = max(1, math.ceil(len(images) / columns))
-    figure = new_figure(2.0 * columns, 2.35 * rows)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes:
-        axis.set_axis_off()
-        axis.set(xticks=[], yticks=[])  # the layout measures them, though they are hidden: half of the time
-    for axis, image, title, color in zip(axes, images, titles, colors, strict=False):
+    wide, high = columns * _CELL_WIDTH, rows * _CELL_HEIGHT
+    figure = new_figure(wide, high)
+    figure.set_layout_engine("none")
+    # One axis for all images, in inches: with an axis for each, most of the time goes into ticks that nobody sees.
+    axis = figure.add_axes((0, 0, 1, 1))
+    axis.set_axis_off()
+    for place, (image, title, color) in enumerate(zip(images, titles, colors, strict=True)):
+        row, column = divmod(place, columns)
+        height, width = (_IMAGE * side / max(image.shape[:2]) for side in image.shape[:2])
+        middle, bottom = (column + 0.5) * _CELL_WIDTH, _GAP - (row + 1) * _CELL_HEIGHT
         smooth = "nearest" if min(image.shape[:2]) < _MIN_SHOWN_PIXELS else "antialiased"
-        axis.imshow(image, cmap="gray", interpolation=smooth)
-        axis.set_title(title, fontsize=8, color=color, linespacing=1.3)
+        extent = (middle - width / 2, middle + width / 2, bottom, bottom + height)
+        axis.imshow(image, cmap="gray", interpolation=smooth, extent=extent, aspect="auto")
+        style = {"ha": "center", "va": "bottom", "fontsize": 8, "linespacing": 1.3}
+        axis.text(middle, bottom + height + _GAP, title, color=color, **style)
+    axis.set(xlim=(0, wide), ylim=(-high, 0))  # each image has set them
     if not images:
         figure.text(0.5, 0.5, empty, ha="center", va="center", color=INK)
     return figure

@@ -24,6 +24,7 @@ from infra.storage import LocalStore
 from infra.tracking.client import Tracking, connect
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.config.recipe import load_recipe
+from tests.commands import Commands, serving_commands
 from tests.pipelines.conftest import COLOURS, Coloured, coloured
 
 ROOT = Path(__file__).parents[2]
@@ -52,12 +53,10 @@ class Shell:
 
     folder: Path
     environment: dict[str, str]
+    commands: Commands
 
-    def __call__(self, pipeline: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "pipelines" / f"{pipeline}.py"), *arguments]
-        return subprocess.run(
-            command, cwd=self.folder, env=self.environment, capture_output=True, text=True, check=False, timeout=200
-        )
+    def __call__(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.commands.run(verb, *arguments, cwd=self.folder, environment=self.environment)
 
     def train(self, *settings: str, recipe: str = "demo.toml") -> subprocess.CompletedProcess[str]:
         return self("train", recipe, *(part for setting in settings for part in ("--set", setting)))
@@ -86,23 +85,29 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def new_shell(folder: Path, colours: Coloured, environment: dict[str, str]) -> Shell:
+@pytest.fixture(scope="module")
+def commands(environment: dict[str, str]) -> Iterator[Commands]:
+    with serving_commands(environment) as commands:
+        yield commands
+
+
+def new_shell(folder: Path, colours: Coloured, environment: dict[str, str], commands: Commands) -> Shell:
     shutil.copytree(colours.store.uri, folder / "data")
     (folder / "demo.toml").write_text(RECIPE)
-    return Shell(folder=folder, environment=environment)
+    return Shell(folder=folder, environment=environment, commands=commands)
 
 
 @pytest.fixture
-def shell(tmp_path: Path, colours: Coloured, environment: dict[str, str]) -> Shell:
-    return new_shell(tmp_path, colours, environment)
+def shell(tmp_path: Path, colours: Coloured, environment: dict[str, str], commands: Commands) -> Shell:
+    return new_shell(tmp_path, colours, environment, commands)
 
 
 @pytest.fixture(scope="module")
 def begun(
-    tmp_path_factory: pytest.TempPathFactory, colours: Coloured, environment: dict[str, str]
+    tmp_path_factory: pytest.TempPathFactory, colours: Coloured, environment: dict[str, str], commands: Commands
 ) -> tuple[Shell, subprocess.CompletedProcess[str]]:
     """A run of one worker that met a flipped byte in a shard of the right size, and how it ended."""
-    shell = new_shell(tmp_path_factory.mktemp("begun"), colours, environment)
+    shell = new_shell(tmp_path_factory.mktemp("begun"), colours, environment, commands)
     flip_a_byte(shell.folder / "data" / "train-00001.parquet")
     return shell, shell.train("run.num_workers=1", f"run.name={BEGUN}")
 
@@ -181,6 +186,16 @@ def test_bad_setting(shell: Shell, setting: str, named: list[str]) -> None:
     before = shell.files()
     refused(shell.train(setting), *named)
     assert shell.files() == before
+
+
+def test_commands_here_end_as_those_that_a_shell_starts(shell: Shell) -> None:
+    """The tests of this file fork their commands: what an import prints, or does to the environment, is not seen."""
+    drop_shard(shell.folder / "data")
+    command = [sys.executable, str(ROOT / "pipelines" / "train.py"), "demo.toml"]
+    started = subprocess.run(command, cwd=shell.folder, env=shell.environment, capture_output=True, text=True)
+    forked = shell.train()
+    assert (forked.returncode, forked.stdout) == (started.returncode, started.stdout)
+    assert refused(forked, "shard train-00001.parquet is missing") == refused(started)
 
 
 def test_global_batch_that_does_not_divide(shell: Shell) -> None:
