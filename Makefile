@@ -4,9 +4,7 @@ PORT ?= 5000
 RUNS ?= runs
 SERVICES ?= runs/services
 # Each test process takes whole files, since slow fixtures start once per file. tests/conftest.py puts the slow ones first.
-PARALLEL ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder
-# Their tests start several Rays each: a third process would make all of them slower.
-PARALLEL_FAULTS ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PARALLEL ?= --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 BIN := .venv/bin
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
@@ -29,7 +27,7 @@ test: $(READY) ## run the tests, except those of faults and clusters
 	$(PYTEST) -m "not faults and not cluster" $(PARALLEL)
 
 test-faults: $(READY) ## run the tests of faults and other slow tests: kills, studies, services, a simulated cloud
-	$(PYTEST) -m faults $(PARALLEL_FAULTS)
+	$(PYTEST) -m faults $(PARALLEL)
 
 test-cluster: $(READY) ## run the tests of ray up and all services on hosts simulated by Linux namespaces: 20 minutes; needs root on Linux, openssh-server, rsync, iproute2, prometheus, postgresql
 	$(PYTEST) -m cluster

@@ -110,7 +110,7 @@ def image_grid(
         smooth = "nearest" if min(image.shape[:2]) < _MIN_SHOWN_PIXELS else "antialiased"
         extent = (middle - width / 2, middle + width / 2, bottom, bottom + height)
         axis.imshow(image, cmap="gray", interpolation=smooth, extent=extent, aspect="auto")
-        style = {"ha": "center", "va": "bottom", "fontsize": 8, "linespacing": 1.3}
+        style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "linespacing": 1.3}
         axis.text(middle, bottom + height + _GAP, title, color=color, **style)
     axis.set(xlim=(0, wide), ylim=(-high, 0))  # each image has set them
     if not images:

@@ -158,6 +158,7 @@ def finished(workplace: Workplace, command: Callable[..., int], ray_local: None)
     return workplace
 
 
+@pytest.mark.faults
 def test_every_run_is_an_ordinary_one(finished: Workplace) -> None:
     names = [path.name for path in finished.run_folders()]
     assert [re.sub(r"-[0-9a-f]{8}$", "", name) for name in names] == sorted(
@@ -169,6 +170,7 @@ def test_every_run_is_an_ordinary_one(finished: Workplace) -> None:
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
 
 
+@pytest.mark.faults
 def test_a_run_that_was_finished_before_the_power_cut_was_not_run_again(finished: Workplace) -> None:
     client = MlflowClient(resolve_tracking(finished.home).uri)
     for run in finished.mlflow_runs():
@@ -177,6 +179,7 @@ def test_a_run_that_was_finished_before_the_power_cut_was_not_run_again(finished
             assert [point.step for point in points] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.faults
 def test_errors_are_those_of_the_last_checkpoint_on_whole_splits(finished: Workplace) -> None:
     measured = next(each for each in finished.measured() if each.entry == "residual" and each.seed == 1)
     model = build_model(ModelConfig(name="resnet20", num_classes=3)).eval()
@@ -191,6 +194,7 @@ def test_errors_are_those_of_the_last_checkpoint_on_whole_splits(finished: Workp
     assert measured.errors["test_error"] == pytest.approx(measured.test_curve[-1][1])
 
 
+@pytest.mark.faults
 def test_curves_and_responses_of_a_run(finished: Workplace) -> None:
     plain = next(each for each in finished.measured() if each.entry == "plain")
     assert [step for step, _ in plain.train_curve] == [1, 2, 3, 4, 5, 6]
@@ -200,6 +204,7 @@ def test_curves_and_responses_of_a_run(finished: Workplace) -> None:
     assert plain.images == 60
 
 
+@pytest.mark.faults
 def test_table_and_figures(finished: Workplace) -> None:
     rows = json.loads((finished.results / "results.json").read_text())["table"]
     assert [(row["entry"], row["runs"]) for row in rows] == [("plain", 2), ("residual", 2), ("both", 1)]
@@ -215,6 +220,7 @@ def test_table_and_figures(finished: Workplace) -> None:
         assert (finished.results / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.faults
 def test_the_suites_own_run_in_mlflow(finished: Workplace) -> None:
     runs = {run.info.run_name: run for run in finished.mlflow_runs()}
     parent = runs.pop("colours")
@@ -228,6 +234,7 @@ def test_the_suites_own_run_in_mlflow(finished: Workplace) -> None:
     assert parent.data.metrics["test_error/both"] == pytest.approx(ensemble.errors["test_error"])
 
 
+@pytest.mark.faults
 def test_finished_it_does_nothing(
     finished: Workplace,
     command: Callable[..., int],

@@ -27,6 +27,8 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.
 JSON = "application/json"
 Post = Callable[..., tuple[int, dict[str, Any]]]
 
+pytestmark = pytest.mark.faults  # Ray Serve takes half a minute to start and end
+
 
 @pytest.fixture(scope="module")
 def url(ray_local: None, registry: Registry) -> Iterator[str]:
@@ -137,7 +139,6 @@ class Load:
             self.answers[status, version, answer["predictions"][0]["class"]] += 1
 
 
-@pytest.mark.faults
 def test_a_new_champion_takes_over_without_a_request_lost(post: Post, url: str, registry: Registry) -> None:
     with Load(post=post) as under_load:
         wait_until(lambda: under_load.answers[200, 1, "lime"] > 20)

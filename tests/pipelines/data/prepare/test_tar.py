@@ -137,6 +137,7 @@ print(rows["train"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 """
 
 
+@pytest.mark.faults
 def test_listing_200_000_members_takes_under_30_megabytes(tmp_path: Path) -> None:
     """Of the process, at its peak. The index itself has 80 bytes a member: see the next test."""
     count = 100_000
