@@ -11,8 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tests.warm", "infra.registry.champion"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["tests.warm"])
 _LIMIT_S = 250.0
 
 KILLED = -signal.SIGKILL
@@ -22,7 +22,7 @@ def exit_codes(target: Callable[..., object], arguments: Iterable[tuple[object, 
     """Call `target` with each of `arguments`, all at once; how each process ended."""
     with tempfile.TemporaryDirectory() as folder:
         processes = [
-            _CONTEXT.Process(target=_reporting, args=(f"{folder}/{place}", target, each))
+            CONTEXT.Process(target=_reporting, args=(f"{folder}/{place}", target, each))
             for place, each in enumerate(arguments)
         ]
         for process in processes:

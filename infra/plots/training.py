@@ -103,6 +103,7 @@ def image_grid(
     # One axis for all images, in inches: with an axis for each, most of the time goes into ticks that nobody sees.
     axis = figure.add_axes((0, 0, 1, 1))
     axis.set_axis_off()
+    style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "linespacing": 1.3}
     for place, (image, title, color) in enumerate(zip(images, titles, colors, strict=True)):
         row, column = divmod(place, columns)
         height, width = (_IMAGE * side / max(image.shape[:2]) for side in image.shape[:2])
@@ -110,7 +111,6 @@ def image_grid(
         smooth = "nearest" if min(image.shape[:2]) < _MIN_SHOWN_PIXELS else "antialiased"
         extent = (middle - width / 2, middle + width / 2, bottom, bottom + height)
         axis.imshow(image, cmap="gray", interpolation=smooth, extent=extent, aspect="auto")
-        style: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 8, "linespacing": 1.3}
         axis.text(middle, bottom + height + _GAP, title, color=color, **style)
     axis.set(xlim=(0, wide), ylim=(-high, 0))  # each image has set them
     if not images:

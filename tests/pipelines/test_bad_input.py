@@ -24,7 +24,7 @@ from infra.storage import LocalStore
 from infra.tracking.client import Tracking, connect
 from pipelines.checkpoint import FINISHED, RUN, RunFolder
 from pipelines.config.recipe import load_recipe
-from tests.commands import Commands, serving_commands
+from tests.commands import run_command
 from tests.pipelines.conftest import COLOURS, Coloured, coloured
 
 ROOT = Path(__file__).parents[2]
@@ -53,10 +53,9 @@ class Shell:
 
     folder: Path
     environment: dict[str, str]
-    commands: Commands
 
     def __call__(self, verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return self.commands.run(verb, *arguments, cwd=self.folder, environment=self.environment)
+        return run_command(verb, *arguments, cwd=self.folder, environment=self.environment)
 
     def train(self, *settings: str, recipe: str = "demo.toml") -> subprocess.CompletedProcess[str]:
         return self("train", recipe, *(part for setting in settings for part in ("--set", setting)))
@@ -85,29 +84,23 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-@pytest.fixture(scope="module")
-def commands(environment: dict[str, str]) -> Iterator[Commands]:
-    with serving_commands(environment) as commands:
-        yield commands
-
-
-def new_shell(folder: Path, colours: Coloured, environment: dict[str, str], commands: Commands) -> Shell:
+def new_shell(folder: Path, colours: Coloured, environment: dict[str, str]) -> Shell:
     shutil.copytree(colours.store.uri, folder / "data")
     (folder / "demo.toml").write_text(RECIPE)
-    return Shell(folder=folder, environment=environment, commands=commands)
+    return Shell(folder=folder, environment=environment)
 
 
 @pytest.fixture
-def shell(tmp_path: Path, colours: Coloured, environment: dict[str, str], commands: Commands) -> Shell:
-    return new_shell(tmp_path, colours, environment, commands)
+def shell(tmp_path: Path, colours: Coloured, environment: dict[str, str]) -> Shell:
+    return new_shell(tmp_path, colours, environment)
 
 
 @pytest.fixture(scope="module")
 def begun(
-    tmp_path_factory: pytest.TempPathFactory, colours: Coloured, environment: dict[str, str], commands: Commands
+    tmp_path_factory: pytest.TempPathFactory, colours: Coloured, environment: dict[str, str]
 ) -> tuple[Shell, subprocess.CompletedProcess[str]]:
     """A run of one worker that met a flipped byte in a shard of the right size, and how it ended."""
-    shell = new_shell(tmp_path_factory.mktemp("begun"), colours, environment, commands)
+    shell = new_shell(tmp_path_factory.mktemp("begun"), colours, environment)
     flip_a_byte(shell.folder / "data" / "train-00001.parquet")
     return shell, shell.train("run.num_workers=1", f"run.name={BEGUN}")
 
